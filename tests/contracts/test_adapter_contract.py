@@ -1,0 +1,443 @@
+"""The adapter contract: the same behaviours for every method on every kind of host.
+
+A method joins by one line in ROWS (PEFT's: its name and options; ours: its config, closed form and parameter count),
+a host by one line in HOSTS.
+"""
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import open_clip
+import peft
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from transformers import ViTConfig, ViTModel
+
+from vision_lowrank.adapters.block_lora import BlockLoraConfig
+from vision_lowrank.adapters.comp_lora import CompLoraConfig
+from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.adapters.peft_method import peft_method
+from vision_lowrank.adapters.tuner import tuner_layers
+from vision_lowrank.export.lora import export_lora
+from vision_lowrank.targets.attention import split_attention
+
+WIDTH = 32
+
+# --- hosts -----------------------------------------------------------------------------------------------------------
+
+
+class Mlp(nn.Module):
+    """Two linears that are not square."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.fc2(torch.tanh(self.fc1(x)))
+
+
+def clip():
+    vision = {"image_size": 32, "layers": 1, "width": WIDTH, "patch_size": 16, "head_width": 16}
+    text = {"context_length": 8, "vocab_size": 64, "width": WIDTH, "heads": 2, "layers": 1}
+    return split_attention(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text))
+
+
+def timm_vit():
+    return split_attention(
+        VisionTransformer(img_size=32, patch_size=16, embed_dim=WIDTH, depth=2, num_heads=2, num_classes=0)
+    )
+
+
+def hf_vit():
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 2 * WIDTH}
+    return ViTModel(ViTConfig(image_size=32, patch_size=16, **sizes), add_pooling_layer=False)
+
+
+def attention_linears(model):
+    """The last parts of the names of q and v, whatever the library calls them."""
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return sorted(names & {"q_proj", "v_proj", "query", "value"})
+
+
+@dataclass(frozen=True)
+class Host:
+    build: Callable[[], nn.Module]
+    run: Callable[[nn.Module], torch.Tensor]
+    targets: Callable[[nn.Module], list[str]]
+
+
+def pixels(model, scale=1.0):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(2, 3, 32, 32, generator=generator).to(next(model.parameters()).dtype) * scale
+
+
+def run_mlp(model):
+    generator = torch.Generator().manual_seed(3)
+    return model(torch.randn(2, 3, WIDTH, generator=generator).to(next(model.parameters()).dtype))
+
+
+def run_clip(model):
+    tokens = torch.arange(16).reshape(2, 8)
+    return torch.cat([model.encode_image(pixels(model)), model.encode_text(tokens)])
+
+
+HOSTS = {
+    "mlp": Host(Mlp, run_mlp, lambda model: ["fc1", "fc2"]),
+    "timm": Host(timm_vit, lambda model: model(pixels(model)), attention_linears),
+    "open_clip": Host(clip, run_clip, attention_linears),
+    "hf": Host(hf_vit, lambda model: model(pixels(model)).last_hidden_state, attention_linears),
+}
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        config: target modules -> config.
+        delta: (weight, trained tensors by last name, layer) -> ΔW in float64, written independently; None for PEFT's.
+        count: (out, in) -> trained parameters of a layer.
+        start: how far the output may be from the base's when attached.
+        keeps_base: whether disabling gives the base back bit for bit.
+        reload: how far a reloaded model may be off.
+        true_gradient: whether the method's gradient is that of its forward; DoRA's paper treats a norm as a constant.
+    """
+
+    config: Callable[[list[str]], peft.PeftConfig]
+    delta: Callable | None = None
+    count: Callable[[int, int], int] | None = None
+    start: float = 0.0
+    keeps_base: bool = True
+    reload: float = 0.0
+    true_gradient: bool = True
+
+
+def numpy(tensor):
+    return tensor.detach().double().numpy()
+
+
+def lora_delta(weight, own, layer):
+    return 3 / np.sqrt(2) * numpy(own["lora_B"]) @ numpy(own["lora_A"])
+
+
+def block_delta(weight, own, layer):
+    A, arms = numpy(own["A"]), numpy(own["B"])
+    return 3 / np.sqrt(4) * sum(arm @ A for arm in arms)
+
+
+def comp_delta(weight, own, layer):
+    """Through the bases that the layer drew, which must be bases of the complement of W's own SVD."""
+    P, _, Qt = np.linalg.svd(numpy(weight))
+    k = min(weight.shape) // 2
+    update = layer.weight_update["default"]
+    U_c, V_c = numpy(update.U_c), numpy(update.V_c)
+    np.testing.assert_allclose(U_c @ U_c.T, Qt[k:].T @ Qt[k:], atol=1e-5)
+    np.testing.assert_allclose(V_c @ V_c.T, P[:, k:] @ P[:, k:].T, atol=1e-5)
+    return 3 / np.sqrt(2) * V_c @ numpy(own["B"]) @ numpy(own["A"]) @ U_c.T
+
+
+def projector_delta(weight, own, layer):
+    P, _, Qt = np.linalg.svd(numpy(weight))
+    k = min(weight.shape) // 2
+    out_c, in_c = P[:, k:] @ P[:, k:].T, Qt[k:].T @ Qt[k:]
+    return 3 / np.sqrt(2) * out_c @ numpy(own["B"]) @ numpy(own["A"]) @ in_c
+
+
+def by_name(name, **options):
+    return lambda targets: peft_method(name, target_modules=targets, **options)
+
+
+OURS = {
+    "lora": Row(lambda t: LoraConfig(r=2, alpha=3, target_modules=t), lora_delta, lambda o, i: 2 * (o + i)),
+    "block_lora": Row(
+        lambda t: BlockLoraConfig(r=4, blocks=2, alpha=3, target_modules=t), block_delta, lambda o, i: 2 * i + 4 * o
+    ),
+    "comp_lora": Row(
+        lambda t: CompLoraConfig(r=2, alpha=3, target_modules=t),
+        comp_delta,
+        lambda o, i: 2 * (o + i - min(o, i)),
+        reload=1e-4,
+    ),
+    "comp_lora projector": Row(
+        lambda t: CompLoraConfig(r=2, alpha=3, form="projector", target_modules=t),
+        projector_delta,
+        lambda o, i: 2 * (o + i),
+        reload=1e-4,
+    ),
+}
+PEFTS = {
+    "DORA": Row(by_name("DORA", r=2), count=lambda o, i: 2 * (o + i) + o, start=1e-5, true_gradient=False),
+    "PISSA": Row(by_name("PISSA", r=2), count=lambda o, i: 2 * (o + i), start=1e-4, keeps_base=False, reload=1e-4),
+    "LOHA": Row(by_name("LOHA", r=2), count=lambda o, i: 4 * (o + i)),
+    "LOKR": Row(by_name("LOKR", r=2)),
+    "VERA": Row(by_name("VERA", r=4), count=lambda o, i: 4 + o),
+    "RANDLORA": Row(by_name("RANDLORA", r=4)),
+    "OFT": Row(by_name("OFT", r=0, oft_block_size=8), start=1e-5),
+    "HIRA": Row(by_name("HIRA", r=2), count=lambda o, i: 2 * (o + i)),
+    "MISS": Row(by_name("MISS", r=4), count=lambda o, i: 4 * o),
+    "DELORA": Row(by_name("DELORA", r=2), count=lambda o, i: 2 * (o + i) + 1, start=1e-5),
+}
+ROWS = {**OURS, **PEFTS}
+
+everywhere = pytest.mark.parametrize("host", HOSTS)
+every_method = pytest.mark.parametrize("method", ROWS)
+our_methods = pytest.mark.parametrize("method", OURS)
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Matrices this small only lose time to a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@functools.cache
+def pristine(host):
+    torch.manual_seed(0)
+    return HOSTS[host].build().eval()
+
+
+def base_of(host):
+    return copy.deepcopy(pristine(host))
+
+
+def attached(method, host, dtype=torch.float32):
+    """A fresh adapter on a fresh host; PEFT's methods are written for float32 and become double afterwards."""
+    base = base_of(host).to(dtype if method in OURS else torch.float32)
+    torch.manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(base, ROWS[method].config(HOSTS[host].targets(base)))
+    return (model.double() if dtype == torch.float64 else model).eval()
+
+
+@torch.no_grad()
+def trained(model, seed=2, amount=0.05):
+    """As after training: every trainable tensor moved."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in trainables(model):
+        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * amount)
+    return model
+
+
+def trainables(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def own_tensors(layer):
+    """Trained tensors of one layer under the last meaningful part of their names."""
+    names = [(name.replace(".default", "").replace(".weight", ""), p) for name, p in layer.named_parameters()]
+    return {name.rpartition(".")[2]: p for name, p in names if p.requires_grad}
+
+
+@torch.no_grad()
+def output(model, host):
+    return HOSTS[host].run(model)
+
+
+# --- behaviours ------------------------------------------------------------------------------------------------------
+
+
+@everywhere
+@every_method
+def test_output_at_the_start_equals_the_base(method, host):
+    difference = (output(attached(method, host), host) - output(base_of(host), host)).abs().max()
+    assert difference <= ROWS[method].start
+
+
+@everywhere
+@our_methods
+def test_forward_is_that_of_a_model_with_the_closed_form_weight(method, host):
+    model = trained(attached(method, host, torch.float64))
+    reference = base_of(host).double()
+    for path, layer in tuner_layers(model):
+        linear = reference.get_submodule(path.removeprefix("base_model.model."))
+        delta = ROWS[method].delta(linear.weight, own_tensors(layer), layer)
+        linear.weight.data += torch.from_numpy(delta)
+    torch.testing.assert_close(output(model, host), output(reference, host), rtol=1e-9, atol=1e-9)
+    assert (output(model, host) - output(base_of(host).double(), host)).abs().max() > 1e-3
+
+
+@everywhere
+@pytest.mark.parametrize("method", [name for name, row in ROWS.items() if row.true_gradient])
+def test_gradient_equals_central_difference(method, host):
+    model = trained(attached(method, host, torch.float64))
+    parameters = trainables(model)
+    generator = torch.Generator().manual_seed(5)
+    direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+    weights = torch.randn(output(model, host).shape, generator=generator, dtype=torch.float64)
+
+    def loss():
+        return (HOSTS[host].run(model) * weights).sum()
+
+    gradients = torch.autograd.grad(loss(), parameters)
+    slope = sum((gradient * d).sum() for gradient, d in zip(gradients, direction, strict=True))
+
+    @torch.no_grad()
+    def moved(step):
+        for parameter, d in zip(parameters, direction, strict=True):
+            parameter.add_(d, alpha=step)
+        value = loss()
+        for parameter, d in zip(parameters, direction, strict=True):
+            parameter.sub_(d, alpha=step)
+        return value
+
+    difference = (moved(1e-5) - moved(-1e-5)) / 2e-5
+    assert abs(slope) > 1e-6
+    torch.testing.assert_close(slope, difference, rtol=1e-5, atol=1e-6)
+
+
+@everywhere
+@every_method
+def test_merged_forward_equals_unmerged(method, host):
+    model = trained(attached(method, host))
+    before = output(model, host)
+    model.merge_adapter()
+    torch.testing.assert_close(output(model, host), before, rtol=1e-4, atol=1e-4)
+
+
+@everywhere
+@our_methods
+def test_merge_and_unmerge_restore_the_weight(method, host):
+    model = trained(attached(method, host))
+    before = {path: layer.get_base_layer().weight.clone() for path, layer in tuner_layers(model)}
+    model.merge_adapter()
+    changed = [not torch.equal(layer.get_base_layer().weight, before[path]) for path, layer in tuner_layers(model)]
+    model.unmerge_adapter()
+    assert all(changed)
+    for path, layer in tuner_layers(model):
+        if method == "lora":  # PEFT's own layer subtracts: rounding remains
+            torch.testing.assert_close(layer.get_base_layer().weight, before[path], rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(layer.get_base_layer().weight, before[path])
+
+
+@everywhere
+@every_method
+def test_disabled_is_the_base_bit_for_bit(method, host):
+    model = trained(attached(method, host))
+    base = output(base_of(host), host)
+    assert not torch.equal(output(model, host), base)
+    with model.disable_adapter():
+        assert torch.equal(output(model, host), base) == ROWS[method].keeps_base
+
+
+@everywhere
+@every_method
+def test_save_and_reload_give_the_same_output(method, host, tmp_path):
+    model = trained(attached(method, host))
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(base_of(host), tmp_path).eval()
+    tolerance = ROWS[method].reload
+    torch.testing.assert_close(output(again, host), output(model, host), rtol=tolerance, atol=tolerance)
+
+
+@everywhere
+@pytest.mark.parametrize("method", [name for name, row in ROWS.items() if row.count])
+def test_parameter_count_follows_the_formula(method, host):
+    model = attached(method, host)
+    shapes = [layer.get_base_layer().weight.shape for _, layer in tuner_layers(model)]
+    assert sum(p.numel() for p in trainables(model)) == sum(ROWS[method].count(*shape) for shape in shapes)
+
+
+@everywhere
+@every_method
+def test_every_trainable_tensor_receives_a_gradient(method, host):
+    model = trained(attached(method, host))
+    HOSTS[host].run(model).square().sum().backward()
+    assert trainables(model)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in trainables(model))
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+@everywhere
+@our_methods
+def test_export_to_plain_lora_is_exact(method, host, tmp_path):
+    model = trained(attached(method, host))
+    report = export_lora(model, tmp_path / "lora")
+    assert report.exact
+    plain = peft.PeftModel.from_pretrained(base_of(host), tmp_path / "lora").eval()
+    assert plain.peft_config["default"].peft_type == "LORA"
+    torch.testing.assert_close(output(plain, host), output(model, host), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [name for name in PEFTS if name != "PISSA"])
+def test_export_to_plain_lora_reports_its_error(method, tmp_path):
+    """The reported error is that of the file, measured against ΔW from the merged model."""
+    model = trained(attached(method, "mlp"))
+    report = export_lora(model, tmp_path / "lora", rank=8)
+    plain = peft.PeftModel.from_pretrained(base_of("mlp"), tmp_path / "lora")
+    base, merged = base_of("mlp").double(), copy.deepcopy(model).double().merge_and_unload()
+    for name in ("fc1", "fc2"):
+        delta = merged.get_submodule(name).weight - base.get_submodule(name).weight
+        written = plain.get_submodule(f"base_model.model.{name}").get_delta_weight("default")
+        error = float((delta - written).norm() / delta.norm())
+        assert report.ranks[name] == 8
+        assert report.errors[name] == pytest.approx(error, abs=1e-4)
+
+
+@our_methods
+def test_compiles_as_one_graph(method):
+    model = trained(attached(method, "mlp"))
+    compiled = torch.compile(model.base_model.model.fc1, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, WIDTH)
+    torch.testing.assert_close(compiled(x), model.base_model.model.fc1(x), rtol=1e-6, atol=1e-6)
+
+
+@everywhere
+@our_methods
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_base_with_float32_adapter(method, host, dtype):
+    half = trained(attached(method, host, dtype))
+    rounded = base_of(host).to(dtype).float()
+    torch.manual_seed(1)
+    full = trained(peft.get_peft_model(rounded, ROWS[method].config(HOSTS[host].targets(rounded))).eval())
+    assert {p.dtype for p in trainables(half)} == {torch.float32}
+    result = output(half, host)
+    assert result.dtype == dtype
+    tolerance = 0.1 if dtype == torch.bfloat16 else 0.01
+    torch.testing.assert_close(result.float(), output(full, host), rtol=tolerance, atol=tolerance)
+
+
+@everywhere
+@every_method
+def test_two_adapters_switch_cleanly(method, host):
+    if not ROWS[method].keeps_base:
+        pytest.skip("its attaching changes the frozen weight, so two adapters cannot share it")
+    model = trained(attached(method, host))
+    first = output(model, host)
+    torch.manual_seed(7)
+    model.add_adapter("second", ROWS[method].config(HOSTS[host].targets(base_of(host))))
+    model.set_adapter("second")
+    model.eval()
+    assert (output(model, host) - output(base_of(host), host)).abs().max() <= ROWS[method].start
+    second = output(trained(model, seed=11, amount=0.1), host)
+    assert not torch.equal(first, second)
+    model.set_adapter("default")
+    assert torch.equal(output(model, host), first)
+    model.set_adapter("second")
+    assert torch.equal(output(model, host), second)
+    model.delete_adapter("default")
+    assert torch.equal(output(model, host), second)
+
+
+@our_methods
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 3, 2)])
+def test_accepts_any_leading_shape(method, shape):
+    layer = trained(attached(method, "mlp")).base_model.model.fc1
+    x = torch.randn(*shape, WIDTH)
+    flat = torch.stack([layer(row) for row in x.reshape(-1, WIDTH)]).reshape(*shape, 2 * WIDTH)
+    torch.testing.assert_close(layer(x), flat, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,142 @@
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from vision_lowrank.data.folder import FolderConfig, folder, read_tree
+from vision_lowrank.errors import DataError
+from vision_lowrank.registry import registry
+
+
+def plant(root, counts, colour="red"):
+    """`counts[class folder]` small pictures in each class folder."""
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), colour).save(root / name / f"{i:02d}.png")
+    return root
+
+
+def test_registered_under_its_name():
+    assert registry.get("data", "folder").target is folder
+
+
+def test_a_tree_gives_sorted_keys_labels_and_readable_names(tmp_path):
+    root = plant(tmp_path / "pets", {"tabby_cat": 2, "Dog": 1})
+    (root / "Dog" / "deep").mkdir()
+    Image.new("RGB", (5, 4), "blue").save(root / "Dog" / "deep" / "x.JPG")
+    (root / "Dog" / "notes.txt").write_text("no picture")
+    (root / "Dog" / ".hidden.png").write_text("no picture")
+    (root / ".git").mkdir()
+    images = read_tree(root)
+    assert images.classes == ("Dog", "tabby cat")
+    assert images.keys == ("Dog/00.png", "Dog/deep/x.JPG", "tabby_cat/00.png", "tabby_cat/01.png")
+    assert images.labels == (0, 0, 1, 1)
+    assert images.image(1).size == (5, 4)
+
+
+def test_one_tree_is_split_by_fractions_and_the_split_is_stable(tmp_path):
+    root = plant(tmp_path / "pets", {"a": 10, "b": 20})
+    splits = folder(FolderConfig(root=str(root)))
+    parts = [splits.train, splits.val, splits.tests["test"]]
+    assert [[len(found) for found in part.by_class()] for part in parts] == [[7, 14], [1, 2], [2, 4]]
+    assert sorted(key for part in parts for key in part.keys) == sorted(read_tree(root).keys)
+    again = folder(FolderConfig(root=str(root)))
+    assert again.train.hash == splits.train.hash
+    assert folder(FolderConfig(root=str(root), seed=1)).train.hash != splits.train.hash
+
+
+def test_ready_made_splits_keep_their_pictures_apart(tmp_path):
+    plant(tmp_path / "tr", {"a": 2, "b": 3}, "red")
+    plant(tmp_path / "te", {"a": 1, "b": 1}, "blue")
+    splits = folder(FolderConfig(train=str(tmp_path / "tr"), test=str(tmp_path / "te")))
+    assert splits.train.keys[0] == "train/a/00.png"
+    assert splits.tests["test"].keys == ("test/a/00.png", "test/b/00.png")
+    assert len(splits.val) == 0
+    assert np.asarray(splits.tests["test"].image(0))[0, 0].tolist() == [0, 0, 255]
+    plant(tmp_path / "va", {"a": 1, "b": 2})
+    splits = folder(
+        FolderConfig(
+            train=str(tmp_path / "tr"), val=str(tmp_path / "va"), test=str(tmp_path / "te"), templates=("{}!",)
+        )
+    )
+    assert len(splits.val) == 3
+    assert splits.templates == ("{}!",)
+
+
+def test_linked_class_folders_are_followed(tmp_path):
+    real = plant(tmp_path / "real", {"a": 2})
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "a").symlink_to(real / "a", target_is_directory=True)
+    assert read_tree(tmp_path / "links").keys == ("a/00.png", "a/01.png")
+
+
+def test_trees_travel_to_worker_processes(tmp_path):
+    images = read_tree(plant(tmp_path / "pets", {"a": 1}))
+    assert pickle.loads(pickle.dumps(images)).image(0).size == (8, 8)
+
+
+def test_missing_folder_names_the_nearest(tmp_path):
+    plant(tmp_path / "train", {"a": 1})
+    with pytest.raises(DataError, match=r"trian' does not exist. Did you mean 'train'"):
+        read_tree(tmp_path / "trian")
+
+
+def test_a_file_instead_of_a_folder(tmp_path):
+    (tmp_path / "x.zip").write_bytes(b"")
+    with pytest.raises(DataError, match="is a file"):
+        read_tree(tmp_path / "x.zip")
+
+
+def test_no_class_folders(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="no class folders"):
+        read_tree(tmp_path)
+
+
+def test_a_class_without_pictures_says_what_is_looked_for(tmp_path):
+    root = plant(tmp_path / "pets", {"a": 1, "b": 0})
+    with pytest.raises(DataError, match=r"b' has no pictures \(looked for \.jpg \.jpeg \.png"):
+        read_tree(root)
+
+
+def test_two_folders_of_one_name(tmp_path):
+    root = plant(tmp_path / "pets", {"big_dog": 1, "big dog": 1})
+    with pytest.raises(DataError, match=r"'big dog', 'big_dog' .*same class name 'big dog'"):
+        read_tree(root)
+
+
+def test_broken_pictures_stop_or_are_left_out_with_a_warning(tmp_path):
+    root = plant(tmp_path / "pets", {"a": 3, "b": 1})
+    (root / "a" / "01.png").write_bytes(b"oops")
+    with pytest.raises(DataError, match=r"1 of 4 pictures .* 'a/01.png': not a picture"):
+        read_tree(root)
+    with pytest.warns(UserWarning, match="1 of 4 pictures"):
+        assert read_tree(root, skip_broken=True).keys == ("a/00.png", "a/02.png", "b/00.png")
+    (root / "b" / "00.png").write_bytes(b"oops")
+    with pytest.warns(UserWarning, match="2 of 4"), pytest.raises(DataError, match="b' has no readable pictures"):
+        read_tree(root, skip_broken=True)
+
+
+def test_different_class_folders_are_listed(tmp_path):
+    plant(tmp_path / "tr", {"a": 1, "b": 1, "c": 1})
+    plant(tmp_path / "te", {"a": 1, "d": 1})
+    with pytest.raises(DataError, match=r"train and test .*only train has 'b', 'c'; only test has 'd'"):
+        folder(FolderConfig(train=str(tmp_path / "tr"), test=str(tmp_path / "te")))
+
+
+def test_the_same_folder_twice(tmp_path):
+    root = plant(tmp_path / "tr", {"a": 1})
+    with pytest.raises(DataError, match="train and test are the same folder"):
+        folder(FolderConfig(train=str(root), test=f"{root}/../tr"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"train": "x"}, {"root": "x", "test": "y"}, {"root": "x", "fractions": (0.5, 0.1, 0.1)}, {"rooot": "x"}],
+)
+def test_configs_that_make_no_sense(values):
+    with pytest.raises(ValidationError):
+        FolderConfig(**values)

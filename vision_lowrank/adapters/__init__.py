@@ -1,0 +1,1 @@
+"""Weight-update parametrisations, one file per method, and what attaches, saves, merges and describes them."""

@@ -1,0 +1,179 @@
+"""``attach``: put an adapter on a backbone, where the caller says, and make sure that it learns.
+
+Attention is split into q, k, v and out linears first, so that every method works on every backbone; the named linears
+of the named towers and layers get the adapter; all other weights are frozen; and one probe pass checks that every
+adapter is called and receives a gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import peft
+from peft import PeftConfig, PeftModel
+
+from ..backbones.base import Backbone
+from ..errors import UserError
+from ..targets.attention import split_attention
+from ..targets.coverage import coverage
+from ..targets.select import Layers, select
+from .base import check_rank
+from .lora import LoraConfig
+from .tuner import PREFIX, tuner_layers
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Where an adapter sits and on what.
+
+    Attributes:
+        backbone: name that :func:`load_backbone` knows.
+        weights: tag or file of the base weights; None for random ones.
+        fingerprint: of the base weights, unsplit.
+        towers: names of the adapted towers.
+        layers: which blocks, as given to :func:`attach`.
+        modules: logical names; empty where the config named its target modules itself.
+        options: further options of :func:`load_backbone`.
+    """
+
+    backbone: str
+    weights: str | None
+    fingerprint: str
+    towers: tuple[str, ...]
+    layers: Layers | Mapping[str, Layers]
+    modules: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def attach(
+    backbone: Backbone | PeftModel,
+    config: PeftConfig,
+    towers: Sequence[str] | None = None,
+    layers: Layers | Mapping[str, Layers] = "all",
+    modules: Sequence[str] = ("q", "k", "v"),
+    adapter_name: str = "default",
+    check: bool = True,
+) -> PeftModel:
+    """Attach an adapter; the backbone is changed in place and lives on inside the returned model.
+
+    The model answers everything the backbone answers (``encode_image``, ``towers``, ``transform``, …) and everything a
+    ``peft.PeftModel`` does. A model that was attached before gets one more adapter, which becomes the active one.
+
+    Args:
+        backbone: a backbone, or what an earlier call returned.
+        config: any config of ours or of PEFT; it is copied. ``target_modules`` that it names itself win over `modules`.
+        towers: names of the towers to adapt; None for all that the backbone has.
+        layers: ``"all"``, block numbers, a slice such as ``"-4:"``, or one of these per tower.
+        modules: logical names out of ``q k v o fc1 fc2``.
+        adapter_name: name of the adapter.
+        check: run the probe pass.
+
+    Raises:
+        UserError: a method, name, tower, layer, module or rank that cannot be used here; the backbone is left without
+            the adapter.
+        DeadAdapterError: an adapter is never called or receives no gradient.
+    """
+    base = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
+    _check_arguments(backbone, base, config, adapter_name)
+    split_attention(base)
+    towers = tuple(base.towers) if towers is None else tuple(towers)
+    config = copy.deepcopy(config)
+    named = config.target_modules is not None
+    if not named:
+        config.target_modules = set(select(base, towers, layers, modules))
+        _check_lora_rank(base, config)
+    model = inject(backbone, config, adapter_name)
+    if check:
+        try:
+            coverage(model)
+        except Exception:
+            detach(model, adapter_name)
+            raise
+    model.attachments[adapter_name] = Attachment(
+        backbone=base.name,
+        weights=base.weights,
+        fingerprint=base.fingerprint,
+        towers=towers,
+        layers=list(layers) if isinstance(layers, tuple) else layers,
+        modules=() if named else tuple(modules),
+        options=dict(base.options),
+    )
+    return model
+
+
+def inject(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str) -> PeftModel:
+    """Let PEFT put the adapter in and activate it; a refusal leaves the backbone as it was.
+
+    Raises:
+        UserError: PEFT or the method refuses; the message is theirs.
+    """
+    try:
+        if isinstance(backbone, PeftModel):
+            backbone.add_adapter(adapter_name, config)
+            backbone.set_adapter(adapter_name)
+            return backbone
+        model = peft.get_peft_model(backbone, config, adapter_name)
+    except Exception as error:
+        if not isinstance(backbone, PeftModel):
+            _take_off(backbone)
+        if isinstance(error, UserError) or not isinstance(error, (ValueError, TypeError, NotImplementedError)):
+            raise
+        raise UserError(f"PEFT refuses {_kind(config)} here: {str(error).splitlines()[0]}") from error
+    model.attachments = {}
+    return model
+
+
+def detach(model: PeftModel, adapter_name: str) -> None:
+    """Take an adapter off; with the last one the backbone inside `model` is as before."""
+    if len(model.peft_config) > 1:
+        model.delete_adapter(adapter_name)
+        model.set_adapter(next(iter(model.peft_config)))
+    else:
+        model.unload()
+
+
+def _check_arguments(backbone: Any, base: Any, config: PeftConfig, adapter_name: str) -> None:
+    if not isinstance(base, Backbone):
+        raise UserError(
+            f"attach needs a backbone from load_backbone, not a {type(base).__name__}: "
+            "for other models call split_attention(model) and peft.get_peft_model(model, config)."
+        )
+    if not isinstance(config, PeftConfig) or not hasattr(config, "target_modules") or config.is_prompt_learning:
+        raise UserError(f"{type(config).__name__} is no config of a method that adapts the weights of a backbone.")
+    if not adapter_name or "." in adapter_name or adapter_name in PREFIX:
+        raise UserError(
+            f"'{adapter_name}' cannot name an adapter: use letters, digits and underscores, such as 'style'."
+        )
+    if not isinstance(backbone, PeftModel):
+        if tuner_layers(backbone):
+            raise UserError(
+                f"'{base.name}' already carries an adapter: pass the model that attach returned to add one more."
+            )
+    elif adapter_name in backbone.peft_config:
+        raise UserError(f"the model already has an adapter '{adapter_name}': choose another adapter_name.")
+    elif str(config.peft_type) != str(backbone.peft_type):
+        raise UserError(
+            f"the model carries {_kind(backbone.active_peft_config)}, and PEFT cannot mix it with {_kind(config)}: "
+            "use another backbone, or merge first."
+        )
+
+
+def _check_lora_rank(base: Backbone, config: PeftConfig) -> None:
+    """LoRA's layers are PEFT's, which accept any rank."""
+    if isinstance(config, LoraConfig):
+        for name in sorted(config.target_modules):
+            linear = base.get_submodule(name)
+            size = f"a linear of {linear.in_features} to {linear.out_features}"
+            check_rank(config.r, min(linear.in_features, linear.out_features), name, size)
+
+
+def _take_off(backbone: Backbone) -> None:
+    for name, layer in tuner_layers(backbone):
+        backbone.set_submodule(name, layer.get_base_layer())
+
+
+def _kind(config: PeftConfig) -> str:
+    return getattr(config.peft_type, "value", config.peft_type)

@@ -1,0 +1,285 @@
+"""How PEFT runs our methods: the only file that touches the internals of PEFT.
+
+Two classes serve all methods. :class:`AdapterLayer` wraps one linear and holds any number of named
+:class:`~vision_lowrank.adapters.base.WeightUpdate` modules; :class:`AdapterTuner` tells PEFT which modules to wrap and
+what a checkpoint holds. :func:`register_method` makes a method known to PEFT by a plain string, which it writes into
+PEFT's three mappings.
+
+* y = x Wᵀ + b + Σ_active h(x), with the h of each active adapter; x (..., in), W (out, in).
+* Merging computes W + Σ ΔW in float32 or wider from a kept copy of W and casts once; unmerging puts the copy back,
+  so W is restored bit for bit. Nothing is ever subtracted.
+* Adapter tensors are float32 or wider whatever the base's type; x is cast to their type, the sum back to the base's.
+* All methods keep their tensors under the one name ``weight_update``: a key reads ``….q_proj.weight_update.A``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import peft
+import torch
+from peft import PeftConfig
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import UserError
+from .base import AdapterConfig, Factors, WeightUpdate
+
+try:
+    from peft.mapping import (
+        PEFT_TYPE_TO_CONFIG_MAPPING,
+        PEFT_TYPE_TO_PREFIX_MAPPING,
+        PEFT_TYPE_TO_TUNER_MAPPING,
+    )
+    from peft.tuners.lora import Linear as PeftLoraLinear
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+except ImportError as error:
+    raise ImportError(
+        f"peft {peft.__version__} moved what vision_lowrank builds on ({error}): use peft 0.21."
+    ) from error
+
+PREFIX = "weight_update"
+
+# What AdapterTuner overrides: PEFT calls these by name.
+HOOKS = ("inject_adapter", "_create_and_replace", "_get_adapter_state_dict", "_remap_adapter_state_dict_for_load")
+
+
+class Method(NamedTuple):
+    """A registered method: its config class, and what makes the update of a weight (out, in) of a named layer."""
+
+    config: type[AdapterConfig]
+    update: Callable[[Tensor, Any, str], WeightUpdate]
+
+
+METHODS: dict[str, Method] = {}
+
+
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """A linear with any number of named adapters. Hosts: ``nn.Linear`` and transformers' ``Conv1D``."""
+
+    adapter_layer_names = (PREFIX,)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig, key: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.out_features, self.in_features = self.oriented(base_layer.weight).shape
+        self.weight_update = nn.ModuleDict()
+        self.merged_adapters: list[str] = []
+        self._kept_weight: Tensor | None = None
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.add(adapter_name, config, key)
+
+    def oriented(self, weight: Tensor) -> Tensor:
+        """A weight of the base's layout as (out, in), or the other way round: Conv1D stores (in, out)."""
+        return weight.T if isinstance(self.base_layer, Conv1D) else weight
+
+    def add(self, adapter_name: str, config: AdapterConfig, key: str) -> None:
+        """Create a new adapter for this layer, which is called `key` in the model."""
+        weight = self.base_layer.weight if self._kept_weight is None else self._kept_weight
+        self.weight_update[adapter_name] = METHODS[config.peft_type].update(self.oriented(weight.detach()), config, key)
+        self.set_adapter(self.active_adapters)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if name in self.weight_update:
+                update = self.weight_update[name]
+                result = result + update(self._cast_input_dtype(x, update.dtype))
+        return result.to(dtype)
+
+    @torch.no_grad()
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """ΔW of one adapter in the base's layout and the adapter's type: what PEFT's ``convert_to_lora`` asks for."""
+        return self.oriented(self.weight_update[adapter].delta())
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add ΔW of the named (default: active) adapters to the base weight.
+
+        Raises:
+            UserError: `safe_merge`, and the merged weight is not finite; the weight is left as it was.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.weight_update]
+        if not names:
+            return
+        weight = self.base_layer.weight
+        kept = weight.detach().clone() if self._kept_weight is None else self._kept_weight
+        total = sum(self.get_delta_weight(name) for name in [*self.merged_adapters, *names])
+        merged = (kept.to(torch.promote_types(kept.dtype, total.dtype)) + total).to(weight.dtype)
+        if safe_merge and not merged.isfinite().all():
+            raise UserError(f"adapter {', '.join(names)} has values that are not finite: it cannot be merged.")
+        weight.copy_(merged)
+        self._kept_weight = kept
+        self.merged_adapters.extend(names)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the weight back as it was before the first merge, bit for bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self.base_layer.weight.copy_(self._kept_weight)
+        self._kept_weight = None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Always: every update of ours is additive."""
+        return True
+
+
+class AdapterTuner(BaseTuner):
+    """PEFT's view of all methods of ours: which module to wrap, what a checkpoint holds."""
+
+    prefix = PREFIX
+    tuner_layer_cls = AdapterLayer
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's, but a refused layer leaves the model as it was."""
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except UserError:
+            self._take_back(model, adapter_name)
+            raise
+
+    def _create_and_replace(
+        self,
+        peft_config: AdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(parent, nn.MultiheadAttention):
+            raise UserError(
+                f"'{current_key}' is inside nn.MultiheadAttention, which never calls it: run split_attention first."
+            )
+        if isinstance(target, AdapterLayer):
+            target.add(adapter_name, peft_config, current_key)
+        elif isinstance(target, nn.Linear | Conv1D) and target.weight.is_floating_point():
+            layer = AdapterLayer(target, adapter_name, peft_config, current_key)
+            self._replace_module(parent, target_name, layer, target)
+        else:
+            kind = type(target).__name__
+            raise UserError(
+                f"{peft_config.method} cannot adapt '{current_key}', a {kind}: choose linears that are not quantised."
+            )
+
+    @staticmethod
+    def _take_back(model: nn.Module, adapter_name: str) -> None:
+        for name, layer in adapter_layers(model):
+            if adapter_name in layer.weight_update:
+                del layer.weight_update[adapter_name]
+                if not layer.weight_update:
+                    model.set_submodule(name, layer.base_layer)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor], **kwargs: Any
+    ) -> dict[str, Tensor]:
+        state = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, **kwargs)
+        return _convert_each(model, adapter_name, state, "pack")
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        return _convert_each(model, adapter_name, state, "unpack")
+
+
+def _convert_each(model: nn.Module, adapter_name: str, state: dict[str, Tensor], method: str) -> dict[str, Tensor]:
+    """`state` with the tensors of every weight update passed through its own ``pack`` or ``unpack``."""
+    result = dict(state)
+    for name, layer in adapter_layers(model):
+        if adapter_name in layer.weight_update:
+            prefix = f"{name}.{PREFIX}.{adapter_name}."
+            own = {key.removeprefix(prefix): result.pop(key) for key in state if key.startswith(prefix)}
+            if own:
+                own = getattr(layer.weight_update[adapter_name], method)(own)
+            result.update({prefix + key: tensor for key, tensor in own.items()})
+    return result
+
+
+def adapter_layers(model: nn.Module) -> list[tuple[str, AdapterLayer]]:
+    """Name and module of every linear that carries adapters of ours."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, AdapterLayer)]
+
+
+def tuner_layers(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
+    """Name and module of everything that carries adapters of any PEFT method, ours included."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+
+def layer_factors(layer: BaseTunerLayer, adapter_name: str = "default") -> Factors | None:
+    """A (r, in), B (out, r) and scale of one adapter on one layer, for our methods and PEFT's plain LoRA.
+
+    None where the method has no factor form: DoRA and the other variants of LoRA, LoHa, OFT and so on.
+    """
+    if isinstance(layer, AdapterLayer):
+        return layer.weight_update[adapter_name].factors()
+    if (
+        isinstance(layer, PeftLoraLinear)
+        and not layer.lora_variant.get(adapter_name)
+        and not layer.lora_bias[adapter_name]
+    ):
+        return Factors(
+            layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight, layer.scaling[adapter_name]
+        )
+    return None
+
+
+def report(model: nn.Module, adapter_name: str = "default") -> dict[str, dict[str, float]]:
+    """What the methods say about each layer: layer name -> facts, such as the protected rank of Comp-LoRA."""
+    return {
+        name: layer.weight_update[adapter_name].facts()
+        for name, layer in adapter_layers(model)
+        if adapter_name in layer.weight_update
+    }
+
+
+def check_peft() -> None:
+    """Make sure that this PEFT has what the classes here override and call.
+
+    Raises:
+        UserError: it has not; the message names what is missing and the version that works.
+    """
+    missing = [name for name in HOOKS if not hasattr(BaseTuner, name)]
+    missing += [
+        name for name in ("_cast_input_dtype", "set_adapter", "get_base_layer") if not hasattr(BaseTunerLayer, name)
+    ]
+    if missing:
+        raise UserError(f"peft {peft.__version__} has no {', '.join(missing)} any more: install peft 0.21.")
+
+
+def register_method(name: str, config: type[AdapterConfig], update: Callable[[Tensor, Any, str], WeightUpdate]) -> None:
+    """Make a method known to PEFT: from then on ``get_peft_model``, ``from_pretrained`` and the rest accept it.
+
+    Args:
+        name: snake case; in upper case it is the ``peft_type`` of saved configs.
+        config: its config dataclass.
+        update: ``update(weight (out, in), config, layer_name)`` makes the update of one linear.
+
+    Raises:
+        UserError: `name` belongs to a method of PEFT's own, or this PEFT lacks what is needed.
+    """
+    check_peft()
+    peft_type = name.upper()
+    if PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type, AdapterTuner) is not AdapterTuner:
+        raise UserError(f"'{name}' is a method of PEFT's own: choose another name.")
+    config.method = name
+    METHODS[peft_type] = Method(config, update)
+    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config
+    PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = AdapterTuner
+    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX

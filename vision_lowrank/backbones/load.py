@@ -1,0 +1,34 @@
+"""``load_backbone``: the one way to a pretrained model, whatever library it comes from.
+
+A family registers a function ``(arch, weights, **options) -> Backbone`` as a ``backbone`` part under the name that
+comes before the colon.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UserError
+from ..registry import registry
+from .base import Backbone
+
+
+def load_backbone(name: str, weights: str | None = None, **options: Any) -> Backbone:
+    """Build a backbone and load its weights.
+
+    Args:
+        name: ``tiny-clip``, ``open_clip:<architecture>`` or ``timm:<model>``.
+        weights: ``random`` (drawn from torch's global generator); ``pretrained``, the library's default; a tag of the
+            library such as ``openai``; or a local ``.safetensors`` or ``.pt`` file. None is the family's default:
+            the shipped weights for tiny-clip, random for the others.
+        options: further arguments of the library's own constructor, such as ``img_size`` for timm.
+
+    Raises:
+        UserError: the name, the weights or an option is unknown, or a download failed.
+        ArtefactError: a weight file is damaged or belongs to another architecture.
+    """
+    family, colon, arch = name.partition(":")
+    target = registry.get("backbone", family).target
+    if colon and not arch:
+        raise UserError(f"backbone '{name}' lacks an architecture after the colon, as in 'open_clip:ViT-B-16'.")
+    return target(arch, weights, **options)

@@ -1,0 +1,216 @@
+"""Contrastive models of open_clip: any architecture of ``open_clip.list_models()``.
+
+Both towers are described where they are transformers: open_clip's own, timm's inside ``visual.trunk``, and Hugging
+Face's BERT and T5 kinds inside ``text.transformer``. Vision towers of the ResNet kind have no blocks to adapt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import open_clip
+from open_clip.factory import load_checkpoint
+from open_clip.pretrained import get_pretrained_cfg
+from torch import Tensor, nn
+
+from ..data.transforms import Preprocess
+from ..errors import UserError, near_miss
+from ..registry import register
+from .base import Backbone, Tower
+from .timm import timm_tower
+from .weights import PRETRAINED, RANDOM, check_keys, downloading, is_file, reading
+
+Tokenizer = Callable[[Sequence[str]], Tensor]
+
+# Where the blocks of a tower are -> the logical names inside a block, once attention is split.
+LAYOUTS: dict[str, dict[str, str]] = {
+    "transformer.resblocks": {
+        "q": "attn.q_proj",
+        "k": "attn.k_proj",
+        "v": "attn.v_proj",
+        "o": "attn.out_proj",
+        "fc1": "mlp.c_fc",
+        "fc2": "mlp.c_proj",
+    },
+    "transformer.encoder.layer": {
+        "q": "attention.self.query",
+        "k": "attention.self.key",
+        "v": "attention.self.value",
+        "o": "attention.output.dense",
+        "fc1": "intermediate.dense",
+        "fc2": "output.dense",
+    },
+    "transformer.block": {
+        "q": "layer.0.SelfAttention.q",
+        "k": "layer.0.SelfAttention.k",
+        "v": "layer.0.SelfAttention.v",
+        "o": "layer.0.SelfAttention.o",
+    },
+}
+
+
+class OpenClipBackbone(Backbone):
+    """An ``open_clip`` CLIP, CustomTextCLIP or CoCa."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Image embeddings, not normalised: (B, 3, H, W) -> (B, embed_dim)."""
+        return self.model.encode_image(pixels, normalize=False)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Text embeddings, not normalised: (B, L) int -> (B, embed_dim)."""
+        return self.model.encode_text(tokens, normalize=False)
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """Final patch tokens: (B, 3, H, W) -> (B, N, width), after the final norm where it acts on tokens."""
+        visual = self.model.visual
+        pooled_by_attention = getattr(visual, "attn_pool", None) is not None
+        maps = visual.forward_intermediates(
+            pixels,
+            indices=1,
+            intermediates_only=True,
+            normalize_intermediates="vision" in self.towers and not pooled_by_attention,
+        )["image_intermediates"][-1]
+        return maps.flatten(2).transpose(1, 2)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Scalar multiplier of cosine similarities (already exponentiated)."""
+        return self.model.logit_scale.exp().reshape(())
+
+
+@register("backbone", "open_clip", summary="CLIP-like models of open_clip, image and text towers: `open_clip:ViT-B-16`")
+def load_open_clip(arch: str, weights: str | None = None, **options: Any) -> OpenClipBackbone:
+    """Build the architecture `arch` of ``open_clip.list_models()``.
+
+    Args:
+        arch: such as ``ViT-B-16``.
+        weights: None or ``random``; a tag such as ``openai``; ``pretrained`` (``openai`` where it exists, else the
+            first tag that open_clip lists); or a local ``.safetensors`` or ``.pt`` file. A tag brings its own
+            activation; with a file of OpenAI's weights, name the ``-quickgelu`` architecture.
+        options: further arguments of ``open_clip.create_model``, such as ``force_image_size``.
+
+    Raises:
+        UserError: unknown architecture, tag or option; no such file; something could not be downloaded.
+        ArtefactError: the file is damaged or belongs to another architecture.
+    """
+    arch = arch.replace("/", "-")
+    known = open_clip.list_models()
+    if arch not in known:
+        raise UserError(
+            f"unknown open_clip architecture '{arch}'.{near_miss(arch, known)} See open_clip.list_models()."
+        )
+    tag = None if weights is None or weights == RANDOM or is_file(weights) else _tag(arch, weights)
+    if tag and get_pretrained_cfg(arch, tag).get("quick_gelu"):
+        options = {"force_quick_gelu": True, **options}
+    with _quiet(), downloading(f"open_clip '{arch}'" + (f" with weights '{tag}'" if tag else "")):
+        try:
+            model = open_clip.create_model(arch, pretrained=tag, pretrained_text=False, weights_only=True, **options)
+        except TypeError as error:
+            raise UserError(f"open_clip '{arch}' does not accept these options: {error}.") from error
+    if weights and is_file(weights):
+        with reading(weights):
+            keys = load_checkpoint(model, weights, strict=False, weights_only=True)
+        check_keys(keys.missing_keys, keys.unexpected_keys, weights)
+    return wrap_open_clip(
+        model,
+        name=f"open_clip:{arch}",
+        weights=tag or weights or RANDOM,
+        embed_dim=open_clip.get_model_config(arch)["embed_dim"],
+        preprocess=open_clip.get_model_preprocess_cfg(model),
+        tokenizer=_tokenizer(arch, options.get("force_context_length")),
+        options=options,
+    )
+
+
+def wrap_open_clip(
+    model: nn.Module,
+    *,
+    name: str,
+    weights: str | None,
+    embed_dim: int,
+    preprocess: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    options: Mapping[str, Any] | None = None,
+) -> OpenClipBackbone:
+    """A model of open_clip as a backbone; `preprocess` is open_clip's ``preprocess_cfg``, other arguments as there."""
+    size = preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise UserError(f"'{name}' expects {height} x {width} pixels: only square inputs are supported.")
+    text = "text" if hasattr(model, "text") else ""
+    return OpenClipBackbone(
+        model,
+        name=name,
+        weights=weights,
+        towers=[*_towers(model, "vision", "visual"), *_towers(model, "text", text)],
+        preprocess=Preprocess(
+            height,
+            preprocess["mean"],
+            preprocess["std"],
+            interpolation=preprocess["interpolation"],
+            resize=preprocess["resize_mode"],
+        ),
+        embed_dim=embed_dim,
+        tokenizer=tokenizer,
+        options=options,
+    )
+
+
+def _towers(model: nn.Module, name: str, root: str) -> Iterator[Tower]:
+    """The tower at module path `root` of `model`, if it is a transformer of a known layout."""
+    trunk = getattr(model.get_submodule(root), "trunk", None)
+    if trunk is not None:
+        yield from timm_tower(trunk, name, f"model.{root}.trunk")
+        return
+    for layout, modules in LAYOUTS.items():
+        path = f"{root}.{layout}" if root else layout
+        try:
+            blocks = model.get_submodule(path)
+        except AttributeError:
+            continue
+        yield Tower(name, tuple(f"model.{path}.{index}" for index in range(len(blocks))), modules)
+        return
+
+
+def _tag(arch: str, weights: str) -> str:
+    """The library tag that `weights` names."""
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if weights == PRETRAINED:
+        if not tags:
+            raise UserError(
+                f"open_clip has no pretrained weights for '{arch}': give a local file or weights='{RANDOM}'."
+            )
+        return "openai" if "openai" in tags else tags[0]
+    if not get_pretrained_cfg(arch, weights):
+        raise UserError(
+            f"unknown weights '{weights}' for open_clip '{arch}'.{near_miss(weights, tags)} "
+            f"Known: {', '.join([RANDOM, PRETRAINED, *tags])}, or a local file."
+        )
+    return weights
+
+
+def _tokenizer(arch: str, context_length: int | None) -> Tokenizer:
+    """The tokenizer of `arch`, built when it is first called: some need files from the network."""
+    built: list[Tokenizer] = []
+
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        if not built:
+            with _quiet(), downloading(f"the tokenizer of open_clip '{arch}'"):
+                built.append(open_clip.get_tokenizer(arch, context_length=context_length))
+        return built[0](list(texts))
+
+    return tokenize
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's log lines: it warns of random weights, which were asked for, and logs what it then raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,158 @@
+"""Vision models of timm: any model of ``timm.list_models()``, without its classifier.
+
+Models with a list of residual blocks (ViT, DeiT, EVA, Swin, …) have a vision tower; others serve as frozen feature
+extractors, or are adapted by naming modules to PEFT directly.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
+from torch import Tensor, nn
+
+from ..data.transforms import Preprocess
+from ..errors import UserError, near_miss
+from ..registry import register
+from ..targets.attention import can_split
+from .base import Backbone, Tower
+from .weights import PRETRAINED, RANDOM, downloading, is_file, load_strict, read_weights
+
+
+class TimmBackbone(Backbone):
+    """A timm model without classifier: `encode_image` gives the pooled features before it."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Pooled features: (B, 3, H, W) -> (B, embed_dim)."""
+        return self.model(pixels)
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """Final features without class and register tokens: (B, 3, H, W) -> (B, N, width); a map is flattened."""
+        features = self.model.forward_features(pixels)
+        if features.ndim == 3:
+            return features[:, getattr(self.model, "num_prefix_tokens", 0) :]
+        channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+        return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
+
+
+@register("backbone", "timm", summary="vision models of timm without classifier: `timm:vit_small_patch14_dinov2`")
+def load_timm(arch: str, weights: str | None = None, **options: Any) -> TimmBackbone:
+    """Build the model `arch` of ``timm.list_models()``.
+
+    Args:
+        arch: such as ``vit_small_patch16_224``, with or without a weight tag after a dot.
+        weights: None or ``random``; ``pretrained`` (the tag in `arch`, else timm's default tag); a tag such as
+            ``lvd142m``; or a local ``.safetensors`` or ``.pt`` file, with or without a classifier.
+        options: further arguments of ``timm.create_model``, such as ``img_size`` or ``drop_path_rate``.
+
+    Raises:
+        UserError: unknown model, tag or option; no such file; the weights could not be downloaded.
+        ArtefactError: the file is damaged or belongs to another model.
+    """
+    base, own_tag = split_model_name_tag(arch)
+    known = timm.list_models()
+    if base not in known:
+        raise UserError(f"unknown timm model '{base}'.{near_miss(base, known)} See timm.list_models().")
+    if own_tag:
+        _check_tag(base, own_tag)
+    file = weights if weights and is_file(weights) else None
+    download = not file and weights not in (None, RANDOM)
+    if download and weights != PRETRAINED:
+        _check_tag(base, weights)
+    name = f"{base}.{weights}" if download and weights != PRETRAINED else arch
+    with downloading(f"timm '{name}'"):
+        try:
+            model = timm.create_model(name, pretrained=download, num_classes=0, **options)
+        except TypeError as error:
+            raise UserError(f"timm '{arch}' does not accept these options: {error}.") from error
+    if file:
+        load_strict(model, _without_classifier(model, read_weights(file)), file)
+    return TimmBackbone(
+        model,
+        name=f"timm:{arch}",
+        weights=weights or RANDOM,
+        towers=timm_tower(model, "vision", "model"),
+        preprocess=_preprocess(model),
+        embed_dim=getattr(model, "head_hidden_size", model.num_features),
+        options=options,
+    )
+
+
+def timm_tower(model: nn.Module, name: str, path: str) -> Iterator[Tower]:
+    """The tower of a timm model found at module path `path` of its backbone; nothing where it has no block list.
+
+    Stages (Swin, Hiera, …) are run through in order. ``q k v`` are named where :func:`split_attention` can split the
+    block's attention or where it has separate linears already.
+    """
+    if isinstance(getattr(model, "blocks", None), nn.Module):
+        blocks = {f"{path}.blocks.{key}": block for key, block in model.blocks.named_children()}
+    else:
+        stages = getattr(model, "layers", None) or getattr(model, "stages", None)
+        blocks = {
+            f"{path}.{'layers' if hasattr(model, 'layers') else 'stages'}.{stage}.blocks.{key}": block
+            for stage, module in (stages.named_children() if isinstance(stages, nn.Module) else ())
+            for key, block in getattr(module, "blocks", nn.ModuleList()).named_children()
+        }
+    modules = _modules(next(iter(blocks.values()))) if blocks else {}
+    if modules:
+        yield Tower(name, tuple(blocks), modules)
+
+
+def _modules(block: nn.Module) -> dict[str, str]:
+    """Logical names -> module paths inside `block`, as they are once attention is split."""
+    attention = getattr(block, "attn", None)
+    split = attention is not None and can_split(attention)
+    separate = isinstance(getattr(attention, "q_proj", None), nn.Linear)
+    modules = {letter: f"attn.{letter}_proj" for letter in "qkv"} if split or separate else {}
+    if split:
+        modules["o"] = "attn.out_proj"
+    elif isinstance(getattr(attention, "proj", None), nn.Linear):
+        modules["o"] = "attn.proj"
+    for name in ("fc1", "fc2"):
+        if isinstance(getattr(getattr(block, "mlp", None), name, None), nn.Linear):
+            modules[name] = f"mlp.{name}"
+    return modules
+
+
+def _check_tag(base: str, tag: str) -> None:
+    tags = [split_model_name_tag(name)[1] for name in get_arch_pretrained_cfgs(base)]
+    if tag not in tags:
+        raise UserError(
+            f"unknown weights '{tag}' for timm '{base}'.{near_miss(tag, tags)} "
+            f"Known: {', '.join([RANDOM, PRETRAINED, *tags])}, or a local file."
+        )
+
+
+def _without_classifier(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A published state dict as `model` wants it: through the model file's own clean-up, then without classifier."""
+    clean_up = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if clean_up is not None:
+        with torch.no_grad():
+            state = clean_up(dict(state), model)
+    classifier = model.pretrained_cfg.get("classifier") or ()
+    prefixes = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    own = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if name in own or not name.startswith(prefixes)}
+
+
+def _preprocess(model: nn.Module) -> Preprocess:
+    config = timm.data.resolve_model_data_config(model)
+    # An img_size option reaches the patch embedding but not the model's data config.
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][1:]
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise UserError(
+            f"timm '{type(model).__name__}' expects {height} x {width} pixels: only square inputs are supported."
+        )
+    return Preprocess(
+        height,
+        config["mean"],
+        config["std"],
+        interpolation=config["interpolation"],
+        crop_pct=config["crop_pct"],
+        resize="squash" if config["crop_mode"] == "squash" else "shortest",
+    )

@@ -1,0 +1,1 @@
+"""The command line: ``vision-lowrank train | eval | predict | inspect | export | list | new``."""

@@ -1,0 +1,141 @@
+"""The commands and their options. Each does its work in a module of its own, imported only when it runs, so ``--help``
+answers without importing torch.
+
+Exit codes: 0 done, 2 a mistake in what was given (one line says which), 130 interrupted (and how to go on).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import click
+import typer
+
+from ..errors import UserError
+from ..version import __version__
+
+app = typer.Typer(
+    help="Adapt pretrained vision models with low-rank methods, and use what came out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer evaluates this on Python 3.10 too
+    typer.Argument(help="settings to change, such as adapter.r=4 engine.steps=200", show_default=False),
+]
+Artefact = Annotated[Path, typer.Argument(help="artefact folder, such as runs/NAME/seed-1/artefact")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """Adapt pretrained vision models with low-rank methods, and use what came out."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: Annotated[Optional[Path], typer.Argument(help="a recipe, such as configs/fewshot/emoji_block_lora.yaml")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+    resume: Annotated[Optional[Path], typer.Option(help="go on with this run folder, exactly where it stopped")] = None,  # noqa: UP045
+) -> None:
+    """Train and evaluate a recipe; writes runs/NAME with metrics, artefacts and report.html."""
+    from .train import train_command
+
+    train_command(config, overrides or [], resume)
+
+
+@app.command("eval")
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="an artefact folder, or a recipe (then untrained)")],
+    overrides: Overrides = None,
+    json: Annotated[Optional[Path], typer.Option(help="also write the metrics to this file")] = None,  # noqa: UP045
+) -> None:
+    """Evaluate an artefact on its own test sets, or on other data given as data.… overrides."""
+    from .evaluate import evaluate_command
+
+    evaluate_command(target, overrides or [], json)
+
+
+@app.command()
+def predict(
+    artefact: Artefact,
+    images: Annotated[list[str], typer.Argument(help="pictures, folders or globs")],
+    json: Annotated[Optional[Path], typer.Option(help="write the predictions to this JSON file")] = None,  # noqa: UP045
+    csv: Annotated[Optional[Path], typer.Option(help="write the predictions to this CSV file")] = None,  # noqa: UP045
+    top: Annotated[int, typer.Option(min=1, help="classes to report per picture")] = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures per batch")] = 64,
+    skip_broken: Annotated[bool, typer.Option(help="skip files that are not readable pictures")] = False,
+) -> None:
+    """Classify pictures with a saved artefact."""
+    from .predict import predict_command
+
+    predict_command(artefact, images, json, csv, top, batch_size, skip_broken)
+
+
+@app.command()
+def inspect(
+    config: Annotated[Path, typer.Argument(help="a recipe")],
+    overrides: Overrides = None,
+) -> None:
+    """Show what a recipe would train: the adapter's coverage, parameters, memory and step time."""
+    from .inspect import inspect_command
+
+    inspect_command(config, overrides or [])
+
+
+@app.command()
+def export(
+    artefact: Artefact,
+    out: Annotated[Path, typer.Argument(help="folder or file to write")],
+    format: Annotated[str, typer.Option(help="lora: plain PEFT LoRA; merged: base weights with the adapter in")] = "lora",
+) -> None:
+    """Write an artefact's adapter as a plain LoRA, or merged into the base weights."""
+    from .export import export_command
+
+    export_command(artefact, out, format)
+
+
+@app.command("list")
+def list_parts(kind: Annotated[Optional[str], typer.Argument(help="adapter, backbone, data or task")] = None) -> None:  # noqa: UP045
+    """List the registered adapters, backbones, data sets and tasks."""
+    from .listing import list_command
+
+    list_command(kind)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="recipe: a config for your own pictures; adapter: a method of your own")],
+    name: Annotated[str, typer.Argument(help="its name, snake case")],
+    out: Annotated[Path, typer.Option(help="folder to write into")] = Path("."),
+) -> None:
+    """Start a recipe or a method of your own, outside the package."""
+    from .new import new_command
+
+    new_command(kind, name, out)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; user mistakes become one line each on stderr and exit code 2."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        sys.stderr.close()
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

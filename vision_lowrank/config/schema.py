@@ -1,0 +1,65 @@
+"""The typed schema of a run: every key, its type, its description and its only default.
+
+``task``, ``data`` and ``adapter`` sections are validated by the type that the registry holds for their ``type``;
+unknown keys are errors everywhere. :mod:`vision_lowrank.config.load` turns files and overrides into a
+:class:`RunConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of every config section: unknown keys are errors, values are checked, instances are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class BackboneConfig(Section):
+    """Which pretrained model to adapt."""
+
+    name: str = Field(description="`tiny-clip`, `open_clip:<arch>` or `timm:<model>`")
+    weights: str | None = Field(
+        None, description="library tag (`openai`), `pretrained` for the library's default, or a local file; null = random"
+    )
+
+
+class EngineConfig(Section):
+    """The training loop."""
+
+    steps: int = Field(300, ge=0, description="optimiser steps")
+    batch_size: int = Field(32, ge=1, description="samples per optimiser step and process, before accumulation is split")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step; batch_size is divided among them")
+    lr: float = Field(2e-4, gt=0, description="peak learning rate")
+    min_lr: float = Field(1e-6, ge=0, description="learning rate of the last step of the cosine")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up from 0")
+    clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm to this; null = off")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; trained weights stay fp32")
+    compile: bool = Field(False, description="torch.compile the training step")
+    eval_every: int = Field(0, ge=0, description="evaluate on the validation split every N steps; 0 = only at the end")
+    patience: int = Field(0, ge=0, description="stop after N evaluations without a better validation metric; 0 = never")
+    checkpoint_every: int = Field(100, ge=0, description="write a checkpoint every N steps; 0 = only between stages")
+    log_every: int = Field(10, ge=1, description="write a metrics line every N steps")
+    eval_batch_size: int = Field(256, ge=1, description="samples per evaluation batch")
+    workers: int = Field(0, ge=0, description="data-loading worker processes")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = torch's default")
+    tensorboard: bool = Field(True, description="write TensorBoard event files beside metrics.jsonl")
+
+
+class RunConfig(Section):
+    """One run: a backbone, a task on data, perhaps an adapter, and the loop's settings."""
+
+    name: str = Field("run", pattern=r"^[\w.\-]+$", description="name of the run folder under `out`")
+    out: str = Field("runs", description="folder that run folders are created in")
+    seed: int = Field(1, ge=0, description="seed of a task without `seeds`")
+    backbone: BackboneConfig
+    task: Any = Field(description="`type` names a registered task; the other keys are that task's")
+    data: Any = Field(description="`type` names a registered data set; the other keys are that data set's")
+    adapter: Any = Field(None, description="`type` names a registered adapter; null = no adapter")
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig())

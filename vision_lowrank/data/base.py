@@ -1,0 +1,107 @@
+"""What every data set is: labelled images with stable keys, and the splits that a task needs.
+
+An :class:`ImageSet` holds labels, class names and *keys* (stable names such as ``fluent/1f600`` or
+``cats/01.jpg``) and loads a picture only when asked. Splits, samplers and hashes work on keys, so the same subset
+is found again on another machine, and every result records which pictures it used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled pictures.
+
+    Attributes:
+        name: a short name used in tables, such as ``fluent`` or ``test``.
+        classes: class names, index = label.
+        labels: one label per picture, 0 <= label < len(classes).
+        keys: one stable name per picture; unique.
+        load: ``load(key)`` gives the picture as an RGB ``PIL.Image``.
+        captions: all captions that are true of each picture, for contrastive pretraining; empty where there are none.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: tuple[int, ...]
+    keys: tuple[str, ...]
+    load: Callable[[str], Image.Image] = field(repr=False)
+    captions: tuple[tuple[str, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def image(self, index: int) -> Image.Image:
+        """Picture `index`, RGB."""
+        return self.load(self.keys[index])
+
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The pictures at `indices`, in that order; classes stay as they are."""
+        return replace(
+            self,
+            labels=tuple(self.labels[i] for i in indices),
+            keys=tuple(self.keys[i] for i in indices),
+            captions=tuple(self.captions[i] for i in indices) if self.captions else (),
+        )
+
+    def by_class(self) -> list[list[int]]:
+        """Indices of the pictures of each class, in order: ``result[label] = [i, …]``."""
+        groups: list[list[int]] = [[] for _ in self.classes]
+        for index, label in enumerate(self.labels):
+            groups[label].append(index)
+        return groups
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 over sorted (key, class name) pairs: the identity of the subset."""
+        lines = sorted(f"{key}\t{self.classes[label]}" for key, label in zip(self.keys, self.labels, strict=True))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a data set gives to a task.
+
+    Attributes:
+        train: the pool that training pictures are drawn from.
+        val: pictures for selection (early stopping, best checkpoint); disjoint from `train` and every test set.
+        tests: named test sets with the same classes as `train`; never used for selection.
+        retention: named sets of what the model could do before (other styles, other classes), zero-shot before and after.
+        templates: prompt templates with one ``{}`` for the class name.
+    """
+
+    train: ImageSet
+    val: ImageSet
+    tests: dict[str, ImageSet]
+    retention: dict[str, ImageSet] = field(default_factory=dict)
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+
+
+class TransformedImages(Dataset):
+    """Pictures as tensors: ``self[position, index]`` or ``self[index]`` gives
+    ``{"image": (3, H, W) float, "label": int, "index": int}``.
+
+    The random state of a transform is a function of (`seed`, position) alone, so the same picture of the same epoch
+    gets the same augmentation whatever the number of workers or processes and after a resume.
+    """
+
+    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        position, index = item if isinstance(item, tuple) else (item, item)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed * 1_000_003 + position) % 2**63)
+            image = self.transform(self.images.image(index))
+        return {"image": image, "label": self.images.labels[index], "index": index}

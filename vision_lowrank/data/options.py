@@ -1,0 +1,33 @@
+"""Types of options that several data sets share."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+
+def _one_slot(templates: tuple[str, ...]) -> tuple[str, ...]:
+    for template in templates:
+        if template.replace("{}", "", 1).count("{") or template.count("{}") != 1:
+            raise ValueError(f"template '{template}' needs exactly one {{}} for the class name")
+    return templates
+
+
+def _sum_to_one(fractions: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise ValueError("the fractions of train, val and test must be 0 or more and sum to 1")
+    return fractions
+
+
+# Prompt templates, each with one {} for the class name.
+Templates = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_one_slot)]
+
+# Shares of train, val and test.
+Fractions = Annotated[tuple[float, float, float], AfterValidator(_sum_to_one)]
+
+
+def class_name(text: str) -> str:
+    """The readable form of a folder name or label: underscores become spaces, case stays (CoOp's rule)."""
+    return " ".join(text.replace("_", " ").split())

@@ -1,0 +1,49 @@
+"""Settings of each stage, and the identity of a run: what a checkpoint must agree with before it is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..config.schema import EngineConfig
+from ..errors import ConfigError, near_miss
+from ..tasks.base import Stage
+
+# Settings that may differ between a run and its resumption: they do not change what is computed.
+FREE_SETTINGS = {"checkpoint_every", "log_every", "eval_batch_size", "workers", "threads", "tensorboard"}
+
+
+def stage_settings(config: EngineConfig, stage: Stage) -> EngineConfig:
+    """The run's settings with the stage's overrides.
+
+    Raises:
+        ConfigError: an override is unknown or has a bad value.
+    """
+    try:
+        return EngineConfig.model_validate({**config.model_dump(), **stage.engine})
+    except ValidationError as error:
+        known = list(EngineConfig.model_fields)
+        problems = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+        raise ConfigError(
+            f"stage '{stage.name}', engine.{key}: {message}.{'' if key in known else near_miss(key, known)}"
+            for key, message in problems
+        ) from error
+
+
+def run_identity(seed: int, config: str, stages: Sequence[Stage], settings: Sequence[EngineConfig]) -> dict[str, Any]:
+    """Everything that decides what a run computes, by name, as JSON values.
+
+    Args:
+        seed: the run's seed.
+        config: a hash of what the engine does not see: task, data, model.
+        stages: all stages.
+        settings: their settings.
+    """
+    identity: dict[str, Any] = {"seed": seed, "config": config, "stages": [stage.name for stage in stages]}
+    for index, (stage, options) in enumerate(zip(stages, settings, strict=True)):
+        facts = {"samples": len(stage.data), "select": stage.select}  # type: ignore[arg-type]
+        facts |= options.model_dump(mode="json", exclude=FREE_SETTINGS)
+        identity |= {f"{stage.name}[{index}].{key}": value for key, value in facts.items()}
+    return identity

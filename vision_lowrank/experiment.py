@@ -1,0 +1,212 @@
+"""One run from a checked config: build the task, train every seed, evaluate, save, report.
+
+A run folder::
+
+    config.yaml      the resolved config; another config is refused
+    result.json      metrics (mean, spread, n) beside the untrained model's, per-seed results, environment
+    report.html      the same for people
+    seed-N/          metrics.jsonl, checkpoints/, artefact/, result.json, mistakes.json
+
+Calling :func:`run` again on a folder goes on where it stopped: finished seeds are kept, an unfinished one resumes from its
+newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median, pstdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import RunConfig, environment, to_tree, to_yaml
+from .data.base import ImageSet
+from .engine.cost import peak_bytes
+from .engine.loop import Engine
+from .engine.seeding import Stream, seed_everything
+from .errors import ArtefactError, UserError
+from .files import write_text
+from .metrics.classification import confusion_matrix
+from .registry import registry
+from .targets.coverage import coverage
+from .tasks.base import Task, count
+from .viz.report import write_report
+
+WORST_MISTAKES = 24
+
+
+def build_task(config: RunConfig, seed: int) -> Task:
+    """The task that `config` names, with its data, model and adapter; its random weights depend on `seed` alone."""
+    seed_everything(seed, Stream.BUILD)
+    return registry.get("task", config.task.type).target(config, seed)
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where the results of `config` go."""
+    return Path(config.out) / config.name
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Train and evaluate all seeds of `config`; returns what ``result.json`` holds.
+
+    Raises:
+        UserError: the run folder holds another config or cannot be written; or anything a part refuses.
+    """
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    folder = run_folder(config)
+    open_run(folder, config)
+    seeds = getattr(config.task, "seeds", (config.seed,))
+    results = {str(seed): run_seed(config, seed, folder / f"seed-{seed}") for seed in seeds}
+    result = {
+        "name": config.name,
+        "task": config.task.type,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": to_tree(config),
+        "environment": environment(),
+        "baseline": summarise(each["baseline"] for each in results.values()),
+        "metrics": summarise(each["metrics"] for each in results.values()),
+        "seeds": results,
+    }
+    write_text(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_report(folder)
+    return result
+
+
+def open_run(folder: Path, config: RunConfig) -> None:
+    """Create the run folder, or check that it belongs to this config."""
+    path, text = folder / "config.yaml", to_yaml(config)
+    try:
+        if path.is_file() and path.read_text() != text:
+            raise UserError(
+                f"{folder}: holds a run of another config: choose another `name=…`, or remove the folder "
+                f"(differs in {_first_difference(path.read_text(), text)})."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}): choose another `out=…`.") from None
+
+
+def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
+    """Train and evaluate one seed; a finished one is read back."""
+    path = folder / "result.json"
+    if path.is_file():
+        return _read_json(path)
+    task = build_task(config, seed)
+    engine = Engine(config.engine, task, folder, seed=seed)
+    baseline = _baseline(engine, folder / "baseline.json")
+    cost = _cost(engine)
+    engine.fit()
+    metrics = engine.evaluate("test") | engine.evaluate("val")
+    result = {
+        "seed": seed,
+        "baseline": baseline,
+        "metrics": metrics,
+        "facts": task.describe(),
+        "cost": cost | _step_seconds(folder / "metrics.jsonl"),
+        "coverage": _coverage(task),
+        **_details(task, engine.outputs, folder),
+    }
+    if engine.is_main:
+        task.save_artefact(folder / "artefact", {"config": to_tree(config), "metrics": metrics, **environment()})
+        write_text(path, json.dumps(result, ensure_ascii=False) + "\n")
+    return result
+
+
+def summarise(results: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean, population standard deviation (the convention of the few-shot literature) and n of every metric."""
+    rows = list(results)
+    names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
+    values = {name: [row[name] for row in rows] for name in names}
+    return {name: {"mean": fmean(v), "std": pstdev(v), "n": len(v)} for name, v in values.items()}
+
+
+def _baseline(engine: Engine, path: Path) -> dict[str, float]:
+    """Test metrics of the untrained model, kept so that a resumed run does not compute them again."""
+    if path.is_file():
+        return _read_json(path)
+    baseline = engine.evaluate("test")
+    if engine.is_main:
+        write_text(path, json.dumps(baseline) + "\n")
+    return baseline
+
+
+def _cost(engine: Engine) -> dict[str, Any]:
+    """Parameters, and the peak tensor memory of one step (forward and backward), before anything is trained."""
+    task = engine.task
+    facts = {"total_parameters": count(task.parameters())}
+    stages = task.stages()
+    return facts | ({"peak_memory": peak_bytes(lambda: engine.dry_step(stages[0]))} if stages else {})
+
+
+def _step_seconds(path: Path) -> dict[str, float]:
+    """Median time of a training step, from the log."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    seconds = [line["seconds"] for line in lines if "seconds" in line]
+    return {"step_seconds": median(seconds)} if seconds else {}
+
+
+def _coverage(task: Task) -> dict[str, Any] | None:
+    model = getattr(getattr(task, "classifier", None), "model", None)
+    return coverage(model).to_dict() if hasattr(model, "peft_config") else None
+
+
+def _details(task: Any, outputs: Mapping[str, Mapping[str, Tensor]], folder: Path) -> dict[str, Any]:
+    """Confusion matrix of every test set, and the worst mistakes with pictures in ``mistakes.json``."""
+    tests = {name: out for name, out in outputs.items() if name.startswith("test/") and "logits" in out}
+    if not tests:
+        return {}
+    images = task.image_sets("test")
+    mistakes = [row for name, out in tests.items() for row in _mistakes(images[name], name, out)]
+    mistakes.sort(key=lambda row: -row["probability"])
+    write_text(folder / "mistakes.json", json.dumps(mistakes[:WORST_MISTAKES], ensure_ascii=False) + "\n")
+    return {
+        "classes": list(task.classifier.classes),
+        "confusion": {name: confusion_matrix(out["logits"], out["label"]).tolist() for name, out in tests.items()},
+    }
+
+
+def _mistakes(images: ImageSet, name: str, outputs: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """The most confident wrong predictions of one set, as rows with a thumbnail."""
+    confidence, predicted = outputs["logits"].float().softmax(dim=-1).max(dim=-1)
+    wrong = (predicted != outputs["label"]).nonzero().flatten()
+    worst = wrong[confidence[wrong].argsort(descending=True)][:WORST_MISTAKES]
+    return [
+        {
+            "set": name,
+            "key": images.keys[index],
+            "true": images.classes[images.labels[index]],
+            "predicted": images.classes[int(predicted[row])],
+            "probability": round(float(confidence[row]), 4),
+            "image": _thumbnail(images, index),
+        }
+        for row, index in ((int(row), int(outputs["index"][row])) for row in worst)
+    ]
+
+
+def _thumbnail(images: ImageSet, index: int) -> str:
+    picture = images.image(index)
+    picture.thumbnail((96, 96))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ArtefactError(f"{path}: not valid JSON: remove the file to compute it again.") from None
+
+
+def _first_difference(old: str, new: str) -> str:
+    pairs: Sequence[tuple[str, str]] = [(a, b) for a, b in zip(old.splitlines(), new.splitlines(), strict=False) if a != b]
+    return f"'{pairs[0][0].strip()}' there, '{pairs[0][1].strip()}' here" if pairs else "its length"

@@ -1,0 +1,1 @@
+"""Metrics; each states its convention and is checked against a second implementation."""

@@ -1,0 +1,45 @@
+"""Classification metrics over gathered outputs.
+
+``accuracy`` is top-1 over all pictures (never a per-class mean), the convention of the few-shot literature;
+``class_accuracy`` is the mean over classes that occur; ``top5`` counts a hit among the five highest logits (all logits
+where there are fewer); ``loss`` is the mean cross-entropy. All but ``loss`` are fractions in [0, 1].
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+from ..errors import DataError
+
+
+def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Metrics of one evaluated set.
+
+    Args:
+        logits: (n, C) float.
+        labels: (n,) int64, 0 <= label < C.
+
+    Raises:
+        DataError: n is zero, where none of the metrics is defined.
+    """
+    if len(labels) == 0:
+        raise DataError("cannot compute metrics of an empty set: the test split has no pictures.")
+    logits = logits.float()
+    classes = logits.shape[1]
+    present = torch.bincount(labels, minlength=classes) > 0
+    per_class = multiclass_accuracy(logits, labels, num_classes=classes, average="none")
+    top5 = multiclass_accuracy(logits, labels, num_classes=classes, average="micro", top_k=min(5, classes))
+    return {
+        "accuracy": multiclass_accuracy(logits, labels, num_classes=classes, average="micro").item(),
+        "class_accuracy": per_class[present].mean().item(),
+        "top5": top5.item(),
+        "loss": F.cross_entropy(logits, labels).item(),
+    }
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts (C, C) int64: row = true class, column = predicted class."""
+    return multiclass_confusion_matrix(logits, labels, num_classes=logits.shape[1])

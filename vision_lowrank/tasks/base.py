@@ -1,0 +1,107 @@
+"""What a task is: a module that owns model, losses and protocol, and knows nothing of devices or loops.
+
+A task yields :class:`Stage` objects; the engine runs each with the same loop. Training asks for
+``training_step(batch)``, evaluation for ``eval_sets``, ``begin_eval``, ``eval_step`` and ``metrics``. The engine
+moves batches to the device, gathers outputs over processes, checkpoints and resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+Batch = dict[str, Any]
+Outputs = dict[str, Tensor]
+
+
+@dataclass
+class Stage:
+    """One run of the loop: what trains, on what, for how long.
+
+    Attributes:
+        name: used in logs, checkpoints and metrics.
+        data: map-style data set; ``data[position, index]`` gives a dictionary of tensors and numbers.
+        engine: overrides of the run's engine settings for this stage, such as ``{"steps": 100}``.
+        select: name of the validation metric that picks the best state ("max" is better); None keeps the last state.
+        collate: joins samples to a batch; None is torch's default.
+    """
+
+    name: str
+    data: Dataset
+    engine: dict[str, Any] = field(default_factory=dict)
+    select: str | None = None
+    collate: Any = None
+
+
+class Task(nn.Module):
+    """Base class of all tasks. Subclasses register themselves with ``@register("task", name, config=...)``."""
+
+    def stages(self) -> list[Stage]:
+        """The stages to run, in order. A task without training (zero-shot) returns an empty list."""
+        raise NotImplementedError
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Called before a stage starts or resumes: freeze, unfreeze, build heads."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimiser groups of the current stage: dicts with ``params`` (list of named tuples' tensors) and options.
+
+        Default: one group of everything that requires a gradient.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of one batch: ``{"loss": scalar, part: scalar, …}``; only ``loss`` is differentiated, all are logged."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """``training_step``: what distributed wrappers call."""
+        return self.training_step(batch)
+
+    def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
+        """Named data sets to evaluate on; ``val`` may be empty."""
+        raise NotImplementedError
+
+    def begin_eval(self, set_name: str) -> None:
+        """Called under ``no_grad`` before a set is evaluated: for example encode the class prompts once."""
+
+    def eval_step(self, batch: Batch) -> Outputs:
+        """Per-sample tensors of one batch, first dimension = batch: gathered over batches and processes."""
+        raise NotImplementedError
+
+    def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
+        """Metrics of one set from its gathered outputs; names without the set's name."""
+        raise NotImplementedError
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold: everything that a stage may change. Default: tensors that require a gradient."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`trained_state` gave; names must match exactly."""
+        own = self.trained_state()
+        if own.keys() != state.keys():
+            odd = sorted(own.keys() ^ state.keys())
+            raise KeyError(f"checkpoint and model differ in {len(odd)} tensors, such as {odd[0]}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+
+    def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write the trained result so that it can be loaded without the training code."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the record: split hashes, prompts, trainable parameters, coverage."""
+        return {}
+
+
+def count(parameters: Iterable[Tensor]) -> int:
+    """Number of scalars in `parameters`."""
+    return sum(p.numel() for p in parameters)

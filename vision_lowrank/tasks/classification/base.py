@@ -1,0 +1,90 @@
+"""What all classification tasks share: evaluation on test and retention sets, metrics, and the artefact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from ...backbones.load import load_backbone
+from ...config.schema import RunConfig
+from ...data.base import ImageSet, Splits, TransformedImages
+from ...errors import UserError
+from ...metrics.classification import classification_metrics
+from ...registry import registry
+from ..base import Batch, Outputs, Task, count
+from .classifier import ImageClassifier
+from .heads import HeadName
+
+
+def load_splits(config: RunConfig) -> Splits:
+    """The data set that a run names."""
+    return registry.get("data", config.data.type).target(config.data)
+
+
+def load_frozen(config: RunConfig, head: HeadName) -> nn.Module:
+    """The frozen backbone that a run names.
+
+    Raises:
+        UserError: a text head was asked of a backbone without a text tower.
+    """
+    backbone = load_backbone(config.backbone.name, config.backbone.weights)
+    if head == "text" and "text" not in backbone.towers:
+        raise UserError(f"backbone '{backbone.name}' has no text tower: set task.head=linear or task.head=cosine.")
+    return backbone.requires_grad_(False)
+
+
+class ClassificationTask(Task):
+    """Evaluates an :class:`ImageClassifier` on the test sets and, zero-shot, on the retention sets."""
+
+    def __init__(self, classifier: ImageClassifier, splits: Splits, val: ImageSet | None) -> None:
+        super().__init__()
+        self.classifier, self.splits, self.val_images = classifier, splits, val
+        self.retention = nn.ModuleDict()
+        if "text" in classifier.model.towers:
+            for name, images in splits.retention.items():
+                self.retention[name] = ImageClassifier(classifier.model, "text", images.classes, splits.templates)
+        self._evaluated = classifier
+
+    def image_sets(self, split: Literal["val", "test"]) -> dict[str, ImageSet]:
+        """Validation pictures, or every test and retention set under ``test/…`` and ``retention/…``."""
+        if split == "val":
+            return {"val": self.val_images} if self.val_images else {}
+        tests = {f"test/{name}": images for name, images in self.splits.tests.items()}
+        return tests | {f"retention/{name}": self.splits.retention[name] for name in self.retention}
+
+    def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
+        """:meth:`image_sets` as tensors, without augmentation."""
+        transform = self.classifier.model.preprocess.evaluation()
+        return {name: TransformedImages(images, transform) for name, images in self.image_sets(split).items()}
+
+    def begin_eval(self, set_name: str) -> None:
+        """Choose the classifier of this set and encode its prompts once."""
+        kind, _, name = set_name.partition("/")
+        self._evaluated = self.retention[name] if kind == "retention" else self.classifier
+        self._evaluated.freeze_text()
+
+    def eval_step(self, batch: Batch) -> Outputs:
+        """Logits (B, C), labels (B,) and indices (B,)."""
+        return {"logits": self._evaluated(batch["image"]), "label": batch["label"], "index": batch["index"]}
+
+    def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
+        """``accuracy`` and its kin, as in :mod:`vision_lowrank.metrics.classification`."""
+        return classification_metrics(outputs["logits"], outputs["label"])
+
+    def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """The classifier as an artefact folder."""
+        self.classifier.save(folder, record)
+
+    def describe(self) -> dict[str, Any]:
+        """Classes, prompts, hashes of the test sets, and the number of trainable parameters."""
+        return {
+            "backbone": self.classifier.model.spec | {"fingerprint": self.classifier.model.fingerprint},
+            "classes": len(self.classifier.classes),
+            "templates": list(self.classifier.templates),
+            "test_hashes": {name: images.hash for name, images in self.image_sets("test").items()},
+            "trainable_parameters": count(p for p in self.parameters() if p.requires_grad),
+        }

@@ -1,0 +1,141 @@
+"""An image classifier: backbone, perhaps an adapter, and a head; and the artefact it is saved as.
+
+An artefact is a folder::
+
+    artefact.json       head, class names, templates, preprocessing, base model and its fingerprint, and the run's record
+    head.safetensors    the head's tensors (absent for a text head, which has none)
+    adapter/            PEFT's adapter folder (absent without an adapter)
+
+It holds all that prediction needs but the base weights, and refuses any other base.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ...adapters.store import load as load_adapter
+from ...adapters.store import save as save_adapter
+from ...backbones.load import load_backbone
+from ...data.transforms import Preprocess
+from ...errors import ArtefactError
+from .heads import HeadName, TextHead, make_head
+
+
+class ImageClassifier(nn.Module):
+    """``forward(pixels (B, 3, H, W)) -> logits (B, C)``.
+
+    Attributes:
+        model: backbone, attached or not.
+        head: one of :mod:`.heads`.
+        classes: class names, index = column of the logits.
+    """
+
+    def __init__(self, model: nn.Module, head: HeadName, classes: Sequence[str], templates: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.head_name = model, head
+        self.classes, self.templates = tuple(classes), tuple(templates)
+        self.head = make_head(head, model, classes, templates)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        return self.head(self.model, self.model.encode_image(pixels))
+
+    def freeze_text(self) -> None:
+        """Encode the class prompts once; for evaluation and for a text tower that does not train."""
+        if isinstance(self.head, TextHead):
+            self.head.refresh(self.model)
+
+    def unfreeze_text(self) -> None:
+        """Encode the class prompts anew at every call."""
+        if isinstance(self.head, TextHead):
+            self.head.clear()
+
+    def save(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if hasattr(self.model, "peft_config"):
+            save_adapter(self.model, folder / "adapter")
+        if state := self.head.state_dict():
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "head.safetensors")
+        about = {
+            "task": "classification",
+            "backbone": self.model.spec,
+            "fingerprint": self.model.fingerprint,
+            "head": self.head_name,
+            "classes": self.classes,
+            "templates": self.templates,
+            "preprocess": self.model.preprocess.to_dict(),
+            "adapter": hasattr(self.model, "peft_config"),
+            "record": dict(record),
+        }
+        (folder / "artefact.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path, backbone: nn.Module | None = None) -> ImageClassifier:
+        """Read an artefact back, in evaluation mode.
+
+        Args:
+            folder: what :meth:`save` wrote.
+            backbone: the base model, if it is loaded already; otherwise it is loaded by the name in the artefact.
+
+        Raises:
+            ArtefactError: not an artefact, damaged, or made for another base model.
+        """
+        folder = Path(folder)
+        about = read_artefact(folder)
+        backbone = backbone if backbone is not None else load_backbone(**about["backbone"])
+        if backbone.fingerprint != about["fingerprint"]:
+            raise ArtefactError(
+                f"{folder}: made for base weights {about['fingerprint']} ({about['backbone']['name']}), but "
+                f"'{backbone.name}' has {backbone.fingerprint}: load the base it was trained on."
+            )
+        backbone.preprocess = Preprocess.from_dict(about["preprocess"])
+        model = load_adapter(folder / "adapter", backbone) if about["adapter"] else backbone
+        classifier = cls(model, about["head"], about["classes"], about["templates"])
+        if classifier.head.state_dict():
+            classifier._load_head(folder / "head.safetensors")
+        classifier.eval()
+        classifier.freeze_text()
+        return classifier
+
+    def _load_head(self, path: Path) -> None:
+        try:
+            self.head.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArtefactError(f"{path}: the head cannot be read ({reason}): the artefact is damaged.") from None
+
+    @torch.inference_mode()
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """Class probabilities (B, C), float32."""
+        return self(pixels).float().softmax(dim=-1)
+
+
+def read_artefact(folder: Path) -> dict[str, Any]:
+    """The content of ``artefact.json``.
+
+    Raises:
+        ArtefactError: the file is missing or not valid.
+    """
+    path = folder / "artefact.json"
+    if not path.is_file():
+        hint = sorted(str(found.parent) for found in folder.rglob("artefact.json")) if folder.is_dir() else []
+        raise ArtefactError(
+            f"{folder}: no artefact here (artefact.json is missing)." + (f" Did you mean {hint[0]}?" if hint else "")
+        )
+    try:
+        about = json.loads(path.read_text())
+        missing = {"backbone", "fingerprint", "head", "classes", "templates", "preprocess", "adapter"} - about.keys()
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        raise ArtefactError(f"{path}: not valid JSON: the artefact is damaged.") from None
+    if missing:
+        raise ArtefactError(f"{path}: lacks {', '.join(sorted(missing))}: the artefact is damaged or of another kind.")
+    return about

@@ -1,0 +1,91 @@
+"""What turns image features into class logits: text prompts, a linear layer, or cosine prototypes.
+
+All heads take features F (B, e) and give logits (B, C):
+
+* text:   logits = τ · normalise(F) · Tᵀ, T (C, e) = normalised mean over templates of the normalised prompt embeddings;
+  τ is the backbone's own (frozen) scale, 100 for published CLIP weights.
+* linear: logits = normalise(F) · √e · Wᵀ + b, W (C, e) and b start at 0. Dividing by the norm makes one learning rate fit all
+  backbones; √e keeps a coordinate's size near 1.
+* cosine: logits = τ · normalise(F) · normalise(P)ᵀ with trained prototypes P (C, e), τ = 20 (weight imprinting,
+  arXiv 1712.07136; cosine classifier, arXiv 1904.04232).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HeadName = Literal["text", "linear", "cosine"]
+
+
+class TextHead(nn.Module):
+    """Classifier of a two-tower model: one prompt set per class, encoded by the (adapted) text tower.
+
+    The features are computed at every call while the text tower trains; :meth:`refresh` computes them once where
+    they cannot change (evaluation, or a frozen text tower) and :meth:`clear` forgets them.
+    """
+
+    def __init__(self, model: nn.Module, classes: Sequence[str], templates: Sequence[str]) -> None:
+        super().__init__()
+        prompts = [template.format(name.replace("_", " ")) for name in classes for template in templates]
+        self.templates = len(templates)
+        self.register_buffer("tokens", model.tokenizer(prompts), persistent=False)
+        self.features: Tensor | None = None
+
+    def class_features(self, model: nn.Module) -> Tensor:
+        """Normalised class embeddings (C, e)."""
+        each = F.normalize(model.encode_text(self.tokens), dim=-1)
+        return F.normalize(each.unflatten(0, (-1, self.templates)).mean(dim=1), dim=-1)
+
+    def refresh(self, model: nn.Module) -> None:
+        """Compute the class embeddings once and keep them until :meth:`clear`."""
+        with torch.no_grad():
+            self.features = self.class_features(model)
+
+    def clear(self) -> None:
+        """Compute the class embeddings anew at every call."""
+        self.features = None
+
+    def forward(self, model: nn.Module, features: Tensor) -> Tensor:
+        """Logits (B, C) of image features (B, e)."""
+        text = self.class_features(model) if self.features is None else self.features
+        return model.logit_scale * F.normalize(features, dim=-1) @ text.T
+
+
+class LinearHead(nn.Module):
+    """A linear layer on normalised features."""
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(model.embed_dim, classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, model: nn.Module, features: Tensor) -> Tensor:
+        """Logits (B, C) of image features (B, e)."""
+        return self.linear(F.normalize(features, dim=-1) * model.embed_dim**0.5)
+
+
+class CosineHead(nn.Module):
+    """Cosine similarity to one trained prototype per class."""
+
+    scale = 20.0
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(classes, model.embed_dim) / model.embed_dim**0.5)
+
+    def forward(self, model: nn.Module, features: Tensor) -> Tensor:
+        """Logits (B, C) of image features (B, e)."""
+        return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+
+
+def make_head(name: HeadName, model: nn.Module, classes: Sequence[str], templates: Sequence[str]) -> nn.Module:
+    """A fresh head for `classes` on `model` (a backbone, attached or not)."""
+    if name == "text":
+        return TextHead(model, classes, templates)
+    return {"linear": LinearHead, "cosine": CosineHead}[name](model, len(classes))

@@ -1,0 +1,1 @@
+"""Pretraining: how the shipped tiny-clip is made."""
