@@ -22,7 +22,7 @@ ALLOWED = {
     "registry": {"errors"},
     "config": BOTTOM,
     "data": BOTTOM,
-    "backbones": BOTTOM | {"data"},
+    "backbones": BOTTOM | {"data", "targets.attention"},  # which attentions can be split decides the logical names
     "targets": BOTTOM | {"backbones"},
     "metrics": BOTTOM,
     "adapters": LIBRARY - {"export"},

@@ -7,8 +7,8 @@ A run folder::
     report.html      the same for people
     seed-N/          metrics.jsonl, checkpoints/, artefact/, result.json, mistakes.json
 
-Calling :func:`run` again on a folder goes on where it stopped: finished seeds are kept, an unfinished one resumes from its
-newest checkpoint.
+Calling :func:`run` again on a folder goes on where it stopped: finished seeds are kept, an unfinished one resumes from
+its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -208,5 +208,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _first_difference(old: str, new: str) -> str:
-    pairs: Sequence[tuple[str, str]] = [(a, b) for a, b in zip(old.splitlines(), new.splitlines(), strict=False) if a != b]
+    pairs: Sequence[tuple[str, str]] = [
+        (a, b) for a, b in zip(old.splitlines(), new.splitlines(), strict=False) if a != b
+    ]
     return f"'{pairs[0][0].strip()}' there, '{pairs[0][1].strip()}' here" if pairs else "its length"

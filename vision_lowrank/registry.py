@@ -60,9 +60,7 @@ class Registry:
         self._parts: dict[str, dict[str, Part]] = {kind: {} for kind in PACKAGES}
         self._discovered: set[str] = set()
 
-    def register(
-        self, kind: str, name: str, *, summary: str, paper: str = "", config: Any = None
-    ) -> Callable[[T], T]:
+    def register(self, kind: str, name: str, *, summary: str, paper: str = "", config: Any = None) -> Callable[[T], T]:
         """Decorator that registers its class or function.
 
         Raises:

@@ -241,8 +241,7 @@ def read_table(archives: dict[str, Archive]) -> list[Row]:
     standing = {concept_code(code) for code, _, _ in found}
     uses = Counter(slug(names[code]) for code in standing)
     concepts = {
-        code: slug(names[code]) if uses[slug(names[code])] == 1 else f"{slug(names[code])}-{code}"
-        for code in standing
+        code: slug(names[code]) if uses[slug(names[code])] == 1 else f"{slug(names[code])}-{code}" for code in standing
     }
     return [
         Row(
@@ -386,9 +385,7 @@ def make_tile(cut: Image.Image, side: float) -> Image.Image:
     return tile
 
 
-def make_tiles(
-    rows: Sequence[Row], archives: dict[str, Archive]
-) -> tuple[list[Row], dict[str, list[Image.Image]]]:
+def make_tiles(rows: Sequence[Row], archives: dict[str, Archive]) -> tuple[list[Row], dict[str, list[Image.Image]]]:
     """The rows drawn in every style (empty drawings drop out) and their tiles."""
     from tqdm import tqdm
 
@@ -508,8 +505,7 @@ def counts_markdown(rows: Sequence[Row], steps: dict[str, int]) -> str:
     for group in dict.fromkeys(row.group for row in rows):
         part = [row for row in rows if row.group == group]
         cells = ", ".join(
-            f"{name} {len(subgroups[name])}/{concepts[name]}"
-            for name in dict.fromkeys(row.subgroup for row in part)
+            f"{name} {len(subgroups[name])}/{concepts[name]}" for name in dict.fromkeys(row.subgroup for row in part)
         )
         lines.append(f"| {group} | {len(part)} | {len({r.concept for r in part})} | {cells} |")
     lines += ["", "| sub-groups with at least | 16 | 20 | 24 | 32 |", "|---|---:|---:|---:|---:|"]
@@ -594,9 +590,7 @@ def build(tarballs: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line entry point."""
-    parser = argparse.ArgumentParser(
-        description="Build or verify the four-style emoji data set of this folder."
-    )
+    parser = argparse.ArgumentParser(description="Build or verify the four-style emoji data set of this folder.")
     parser.add_argument(
         "--tarballs",
         type=Path,

@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_stops_with_stage_step_and_samples(tmp_path):
     assert all(p.isfinite().all() for p in task.parameters())
 
 
-# --- processes ---------------------------------------------------------------------------------------------------------
+# --- processes and signals ----------------------------------------------------------------------------------------
 
 SCRIPT = tiny_tasks.__file__
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -61,7 +61,7 @@ def test_loading_can_start_anywhere_and_draws_the_same_noise(workers):
     data, the_plan = Points(11, jitter=1.0), plan(11, 4, 2)
     whole = list(train_loader(data, the_plan, 0, 6, collate=None, workers=0))
     tail = list(train_loader(data, the_plan, 4, 6, collate=None, workers=workers))
-    assert len(whole), len(tail) == (12, 4)
+    assert (len(whole), len(tail)) == (12, 4)
     for one, other in zip(whole[8:], tail, strict=True):
         assert torch.equal(one["x"], other["x"])
         assert torch.equal(one["index"], other["index"])

@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import resource
 import signal
@@ -83,7 +82,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_and_replaced_later(s
 
 def test_nothing_but_damaged_checkpoints_is_an_error(store):
     damage(store.save(checkpoint(1), IDENTITY), "no state")
-    with pytest.raises(ArtefactError, match="all checkpoints in .* are damaged"):
+    with pytest.raises(ArtefactError, match=r"all checkpoints in .* are damaged"):
         store.latest(IDENTITY)
 
 
@@ -136,14 +135,12 @@ def test_a_failed_rename_loses_nothing(store, monkeypatch):
     assert store.latest(IDENTITY).position.step == 1
 
 
-def test_loop_state_is_never_unpickled(store):
-    """A file that asks for code to be run is refused, even when its checksum was forged with it."""
-
+def test_a_checkpoint_that_asks_for_code_to_run_is_refused(store, tmp_path):
     class Evil:
         def __reduce__(self):
-            return os.system, ("true",)
+            return os.mkdir, (str(tmp_path / "owned"),)
 
-    folder = store.save(Checkpoint(Position(0, 1, 1), {"w": torch.ones(1)}, None, {"x": Evil()}), IDENTITY)
-    assert json.loads((folder / "state.json").read_text())["files"].keys() == {"trained.safetensors", "loop.pt"}
-    with pytest.raises(Exception, match="Weights only load failed"):
+    store.save(Checkpoint(Position(0, 1, 1), {"w": torch.ones(1)}, None, {"x": Evil()}), IDENTITY)
+    with pytest.raises(ArtefactError, match="damaged"):
         store.latest(IDENTITY)
+    assert not (tmp_path / "owned").exists()

@@ -14,7 +14,6 @@ from torch import nn
 from vision_lowrank.errors import UserError
 from vision_lowrank.targets.attention import SplitAttention, can_split, fuse_attention, split_attention
 
-torch.set_num_threads(2)
 TINY_CLIP = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 16},

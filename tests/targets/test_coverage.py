@@ -13,8 +13,6 @@ from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.targets.coverage import coverage
 from vision_lowrank.targets.select import select
 
-torch.set_num_threads(2)
-
 
 def adapted(**options):
     torch.manual_seed(0)

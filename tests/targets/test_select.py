@@ -6,8 +6,6 @@ from vision_lowrank.errors import UserError
 from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.targets.select import layer_indices, select
 
-torch.set_num_threads(2)
-
 
 @pytest.fixture(scope="module")
 def backbone():

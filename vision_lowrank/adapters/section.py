@@ -1,8 +1,8 @@
 """The ``adapter:`` section of a config: where an adapter sits, and the options of its method.
 
-``{type: block_lora, towers: [vision], layers: "-4:", modules: [q, v], r: 8, blocks: 2}``: `type` names a registered adapter;
-`towers`, `layers` and `modules` are those of :func:`vision_lowrank.attach`; every other key is an option of the method and
-is checked against it.
+In ``{type: block_lora, towers: [vision], layers: "-4:", modules: [q, v], r: 8, blocks: 2}``, `type` names a registered
+adapter; `towers`, `layers` and `modules` are those of :func:`vision_lowrank.attach`; every other key is an option of
+the method and is checked against it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class AdapterSection(Section):
     def keys(cls, type_name: str) -> set[str]:
         """The keys that a section of this type may have."""
         part = registry.get("adapter", type_name)
-        return set(cls.model_fields) - {"options"} | set(options(part.target if part.config is cls else part.config))
+        return set(cls.model_fields) - {"options"} | set(options(part.config or part.target))
 
     def config(self) -> PeftConfig:
         """The method's config, not yet attached to anything."""

@@ -14,8 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,8 +33,9 @@ from ..errors import ArtefactError, UserError, near_miss
 from ..targets.attention import split_attention
 from ..version import __version__
 from .attach import Attachment, detach, inject
+from .folder import CONFIG, replaced
 
-CONFIG, TENSORS, RECORD, CARD = "adapter_config.json", "adapter_model.safetensors", "vision_lowrank.json", "README.md"
+TENSORS, RECORD, CARD = "adapter_model.safetensors", "vision_lowrank.json", "README.md"
 FORMAT = 1
 # Relative difference of the probe outputs that other hardware and kernels may cause.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -182,45 +181,6 @@ def probe(model: PeftModel, adapter_name: str) -> dict[str, list[float]]:
     return {name: output[0, :16].double().tolist() for name, output in outputs.items()}
 
 
-@contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` once everything in it is on the disk; an error changes nothing.
-
-    Raises:
-        UserError: `folder` is a file, or holds things but no adapter.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"'{folder}' is a file: give a folder.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
-        raise UserError(f"'{folder}' holds other things than an adapter: give a new or an empty folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        if folder.exists():
-            shutil.copytree(folder, new, dirs_exist_ok=True)
-        yield new
-        for path in new.rglob("*"):
-            if path.is_file():
-                _flush(path)
-        new.chmod(0o777 & ~_umask())
-        _flush(new)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old / "previous")
-            try:
-                os.replace(new, folder)
-            except OSError:
-                os.replace(old / "previous", folder)
-                raise
-            finally:
-                shutil.rmtree(old)
-        else:
-            os.replace(new, folder)
-        _flush(folder.parent)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
 def card(model: PeftModel, adapter_name: str, state: dict[str, Tensor]) -> str:
     """The README of an adapter folder."""
     where, config = model.attachments[adapter_name], model.peft_config[adapter_name]
@@ -343,20 +303,3 @@ def _evaluating(model: PeftModel, adapter_name: str) -> Iterator[None]:
             module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-
-
-def _flush(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

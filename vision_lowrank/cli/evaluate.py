@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..config import load_config, validate
 from ..config.load import apply_overrides
+from ..config.schema import RunConfig
 from ..engine.loop import Engine
 from ..errors import UserError
 from ..experiment import build_task, summarise
@@ -15,7 +16,6 @@ from ..files import write_text
 from ..tasks.base import Task
 from ..tasks.classification.base import ClassificationTask, load_splits
 from ..tasks.classification.classifier import ImageClassifier, read_artefact
-from ..config.schema import RunConfig
 from .tables import metrics_table, print_table
 
 

@@ -9,8 +9,8 @@ import torch
 from rich.table import Table
 
 from ..config import load_config
-from ..engine.loop import Engine
 from ..engine.cost import step_cost
+from ..engine.loop import Engine
 from ..experiment import build_task
 from ..targets.coverage import coverage
 from ..tasks.base import count

@@ -41,7 +41,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="print the vers
 
 @app.command()
 def train(
-    config: Annotated[Optional[Path], typer.Argument(help="a recipe, such as configs/fewshot/emoji_block_lora.yaml")] = None,  # noqa: UP045
+    config: Annotated[
+        Path | None, typer.Argument(help="a recipe, such as configs/fewshot/emoji_block_lora.yaml")
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[Optional[Path], typer.Option(help="go on with this run folder, exactly where it stopped")] = None,  # noqa: UP045
 ) -> None:
@@ -94,7 +96,9 @@ def inspect(
 def export(
     artefact: Artefact,
     out: Annotated[Path, typer.Argument(help="folder or file to write")],
-    format: Annotated[str, typer.Option(help="lora: plain PEFT LoRA; merged: base weights with the adapter in")] = "lora",
+    format: Annotated[
+        str, typer.Option(help="lora: plain PEFT LoRA; merged: base weights with the adapter in")
+    ] = "lora",
 ) -> None:
     """Write an artefact's adapter as a plain LoRA, or merged into the base weights."""
     from .export import export_command

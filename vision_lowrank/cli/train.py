@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import typer
+
 from ..config import load_config
+from ..engine import Interrupted
 from ..errors import UserError
 from ..experiment import run, run_folder
 from .tables import metrics_table, print_table
@@ -21,8 +25,12 @@ def train_command(config: Path | None, overrides: list[str], resume: Path | None
     if resume is not None and not (resume / "config.yaml").is_file():
         raise UserError(f"{resume}: no run to resume here (config.yaml is missing).")
     settings = load_config(resume / "config.yaml" if resume else config, overrides)  # type: ignore[arg-type]
-    result = run(settings)
     folder = run_folder(settings)
+    try:
+        result = run(settings)
+    except Interrupted as stop:
+        print(f"{stop} Go on with: vision-lowrank train --resume {folder}", file=sys.stderr)
+        raise typer.Exit(stop.exit_code) from None
     print_table(metrics_table(result))
     print(f"report: {folder / 'report.html'}")
     for seed in result["seeds"]:

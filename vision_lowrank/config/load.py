@@ -2,12 +2,13 @@
 
 A file may name others under ``base:``; they are merged first, in order, paths relative to the file. Overrides such as
 ``engine.steps=200`` come last. A section whose ``type`` changes keeps only the keys that the new type knows too, so
-``adapter.type=lora`` on a Block-LoRA recipe drops ``blocks`` and keeps ``r``. All problems are reported at once, each with
-the file (or ``override``), the key path, the reason and the nearest valid key.
+``adapter.type=lora`` on a Block-LoRA recipe drops ``blocks`` and keeps ``r``. All problems are reported at once, each
+with the file (or ``override``), the key path, the reason and the nearest valid key.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ..registry import registry
 from .schema import RunConfig
 
 TYPED_SECTIONS = ("task", "data", "adapter")
+ADAPTER_SECTION = __name__.partition(".")[0] + ".adapters.section"
 Tree = dict[str, Any]
 
 
@@ -113,7 +115,7 @@ def _read(path: Path, origins: dict[str, str], chain: tuple[Path, ...]) -> Tree:
 
 
 def _merge(below: Tree, above: Tree) -> Tree:
-    """Deep merge, `above` wins; lists are replaced; a section whose type changes keeps the keys that both types know."""
+    """Deep merge, `above` wins; lists are replaced; a section whose type changes keeps the keys both types know."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -129,7 +131,8 @@ def _merge(below: Tree, above: Tree) -> Tree:
 
 def _known_keys(kind: str, type_name: str) -> set[str]:
     try:
-        return set(_section_model(kind, type_name).model_fields)
+        model: Any = _section_model(kind, type_name)
+        return model.keys(type_name) if kind == "adapter" else set(model.model_fields)
     except UserError:  # an unknown type is reported once, by validate
         return set()
 
@@ -165,7 +168,11 @@ def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _section_model(kind: str, type_name: str) -> type[BaseModel]:
-    return registry.get(kind, type_name).config
+    """The model that checks a section. Adapters share one, since their options are those of PEFT dataclasses."""
+    part = registry.get(kind, type_name)
+    if kind == "adapter":
+        return importlib.import_module(ADAPTER_SECTION).AdapterSection
+    return part.config
 
 
 def _typed_section(
@@ -198,10 +205,11 @@ def _check(
         for item in error.errors():
             location = [*path, *(str(part) for part in item["loc"] if not str(part).startswith("function-"))]
             problems.append(f"{_where('.'.join(location), origins, source)}: {_reason(item, model)}")
-        return None
+    except ConfigError as error:
+        problems += [f"{_where('.'.join(path), origins, source)}: {problem}" for problem in error.problems]
     except UserError as error:
         problems.append(f"{_where('.'.join(path), origins, source)}: {error}")
-        return None
+    return None
 
 
 def _where(key: str, origins: Mapping[str, str], source: str) -> str:

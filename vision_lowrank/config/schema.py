@@ -23,7 +23,8 @@ class BackboneConfig(Section):
 
     name: str = Field(description="`tiny-clip`, `open_clip:<arch>` or `timm:<model>`")
     weights: str | None = Field(
-        None, description="library tag (`openai`), `pretrained` for the library's default, or a local file; null = random"
+        None,
+        description="library tag (`openai`), `pretrained`, `random` or a file; null = shipped (tiny-clip) or random",
     )
 
 
@@ -31,7 +32,7 @@ class EngineConfig(Section):
     """The training loop."""
 
     steps: int = Field(300, ge=0, description="optimiser steps")
-    batch_size: int = Field(32, ge=1, description="samples per optimiser step and process, before accumulation is split")
+    batch_size: int = Field(32, ge=1, description="samples per optimiser step, over all processes")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step; batch_size is divided among them")
     lr: float = Field(2e-4, gt=0, description="peak learning rate")
     min_lr: float = Field(1e-6, ge=0, description="learning rate of the last step of the cosine")

@@ -74,7 +74,7 @@ class Splits:
         train: the pool that training pictures are drawn from.
         val: pictures for selection (early stopping, best checkpoint); disjoint from `train` and every test set.
         tests: named test sets with the same classes as `train`; never used for selection.
-        retention: named sets of what the model could do before (other styles, other classes), zero-shot before and after.
+        retention: named sets of what the model could do before (other styles or classes), evaluated zero-shot.
         templates: prompt templates with one ``{}`` for the class name.
     """
 
@@ -102,6 +102,6 @@ class TransformedImages(Dataset):
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
         position, index = item if isinstance(item, tuple) else (item, item)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self.seed * 1_000_003 + position) % 2**63)
+            torch.default_generator.manual_seed((self.seed * 1_000_003 + position) % 2**63)
             image = self.transform(self.images.image(index))
         return {"image": image, "label": self.images.labels[index], "index": index}

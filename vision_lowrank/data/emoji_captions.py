@@ -1,8 +1,8 @@
 """All emoji of some styles with captions: what tiny-clip is pretrained on.
 
-Every picture has three captions: its name, its sub-group, and both ("grinning face", "face smiling", "grinning face, face smiling").
-The test sets are all emoji of each style with the sub-groups as classes, so that a zero-shot accuracy per style comes out; there
-is no validation set, since nothing is selected.
+Every picture has three captions: its name, its sub-group, and both ("grinning face", "face smiling", "grinning face,
+face smiling"). The test sets are all emoji of each style with the sub-groups as classes, so that a zero-shot accuracy
+per style comes out; there is no validation set, since nothing is selected.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,9 @@ from .selection import State
 
 KEPT_STEPS = 2
 TEMPORARY = ".tmp-"
+
+# What reading a damaged file raises; UnpicklingError is torch's refusal of anything but tensors and plain values.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, SafetensorError, pickle.UnpicklingError)
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +129,7 @@ class CheckpointStore:
         for folder in sorted(self._folders(), key=_order, reverse=True):
             try:
                 return self._read(folder, identity)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except DAMAGE as error:
                 damaged.append(folder.name)
                 logger.warning("checkpoint %s is damaged (%s): going back to the one before it.", folder, error)
         if damaged:
@@ -141,7 +145,7 @@ class CheckpointStore:
         folder = self.folder / Position(stage, 0, 0, finished=True).name
         try:
             return self._read(folder, identity)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except DAMAGE as error:
             raise ArtefactError(f"checkpoint {folder} is missing or damaged ({error}): start the run again.") from error
 
     def _folders(self) -> list[Path]:

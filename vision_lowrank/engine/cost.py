@@ -1,12 +1,13 @@
 """What a step costs: peak tensor memory and time, measured by running it.
 
 Peak memory is the largest sum of live tensor bytes that torch's allocator saw *above* what was live before the step
-(activations, gradients, optimiser state made in it), from the profiler's allocation events. It is independent of Python,
-of the process and of the allocator's caching, so methods can be compared on any device.
+(activations, gradients, optimiser state made in it), from the profiler's allocation events. It is independent of
+Python, of the process and of the allocator's caching, so methods can be compared on any device.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ def peak_bytes(step: Callable[[], object]) -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler writes to stderr when it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step()
     events = record.profiler.kineto_results.events()  # pyrefly: ignore[missing-attribute]

@@ -300,7 +300,7 @@ class Engine:
         if stage.select and not any(stage.select.startswith(f"{name}/") for name in sets):
             raise UserError(
                 f"stage '{stage.name}' selects by '{stage.select}', which names no validation set."
-                f"{near_miss(stage.select, sets)} Known: {', '.join(sets) or 'none'}."
+                f"{near_miss(stage.select.rpartition('/')[0], sets)} Known: {', '.join(sets) or 'none'}."
             )
 
     def _stopping(self) -> bool:
@@ -338,11 +338,20 @@ class Engine:
         self._skipped = checkpoint.loop["skipped"]
 
     def _load_trained(self, state: State) -> None:
-        try:
-            self.task.load_trained_state(state)
-        except (KeyError, RuntimeError) as error:
-            raise ArtefactError(f"the model is not the one the checkpoint was made with: {error.args[0]}.") from error
+        own = self.task.trained_state()
+        # Copying a tensor into one of another shape may broadcast silently.
+        odd = [name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)]
+        if odd:
+            raise ArtefactError(
+                f"the model is not the one the checkpoint was made with: {len(odd)} tensor(s) differ in shape or are "
+                f"missing, such as {min(odd)}: use the settings it was made with."
+            )
+        self.task.load_trained_state(state)
 
     def _call(self, place: str, *arguments: Any) -> None:
         for hook in self.hooks:
             getattr(hook, place)(self, *arguments)
+
+
+def _shape(state: State, name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None

@@ -35,7 +35,8 @@ class Runtime:
     """
 
     def __init__(self) -> None:
-        self._state = PartialState()
+        # without `cpu` accelerate sees no processes of torchrun on a machine without accelerators
+        self._state = PartialState(cpu=not torch.accelerator.is_available())
         self.device: torch.device = self._state.device
         self.rank: int = self._state.process_index
         self.world_size: int = self._state.num_processes

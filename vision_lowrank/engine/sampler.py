@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import DataError, UserError
-from .seeding import Stream, derive_seed, seed_everything
+from .seeding import Stream, derive_seed, seed_host
 
 Item = tuple[int, int]
 
@@ -112,7 +112,7 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, item: int | Item) -> Any:
         position = item[0] if isinstance(item, tuple) else item
-        seed_everything(self.seed, self.stream, *self.address, position)
+        seed_host(self.seed, self.stream, *self.address, position)
         return self.data[item]
 
 

@@ -41,7 +41,19 @@ def derive_seed(seed: int, stream: Stream, *address: int) -> int:
 
 def seed_everything(seed: int, stream: Stream, *address: int) -> None:
     """Seed Python's, NumPy's and torch's global generators (all devices) for one address."""
+    value = seed_host(seed, stream, *address)
+    if torch.accelerator.is_available():
+        torch.manual_seed(value)
+
+
+def seed_host(seed: int, stream: Stream, *address: int) -> int:
+    """Seed the generators of the host for one address; returns the seed.
+
+    What loads samples calls this, not ``torch.manual_seed``, which without a GPU spends most of a millisecond on noting
+    where it was called from.
+    """
     value = derive_seed(seed, stream, *address)
     random.seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002 - the global generator is what library transforms draw from
-    torch.manual_seed(value)
+    torch.default_generator.manual_seed(value)
+    return value

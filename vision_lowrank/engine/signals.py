@@ -20,9 +20,7 @@ class Interrupted(Exception):
 
     def __init__(self, folder: Path, stage: str, step: int) -> None:
         self.folder, self.stage, self.step = folder, stage, step
-        super().__init__(
-            f"interrupted after step {step} of stage '{stage}': go on with `python tools/train.py --resume {folder}`."
-        )
+        super().__init__(f"interrupted after step {step} of stage '{stage}'; a checkpoint is in {folder}.")
 
 
 class SignalWatch:

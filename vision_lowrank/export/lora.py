@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..adapters.base import Factors
-from ..adapters.store import CARD, TENSORS, replaced, write_config
+from ..adapters.folder import replaced
+from ..adapters.store import CARD, TENSORS, write_config
 from ..adapters.tuner import layer_factors, tuner_layers
 from ..backbones.base import Backbone
 from ..errors import UserError, near_miss
@@ -123,9 +124,9 @@ def effective_delta(layer: nn.Module, name: str) -> Tensor:
     base = layer.get_base_layer()
     if not isinstance(base, nn.Linear | Conv1D):
         raise UserError(f"a {type(base).__name__} cannot be exported as LoRA: only linears can.")
-    before = {key: tensor.clone() for key, tensor in base.state_dict().items()}
     if layer.merged:
         layer.unmerge()
+    before = {key: tensor.clone() for key, tensor in base.state_dict().items()}
     try:
         layer.merge(adapter_names=[name])
     except (NotImplementedError, ValueError) as error:

@@ -57,7 +57,7 @@ class Task(nn.Module):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of one batch: ``{"loss": scalar, part: scalar, …}``; only ``loss`` is differentiated, all are logged."""
+        """Losses of one batch, ``{"loss": scalar, part: scalar, …}``: ``loss`` is differentiated, all are logged."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

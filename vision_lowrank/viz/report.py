@@ -276,7 +276,7 @@ def _row(name: str, result: Result) -> dict[str, Any]:
         "metric": metric,
         "label": METRIC_LABELS.get(metric, metric.replace("_", " ")),
         "fraction": _is_fraction(name),
-        "sign": 1 if metric.endswith("loss") else 1,
+        "sign": -1 if metric.endswith("loss") else 1,
         "before": result.baseline.get(name),
         "after": result.metrics[name],
         "change": Score(mean=fmean(changes), std=pstdev(changes), n=len(changes)) if changes else None,

@@ -2,7 +2,7 @@
 
 An artefact is a folder::
 
-    artefact.json       head, class names, templates, preprocessing, base model and its fingerprint, and the run's record
+    artefact.json       head, class names, templates, preprocessing, base model and its fingerprint, the run's record
     head.safetensors    the head's tensors (absent for a text head, which has none)
     adapter/            PEFT's adapter folder (absent without an adapter)
 

@@ -65,7 +65,9 @@ class FewShot(ClassificationTask):
     def stages(self) -> list[Stage]:
         """One stage: the few-shot pictures, randomly cropped and flipped."""
         if not any(p.requires_grad for p in self.parameters()):
-            raise UserError("nothing trains: give an `adapter`, set task.head=linear or cosine, or use task.type=zeroshot.")
+            raise UserError(
+                "nothing trains: give an `adapter`, set task.head=linear or cosine, or use task.type=zeroshot."
+            )
         transform = self.classifier.model.preprocess.training(self.options.crop, self.options.flip)
         per_shot = self.options.steps_per_shot
         return [

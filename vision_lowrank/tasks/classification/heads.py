@@ -4,8 +4,8 @@ All heads take features F (B, e) and give logits (B, C):
 
 * text:   logits = τ · normalise(F) · Tᵀ, T (C, e) = normalised mean over templates of the normalised prompt embeddings;
   τ is the backbone's own (frozen) scale, 100 for published CLIP weights.
-* linear: logits = normalise(F) · √e · Wᵀ + b, W (C, e) and b start at 0. Dividing by the norm makes one learning rate fit all
-  backbones; √e keeps a coordinate's size near 1.
+* linear: logits = normalise(F) · √e · Wᵀ + b, W (C, e) and b start at 0. Dividing by the norm makes one learning rate
+  fit all backbones; √e keeps a coordinate's size near 1.
 * cosine: logits = τ · normalise(F) · normalise(P)ᵀ with trained prototypes P (C, e), τ = 20 (weight imprinting,
   arXiv 1712.07136; cosine classifier, arXiv 1904.04232).
 """

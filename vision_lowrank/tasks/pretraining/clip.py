@@ -2,14 +2,14 @@
 
 A batch holds B pictures and one caption each, drawn at random from the captions that are true of the picture and put
 into a random template. With normalised embeddings I, T (B, e), scale τ (trained, at most 100) and logits L = τ I Tᵀ
-(B, B), the loss is the symmetric cross-entropy of CLIP (arXiv 2103.00020) in which *every* caption that is true of a picture is
-a positive (UniCL, arXiv 2204.03610):
+(B, B), the loss is the symmetric cross-entropy of CLIP (arXiv 2103.00020) in which *every* caption that is true of a
+picture is a positive (UniCL, arXiv 2204.03610):
 
     M_ij = 1 if caption j is true of picture i, else 0
     loss = ½ · mean_i CE(L_i·, M_i· / Σ_j M_ij) + ½ · mean_j CE(L_·j, M_·j / Σ_i M_ij)
 
-With captions that are all true of one picture only, M = 1 and this is CLIP's loss. Ordinary CLIP would count "face smiling" on
-another smiling face as a negative.
+With captions that are true of one picture only, M is the identity and this is CLIP's loss. Ordinary CLIP would count
+"face smiling" on another smiling face as a negative.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ...data.base import ImageSet, TransformedImages
 from ...errors import UserError
 from ...files import write_text
 from ...registry import register
-from ..base import Batch, Stage, count
+from ..base import Batch, Stage
 from ..classification.base import ClassificationTask, load_splits
 from ..classification.classifier import ImageClassifier
 
@@ -55,8 +55,8 @@ class PretrainClipConfig(Section):
 class CaptionedImages(Dataset):
     """Pictures with one drawn caption each: ``{"image", "tokens", "caption", "true_captions", "index"}``.
 
-    ``caption`` is the number of the drawn caption; ``true_captions`` (K,) are the numbers of all captions that are true of the
-    picture, padded with -1.
+    ``caption`` is the number of the drawn caption; ``true_captions`` (K,) are the numbers of all captions that are
+    true of the picture, padded with -1.
     """
 
     def __init__(self, images: ImageSet, transform: Any, tokenizer: Any, templates: tuple[str, ...], seed: int) -> None:
@@ -145,11 +145,8 @@ class PretrainClip(ClassificationTask):
         """Matrices decay; biases, norms, embeddings of position and the scale do not (CLIP's rule)."""
         named = list(self.classifier.model.named_parameters())
         decayed = [p for name, p in named if p.ndim >= 2 and "positional" not in name]
-        return [{"params": decayed}, {"params": [p for p in self._others(decayed)], "weight_decay": 0.0}]
-
-    def _others(self, decayed: list[Tensor]) -> list[Tensor]:
-        seen = {id(p) for p in decayed}
-        return [p for p in self.classifier.model.parameters() if id(p) not in seen]
+        others = [p for name, p in named if p.ndim < 2 or "positional" in name]
+        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of a batch: image (B, 3, H, W), tokens (B, L), caption (B,), true_captions (B, K)."""

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+import vision_lowrank as vl
+from vision_lowrank.tasks.classification.classifier import ImageClassifier
+from vision_lowrank.tasks.classification.heads import make_head
+
+CLASSES = ("red_heart", "cat face", "sun")
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return vl.load_backbone("tiny-clip", "random").eval()
+
+
+def unit(x):
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize("templates", [("a photo of a {}.",), ("a {}.", "the {}", "{}")])
+def test_text_head_is_scaled_cosine_to_the_mean_prompt(backbone, templates):
+    head = make_head("text", backbone, CLASSES, templates)
+    features = torch.randn(5, backbone.embed_dim)
+    rows = []
+    for name in ("red heart", "cat face", "sun"):
+        prompts = [unit(backbone.encode_text(backbone.tokenizer([t.replace("{}", name)])))[0] for t in templates]
+        rows.append(unit(torch.stack(prompts).mean(0)))
+    expected = backbone.model.logit_scale.exp() * unit(features) @ torch.stack(rows).T
+    assert torch.allclose(head(backbone, features), expected, atol=1e-4)
+
+
+def test_text_head_kept_features_equal_fresh_ones_until_the_tower_changes():
+    model = vl.load_backbone("tiny-clip", "random").eval()
+    head = make_head("text", model, CLASSES, ("{}",))
+    features = torch.randn(2, model.embed_dim)
+    fresh = head(model, features)
+    head.refresh(model)
+    assert torch.equal(head(model, features), fresh)
+    with torch.no_grad():
+        model.model.text_projection.mul_(torch.randn_like(model.model.text_projection))
+    assert torch.equal(head(model, features), fresh)
+    head.clear()
+    assert not torch.allclose(head(model, features), fresh)
+
+
+def test_gradient_reaches_the_text_tower_through_the_prompts(backbone):
+    head = make_head("text", backbone, CLASSES, ("{}",))
+    head(backbone, torch.randn(2, backbone.embed_dim)).sum().backward()
+    assert backbone.model.text_projection.grad.abs().sum() > 0
+    backbone.zero_grad()
+
+
+def test_linear_head_starts_uniform_and_ignores_the_scale_of_features(backbone):
+    head = make_head("linear", backbone, CLASSES, ())
+    features = torch.randn(4, backbone.embed_dim)
+    assert torch.equal(head(backbone, features), torch.zeros(4, 3))
+    torch.nn.init.normal_(head.linear.weight)
+    assert torch.allclose(head(backbone, features), head(backbone, 7 * features), atol=1e-4)
+    expected = unit(features) * backbone.embed_dim**0.5 @ head.linear.weight.T + head.linear.bias
+    assert torch.allclose(head(backbone, features), expected, atol=1e-5)
+
+
+def test_cosine_head_is_cosine_to_prototypes(backbone):
+    head = make_head("cosine", backbone, CLASSES, ())
+    features = torch.randn(4, backbone.embed_dim)
+    expected = 20 * torch.nn.functional.cosine_similarity(features[:, None], head.prototypes[None], dim=-1)
+    assert torch.allclose(head(backbone, features), expected, atol=1e-5)
+
+
+def test_fresh_adapter_leaves_the_logits_bit_for_bit(backbone):
+    pixels = torch.randn(2, 3, 48, 48)
+    model = vl.load_backbone("tiny-clip", "random").eval()
+    vl.split_attention(model)
+    before = ImageClassifier(model, "text", CLASSES, ("{}",))(pixels)
+    attached = vl.attach(model, vl.LoraConfig(r=2, dropout=0.25))
+    for train in (False, True):
+        assert torch.equal(ImageClassifier(attached.train(train), "text", CLASSES, ("{}",))(pixels), before)
