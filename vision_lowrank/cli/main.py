@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
-import click
 import typer
 
 from ..errors import UserError
@@ -21,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -129,17 +129,12 @@ def new(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; user mistakes become one line each on stderr and exit code 2."""
     try:
-        code = app(arguments, standalone_mode=False)
+        app(arguments)
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         sys.stderr.close()
-        code = 0
-    sys.exit(code if isinstance(code, int) else 0)

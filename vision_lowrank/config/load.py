@@ -45,13 +45,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
-    """`tree` with dotted assignments such as ``adapter.r=4`` merged over it, in order.
+    """`tree` with dotted assignments such as ``adapter.r=4`` made in order; assigning a mapping replaces a section.
 
     Raises:
         ConfigError: an override is not of the form ``key.path=value``.
     """
     for override in overrides:
-        tree = _merge(tree, _parse_override(override))
+        path, value = _parse_override(override)
+        if isinstance(value, dict):
+            tree = _merge(tree, _nested(path, None))
+        tree = _merge(tree, _nested(path, value))
     return tree
 
 
@@ -137,18 +140,22 @@ def _known_keys(kind: str, type_name: str) -> set[str]:
         return set()
 
 
-def _parse_override(text: str) -> Tree:
+def _parse_override(text: str) -> tuple[list[str], Any]:
+    """``a.b=value`` as (["a", "b"], value)."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError([f"override '{text}': write key.path=value, such as engine.steps=200"])
     try:
-        tree: Any = yaml.safe_load(_yaml_float(value))
+        return parts, yaml.safe_load(_yaml_float(value))
     except yaml.YAMLError:
         raise ConfigError([f"override '{text}': the value is not valid YAML"]) from None
-    for part in reversed(parts):
-        tree = {part: tree}
-    return tree
+
+
+def _nested(path: Sequence[str], value: Any) -> Tree:
+    for part in reversed(path):
+        value = {part: value}
+    return value
 
 
 def _yaml_float(value: str) -> str:

@@ -1,0 +1,25 @@
+"""Every recipe runs two steps on the CPU, its backbone replaced by the tiny one and its pictures by a few."""
+
+import pytest
+
+from vision_lowrank.config import load_config
+from vision_lowrank.experiment import run
+from vision_lowrank.paths import shipped
+
+RECIPES = sorted(p for p in shipped("configs").rglob("*.yaml") if "_base_" not in p.parts)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_runs_two_steps(path, pictures, tiny_weights, tmp_path):
+    config = load_config(path)
+    overrides = [f"backbone={{name: tiny-clip, weights: {tiny_weights}}}", f"out={tmp_path}", "engine.tensorboard=false"]
+    overrides += ["engine.steps=2", "engine.batch_size=8"]
+    if config.task.type == "fewshot":
+        overrides += ["task.seeds=[1]", "task.shots=2", "task.steps_per_shot=null"]
+    if config.data.type != "emoji_captions":
+        overrides.append(f"data={{type: folder, root: {pictures}, fractions: [0.5, 0.1, 0.4]}}")
+    else:
+        overrides.append("data.test_styles=[fluent]")
+    result = run(load_config(path, overrides))
+    assert any(name.startswith("test/") for name in result["metrics"])
+    assert result["seeds"]["1"]["cost"].get("peak_memory", 1) > 0
