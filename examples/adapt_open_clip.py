@@ -1,17 +1,19 @@
 """Adapt a CLIP of open_clip with Block-LoRA in plain PyTorch: no engine, no registry, no config file.
 
-    python examples/adapt_open_clip.py                                  # a small random CLIP on handwritten digits, seconds
-    python examples/adapt_open_clip.py --arch ViT-B-16 --weights openai # the real thing, where it can be downloaded
+    python examples/adapt_open_clip.py                                   # the shipped tiny-clip on digits, seconds
+    python examples/adapt_open_clip.py --arch ViT-B-16 --weights openai  # the real thing, where it can be downloaded
 
-What happens: attention is split so that q, k and v can be adapted one by one; the adapter is attached and *checked* (a dead
-one would be an error); the class prompts go through the adapted text tower at every step; the result is saved,
+What happens: attention is split so that q, k and v can be adapted one by one; the adapter is attached and *checked*
+(a dead one would be an error); the class prompts go through the adapted text tower at every step; the result is saved,
 exported as a plain LoRA file, and merged so that it costs nothing at inference.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +25,14 @@ import vision_lowrank as vl
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def pictures(transform) -> tuple[torch.Tensor, torch.Tensor]:
+def pictures(transform: Callable[[Image.Image], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """All digits as pixels (1797, 3, H, W), and their labels (1797,)."""
     digits = load_digits()
     images = [Image.fromarray((255 - 15 * picture).astype("uint8")).convert("RGB") for picture in digits.images]
     return torch.stack([transform(image) for image in images]), torch.as_tensor(digits.target)
 
 
-def logits(model, pixels: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+def logits(model: Any, pixels: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
     """Scaled cosine similarities (B, 10) of pictures and prompts."""
     image = F.normalize(model.encode_image(pixels), dim=-1)
     text = F.normalize(model.encode_text(prompts), dim=-1)
@@ -38,7 +40,7 @@ def logits(model, pixels: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def accuracy(model, pixels: torch.Tensor, labels: torch.Tensor, prompts: torch.Tensor) -> float:
+def accuracy(model: Any, pixels: torch.Tensor, labels: torch.Tensor, prompts: torch.Tensor) -> float:
     """Share of pictures whose best prompt is the right one."""
     model.eval()
     best = torch.cat([logits(model, batch, prompts).argmax(dim=-1) for batch in pixels.split(256)])

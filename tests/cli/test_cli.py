@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import vision_lowrank as vl
@@ -325,7 +324,9 @@ def test_interrupt_says_how_to_go_on(recipe, tmp_path):
         return [sys.executable, "-m", "vision_lowrank", "train", *more]
 
     settings = ["task.seeds=[1]", "engine.steps=60", "name=stopped"]
-    process = subprocess.Popen(command(str(recipe), *settings), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(str(recipe), *settings), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     checkpoints = tmp_path / "runs" / "stopped" / "seed-1" / "checkpoints"
     while not list(checkpoints.glob("step-*")) and process.poll() is None:
         time.sleep(0.05)

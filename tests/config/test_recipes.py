@@ -12,7 +12,11 @@ RECIPES = sorted(p for p in shipped("configs").rglob("*.yaml") if "_base_" not i
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_runs_two_steps(path, pictures, tiny_weights, tmp_path):
     config = load_config(path)
-    overrides = [f"backbone={{name: tiny-clip, weights: {tiny_weights}}}", f"out={tmp_path}", "engine.tensorboard=false"]
+    overrides = [
+        f"backbone={{name: tiny-clip, weights: {tiny_weights}}}",
+        f"out={tmp_path}",
+        "engine.tensorboard=false",
+    ]
     overrides += ["engine.steps=2", "engine.batch_size=8"]
     if config.task.type == "fewshot":
         overrides += ["task.seeds=[1]", "task.shots=2", "task.steps_per_shot=null"]
