@@ -24,19 +24,19 @@ from statistics import fmean, median, pstdev
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .config import RunConfig, environment, to_tree, to_yaml
 from .data.base import ImageSet
 from .engine.cost import peak_bytes
 from .engine.loop import Engine
+from .engine.runtime import Runtime
 from .engine.seeding import Stream, seed_everything
 from .errors import ArtefactError, UserError
 from .files import write_text
 from .metrics.classification import confusion_matrix
 from .registry import registry
 from .targets.coverage import coverage
-from .tasks.base import Task, count
+from .tasks.base import Outputs, Task, count
 from .viz.report import write_report
 
 WORST_MISTAKES = 24
@@ -75,8 +75,9 @@ def run(config: RunConfig) -> dict[str, Any]:
         "metrics": summarise(each["metrics"] for each in results.values()),
         "seeds": results,
     }
-    write_text(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_report(folder)
+    if Runtime().is_main:
+        write_text(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_report(folder)
     return result
 
 
@@ -113,9 +114,10 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
         "facts": task.describe(),
         "cost": cost | _step_seconds(folder / "metrics.jsonl"),
         "coverage": _coverage(task),
-        **_details(task, engine.outputs, folder),
+        **_details(task, engine.outputs),
     }
     if engine.is_main:
+        write_text(folder / "mistakes.json", json.dumps(_mistakes(task, engine.outputs), ensure_ascii=False) + "\n")
         task.save_artefact(folder / "artefact", {"config": to_tree(config), "metrics": metrics, **environment()})
         write_text(path, json.dumps(result, ensure_ascii=False) + "\n")
     return result
@@ -159,37 +161,42 @@ def _coverage(task: Task) -> dict[str, Any] | None:
     return coverage(model).to_dict() if hasattr(model, "peft_config") else None
 
 
-def _details(task: Any, outputs: Mapping[str, Mapping[str, Tensor]], folder: Path) -> dict[str, Any]:
-    """Confusion matrix of every test set, and the worst mistakes with pictures in ``mistakes.json``."""
-    tests = {name: out for name, out in outputs.items() if name.startswith("test/") and "logits" in out}
-    if not tests:
-        return {}
-    images = task.image_sets("test")
-    mistakes = [row for name, out in tests.items() for row in _mistakes(images[name], name, out)]
-    mistakes.sort(key=lambda row: -row["probability"])
-    write_text(folder / "mistakes.json", json.dumps(mistakes[:WORST_MISTAKES], ensure_ascii=False) + "\n")
-    return {
-        "classes": list(task.classifier.classes),
-        "confusion": {name: confusion_matrix(out["logits"], out["label"]).tolist() for name, out in tests.items()},
-    }
+def _tests(outputs: Mapping[str, Outputs]) -> dict[str, Outputs]:
+    """Outputs of the test sets, where they are those of a classifier."""
+    return {name: out for name, out in outputs.items() if name.startswith("test/") and "logits" in out}
 
 
-def _mistakes(images: ImageSet, name: str, outputs: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """The most confident wrong predictions of one set, as rows with a thumbnail."""
+def _details(task: Any, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
+    """Class names, and the confusion matrix of every test set."""
+    matrices = {name: confusion_matrix(o["logits"], o["label"]).tolist() for name, o in _tests(outputs).items()}
+    return {"classes": list(task.classifier.classes), "confusion": matrices} if matrices else {}
+
+
+def _mistakes(task: Any, outputs: Mapping[str, Outputs]) -> list[dict[str, Any]]:
+    """The most confident wrong predictions of all test sets, worst first, as rows with a thumbnail."""
+    tests = _tests(outputs)
+    images = task.image_sets("test") if tests else {}
+    worst = sorted(((p, name, row) for name, out in tests.items() for p, row in _wrong(out)), key=lambda each: -each[0])
+    return [_mistake(images[name], name, tests[name], row, p) for p, name, row in worst[:WORST_MISTAKES]]
+
+
+def _wrong(outputs: Outputs) -> list[tuple[float, int]]:
+    """(confidence, row) of every wrong prediction of one set."""
     confidence, predicted = outputs["logits"].float().softmax(dim=-1).max(dim=-1)
-    wrong = (predicted != outputs["label"]).nonzero().flatten()
-    worst = wrong[confidence[wrong].argsort(descending=True)][:WORST_MISTAKES]
-    return [
-        {
-            "set": name,
-            "key": images.keys[index],
-            "true": images.classes[images.labels[index]],
-            "predicted": images.classes[int(predicted[row])],
-            "probability": round(float(confidence[row]), 4),
-            "image": _thumbnail(images, index),
-        }
-        for row, index in ((int(row), int(outputs["index"][row])) for row in worst)
-    ]
+    rows = (predicted != outputs["label"]).nonzero().flatten().tolist()
+    return [(confidence[row].item(), row) for row in rows]
+
+
+def _mistake(images: ImageSet, name: str, outputs: Outputs, row: int, probability: float) -> dict[str, Any]:
+    index = int(outputs["index"][row])
+    return {
+        "set": name,
+        "key": images.keys[index],
+        "true": images.classes[images.labels[index]],
+        "predicted": images.classes[int(outputs["logits"][row].argmax())],
+        "probability": round(probability, 4),
+        "image": _thumbnail(images, index),
+    }
 
 
 def _thumbnail(images: ImageSet, index: int) -> str:

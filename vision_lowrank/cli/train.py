@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from ..config import load_config
-from ..engine import Interrupted
+from ..engine import Interrupted, Runtime
 from ..errors import UserError
 from ..experiment import run, run_folder
 from .tables import metrics_table, print_table
@@ -31,6 +31,8 @@ def train_command(config: Path | None, overrides: list[str], resume: Path | None
     except Interrupted as stop:
         print(f"{stop} Go on with: vision-lowrank train --resume {folder}", file=sys.stderr)
         raise typer.Exit(stop.exit_code) from None
+    if not Runtime().is_main:
+        return
     print_table(metrics_table(result))
     print(f"report: {folder / 'report.html'}")
     for seed in result["seeds"]:
