@@ -11,12 +11,12 @@ from ..config.load import apply_overrides
 from ..config.schema import RunConfig
 from ..engine.loop import Engine
 from ..errors import UserError
-from ..experiment import build_task, summarise
+from ..experiment import build_task
 from ..files import write_text
 from ..tasks.base import Task
 from ..tasks.classification.base import ClassificationTask, load_splits
 from ..tasks.classification.classifier import ImageClassifier, read_artefact
-from .tables import metrics_table, print_table
+from .tables import print_table, values_table
 
 
 def evaluate_command(target: Path, overrides: list[str], json_path: Path | None) -> None:
@@ -24,7 +24,7 @@ def evaluate_command(target: Path, overrides: list[str], json_path: Path | None)
     task, config = _artefact_task(target, overrides) if target.is_dir() else _recipe_task(target, overrides)
     with tempfile.TemporaryDirectory() as scratch:
         metrics = Engine(config.engine, task, Path(scratch), seed=config.seed).evaluate("test")
-    print_table(metrics_table({"name": str(target), "seeds": {"": 0}, "baseline": {}, "metrics": summarise([metrics])}))
+    print_table(values_table(str(target), metrics))
     if json_path:
         write_text(json_path, json.dumps(metrics, indent=1) + "\n")
 

@@ -19,13 +19,23 @@ def print_table(table: Table) -> None:
 def metrics_table(result: Mapping[str, Any]) -> Table:
     """Untrained, trained and the difference, for every metric of a run's ``result.json``."""
     seeds = len(result["seeds"])
-    table = Table(title=f"{result['name']} ({seeds} seed{'s' if seeds > 1 else ''})")
+    table = Table(title=f"{result['name']} ({seeds} seed{'s' if seeds > 1 else ''}; accuracies in percent)")
     for column, justify in (("metric", "left"), ("untrained", "right"), ("trained", "right"), ("change", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for name, trained in result["metrics"].items():
         before = result["baseline"].get(name)
         change = f"{_scale(name) * (trained['mean'] - before['mean']):+.1f}" if before and _is_fraction(name) else ""
         table.add_row(name, shown(name, before), shown(name, trained), change)
+    return table
+
+
+def values_table(name: str, metrics: Mapping[str, float]) -> Table:
+    """Metrics of one model."""
+    table = Table(title=f"{name} (accuracies in percent)")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for metric, value in metrics.items():
+        table.add_row(metric, shown(metric, {"mean": value, "std": 0.0, "n": 1}))
     return table
 
 
