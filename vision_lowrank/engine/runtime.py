@@ -8,12 +8,14 @@ does not use, a hook that freezes layers and a gradient rule that differentiates
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast, gather_object, reduce, send_to_device
 from torch import Tensor
@@ -117,3 +119,14 @@ class Runtime:
 
     def _sum(self, tensor: Tensor) -> Tensor:
         return reduce(tensor, "sum") if self.world_size > 1 else tensor
+
+
+@atexit.register
+def _leave() -> None:
+    """Leave the other processes while Python still runs.
+
+    A worker thread of gloo or NCCL that frees a tensor during the interpreter's finalisation aborts the process, after
+    a run that went well (pytorch/pytorch#179291).
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
