@@ -29,7 +29,9 @@ T = TypeVar("T")
 ENTRY_POINT_GROUP = "vision_lowrank"
 
 # Where the parts of each kind live: looking one up imports the modules of its package.
-PACKAGES = {"adapter": "adapters", "backbone": "backbones", "data": "data", "task": "tasks"}
+PACKAGES = {
+    "adapter": "adapters", "backbone": "backbones", "data": "data", "initializer": "initializers", "task": "tasks",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

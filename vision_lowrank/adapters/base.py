@@ -7,13 +7,20 @@ With the linear's weight W (out, in), x (..., in)::
 with A (r, in) and B (out, r) from :meth:`WeightUpdate.factors`. A method without factors overrides ``delta`` and
 ``forward``. Several adapters, switching, disabling, merging, saving and conversion to LoRA are written once, in
 :mod:`vision_lowrank.adapters.tuner`, so a method's file holds its mathematics and nothing else.
+
+An update that starts at B_0 A_0 ≠ 0 without moving the output carries an *offset* beside W, which is never altered::
+
+    ΔW = scale · (B A - B_0 A_0) = scale · [B, -B_0] [A; A_0]
+
+so that disabling gives the base bit for bit, and the plain-LoRA export, of up to twice the rank, is exact.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from peft import PeftConfig
@@ -54,17 +61,15 @@ def check_rank(r: int, largest: int, name: str, why: str) -> None:
 
 
 @dataclass
-class AdapterConfig(PeftConfig):
-    """What every config of ours has; PEFT accepts it in ``get_peft_model`` directly."""
+class MethodConfig(PeftConfig):
+    """What every config of ours has; PEFT accepts it in ``get_peft_model`` directly.
+
+    A method may train in several *phases*, each a stage of the engine: :meth:`phases` names them, and
+    :meth:`begin_phase` gets the method's updates of all layers ready for one.
+    """
 
     method: ClassVar[str]
 
-    r: int = field(default=2, metadata={"help": "rank"})
-    alpha: float = field(default=1.0, metadata={"help": "numerator of the scale"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the adapter; the recipe has 0.25"})
-    scaling: Literal["rslora", "lora"] = field(
-        default="rslora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
-    )
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "names, or a regular expression"})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names never adapted"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained and saved in full"})
@@ -72,9 +77,41 @@ class AdapterConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = self.method.upper()
-        check_common(self.r, self.dropout, self.scaling)
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
+
+    def prepare(self, weights: Mapping[str, Tensor]) -> None:
+        """Called with all target weights, layer name -> (out, in), before the first layer is made."""
+
+    def phases(self) -> dict[str, dict[str, Any]]:
+        """Names of the training phases, in order, with the engine settings that each overrides."""
+        return {"train": {}}
+
+    def begin_phase(self, updates: Mapping[str, WeightUpdate], phase: str) -> None:
+        """Called before a phase starts or resumes, with the update of every layer by name."""
+
+
+@dataclass
+class AdapterConfig(MethodConfig):
+    """Base of all configs with a rank.
+
+    Attributes:
+        initializer: name of the initialiser that gave the start; set by :func:`vision_lowrank.attach`.
+        offset: whether the updates carry an offset; set by :func:`vision_lowrank.attach`.
+    """
+
+    r: int = field(default=2, metadata={"help": "rank"})
+    alpha: float = field(default=1.0, metadata={"help": "numerator of the scale"})
+    dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the adapter; the recipe has 0.25"})
+    scaling: Literal["rslora", "lora"] = field(
+        default="rslora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
+    )
+    initializer: str | None = field(default=None, metadata={"help": "set by attach"})
+    offset: bool = field(default=False, metadata={"help": "set by attach"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_common(self.r, self.dropout, self.scaling)
 
     @property
     def scale(self) -> float:
@@ -90,25 +127,75 @@ class Factors(NamedTuple):
     scale: float
 
 
-class WeightUpdate(nn.Module):
-    """What one adapter holds and adds on one linear. Subclasses create parameters and give ``factors`` or ``delta``.
+class Start(NamedTuple):
+    """Where an initialiser lets ΔW begin: scale · B core A with A (r, in), core (r, r) and B (out, r)."""
 
-    Every parameter is trained; what is frozen is a buffer (``persistent=False`` keeps it out of checkpoints).
+    A: Tensor
+    core: Tensor
+    B: Tensor
+
+
+class WeightUpdate(nn.Module):
+    """What one adapter holds and adds on one linear. Subclasses create tensors and give ``own_factors`` or ``delta``.
+
+    Parameters are trained, buffers are frozen; ``persistent=False`` keeps a buffer out of checkpoints. The engine calls
+    what an update has of these: ``extra_losses() -> {name: scalar}`` at each loss, ``proximal_step(lr)`` after each
+    optimiser step, ``set_progress(optimizer, step, steps)`` when a stage starts or resumes and after each step.
+
+    Attributes:
+        no_decay: names of own parameters that weight decay must not touch.
+        no_clip: names of own parameters that are left out of gradient clipping.
+        checkpoint_whole: the engine checkpoints buffers too, and parameters whether they train or not.
+        shares_A: A is frozen, so that the offset needs only B_0 and the rank does not double.
     """
+
+    no_decay: ClassVar[tuple[str, ...]] = ()
+    no_clip: ClassVar[tuple[str, ...]] = ()
+    checkpoint_whole: ClassVar[bool] = True
+    shares_A: bool = False
+
+    offset_A: Tensor | None
+    offset_B: Tensor | None
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.scale = config.scale
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.register_buffer("offset_A", None)
+        self.register_buffer("offset_B", None)
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the trained tensors: float32 or wider."""
         return next(self.parameters()).dtype
 
+    def own_factors(self) -> Factors | None:
+        """A (r, in), B (out, r) and the scale, differentiable, without the offset; None where there is no such form."""
+        return None
+
     def factors(self) -> Factors | None:
-        """A (r, in), B (out, r) and the scale, differentiable; None where ΔW has no such form."""
-        raise NotImplementedError
+        """A, B and the scale of the whole ΔW, offset included: up to twice the rank of :meth:`own_factors`."""
+        own = self.own_factors()
+        if own is None or self.offset_B is None:
+            return own
+        if self.offset_A is None:
+            return own._replace(B=own.B + self.offset_B)
+        return own._replace(A=torch.cat([own.A, self.offset_A]), B=torch.cat([own.B, self.offset_B], dim=1))
+
+    def start_from(self, start: Start) -> None:
+        """Take an initialiser's factors, as far as the method can hold them.
+
+        Raises:
+            UserError: the method has no factors to set.
+        """
+        raise UserError(f"{type(self).__name__} defines its own start: leave the initializer out.")
+
+    @torch.no_grad()
+    def hold_output(self) -> None:
+        """Carry an offset that makes ΔW zero now."""
+        A, B, _ = self.own_factors()
+        self.offset_A = None if self.shares_A else A.clone()
+        self.offset_B = -B.clone()
 
     def delta(self) -> Tensor:
         """ΔW (out, in), scale included."""

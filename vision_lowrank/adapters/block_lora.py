@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import register
-from .base import AdapterConfig, Factors, WeightUpdate, check_rank
+from .base import AdapterConfig, Factors, Start, WeightUpdate, check_rank
 from .tuner import register_method
 
 
@@ -67,9 +67,15 @@ class BlockLora(WeightUpdate):
         self.B = nn.Parameter(torch.zeros(config.blocks, out_features, rank, **like))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
-    def factors(self) -> Factors:
+    def own_factors(self) -> Factors:
         """A (q, in), ΣB (out, q), s."""
         return Factors(self.A, self.B.sum(dim=0), self.scale)
+
+    @torch.no_grad()
+    def start_from(self, start: Start) -> None:
+        """A (q, in), and B (out, q) in equal parts on the n arms."""
+        self.A.copy_(start.A)
+        self.B.copy_((start.B @ start.core / len(self.B)).expand_as(self.B))
 
 
 register_method("block_lora", BlockLoraConfig, BlockLora)

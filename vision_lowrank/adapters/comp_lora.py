@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from ..errors import ArtefactError, UserError, near_miss
 from ..registry import register
-from .base import AdapterConfig, Factors, WeightUpdate, check_rank
+from .base import AdapterConfig, Factors, Start, WeightUpdate, check_rank
 from .tuner import register_method
 
 logger = logging.getLogger(__name__)
@@ -128,14 +128,21 @@ class CompLora(WeightUpdate):
         """(A_exp, B_exp) -> own pair: the inverse of :meth:`expand` on the complement."""
         raise NotImplementedError
 
-    def factors(self) -> Factors:
+    def own_factors(self) -> Factors:
         """A_exp (r, in), B_exp (out, r), s."""
         return Factors(*self.expand(self.A, self.B), self.scale)
+
+    @torch.no_grad()
+    def start_from(self, start: Start) -> None:
+        """The part of the pair that lies in the complement."""
+        A, B = self.reduce(start.A, start.B @ start.core)
+        self.A.copy_(A)
+        self.B.copy_(B)
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The expanded pair."""
         A, B = self.expand(state["A"], state["B"])
-        return {"A": A, "B": B}
+        return state | {"A": A, "B": B}
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The own pair of an expanded one.
@@ -153,7 +160,7 @@ class CompLora(WeightUpdate):
                     "a saved Comp-LoRA pair lies outside this weight's complement: it was trained on other base "
                     "weights or with other protect_* options; load it on its own base."
                 )
-        return {"A": own[0], "B": own[1]}
+        return state | {"A": own[0], "B": own[1]}
 
     def facts(self) -> dict[str, float]:
         """k, the sizes of the complement and the share of energy that is protected."""

@@ -10,17 +10,24 @@ B at zero. r (in + out) parameters per layer. CLIP-LoRA's recipe is r = 2, alpha
 every block of both towers; the default dropout here is 0.
 
 What is saved is an ordinary LoRA config of PEFT, which loads without this package.
+
+With an initialiser ΔW = s · (B A - B_0 A_0) carries an offset that PEFT's layer has no place for; then
+:class:`OffsetLora` takes its place, and ``export_lora`` writes the plain LoRA of rank 2r.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import peft
+import torch
+from torch import Tensor, nn
 
 from ..registry import register
-from .base import check_common, scale_of
+from .base import AdapterConfig, Factors, Start, WeightUpdate, check_common, check_rank, scale_of
+from .tuner import register_method
 
 OWN = ("alpha", "dropout", "scaling")
 
@@ -56,3 +63,39 @@ class LoraConfig(peft.LoraConfig):
     def to_dict(self) -> dict[str, Any]:
         """PEFT's own LoRA config, without the names of this package."""
         return {name: value for name, value in super().to_dict().items() if name not in OWN}
+
+    def with_offset(self) -> OffsetLoraConfig:
+        """The same LoRA for layers that can carry an offset."""
+        same = ("r", *OWN, "target_modules", "exclude_modules", "modules_to_save")
+        return OffsetLoraConfig(**{name: getattr(self, name) for name in same})
+
+
+@dataclass
+class OffsetLoraConfig(AdapterConfig):
+    """LoRA on layers of this package: what :class:`LoraConfig` becomes when an initialiser is given."""
+
+
+class OffsetLora(WeightUpdate):
+    """A (r, in) Kaiming-uniform and B (out, r) zero, both trained."""
+
+    def __init__(self, weight: Tensor, config: OffsetLoraConfig, name: str) -> None:
+        super().__init__(config)
+        out_features, in_features = weight.shape
+        check_rank(config.r, min(weight.shape), name, f"a linear of {in_features} to {out_features}")
+        like = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+        self.A = nn.Parameter(torch.empty(config.r, in_features, **like))
+        self.B = nn.Parameter(torch.zeros(out_features, config.r, **like))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def own_factors(self) -> Factors:
+        """A (r, in), B (out, r), s."""
+        return Factors(self.A, self.B, self.scale)
+
+    @torch.no_grad()
+    def start_from(self, start: Start) -> None:
+        """A, and B times the core."""
+        self.A.copy_(start.A)
+        self.B.copy_(start.B @ start.core)
+
+
+register_method("offset_lora", OffsetLoraConfig, OffsetLora)

@@ -23,7 +23,7 @@ HIDDEN = {
     *("inference_mode", "target_modules", "exclude_modules", "target_parameters", "layers_to_transform"),
     *("layers_pattern", "modules_to_save", "fan_in_fan_out", "bias", "megatron_config", "megatron_core"),
     *("runtime_config", "layer_replication", "trainable_token_indices", "ensure_weight_tying"),
-    "alora_invocation_tokens",
+    *("alora_invocation_tokens", "initializer", "offset"),
 }
 
 

@@ -79,7 +79,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def add(self, adapter_name: str, config: AdapterConfig, key: str) -> None:
         """Create a new adapter for this layer, which is called `key` in the model."""
         weight = self.base_layer.weight if self._kept_weight is None else self._kept_weight
-        self.weight_update[adapter_name] = METHODS[config.peft_type].update(self.oriented(weight.detach()), config, key)
+        update = METHODS[config.peft_type].update(self.oriented(weight.detach()), config, key)
+        if config.offset and update.offset_B is None:
+            update.hold_output()  # a saved one is loaded into it
+        self.weight_update[adapter_name] = update
         self.set_adapter(self.active_adapters)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -144,8 +147,10 @@ class AdapterTuner(BaseTuner):
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's, but a refused layer leaves the model as it was."""
+        """As PEFT's, but the config sees all weights first, and a refused layer leaves the model as it was."""
+        config = self.peft_config[adapter_name]
         try:
+            config.prepare(self._target_weights(model, config))
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except UserError:
             self._take_back(model, adapter_name)
@@ -175,6 +180,16 @@ class AdapterTuner(BaseTuner):
             raise UserError(
                 f"{peft_config.method} cannot adapt '{current_key}', a {kind}: choose linears that are not quantised."
             )
+
+    def _target_weights(self, model: nn.Module, config: AdapterConfig) -> dict[str, Tensor]:
+        """Weights (out, in) of the linears that `config` targets, by name."""
+        weights = {}
+        for name, module in model.named_modules():
+            linear = module.base_layer if isinstance(module, AdapterLayer) else module
+            targeted = config.target_modules is not None and self._check_target_module_exists(config, name)
+            if targeted and isinstance(linear, nn.Linear | Conv1D):
+                weights[name] = (linear.weight.T if isinstance(linear, Conv1D) else linear.weight).detach()
+        return weights
 
     @staticmethod
     def _take_back(model: nn.Module, adapter_name: str) -> None:

@@ -1,0 +1,55 @@
+"""What an initialiser is: options, and the rule that turns one layer's weight (and gradient) into starting factors.
+
+An initialiser gives a :class:`~vision_lowrank.adapters.base.Start`: A (r, in), core (r, r) and B (out, r), to be used
+as ΔW = scale · B core A. A method takes what it can hold of it (``WeightUpdate.start_from``): LoRA takes A and
+B core, Comp-LoRA the part inside its complement. W is never altered. Where the initialiser :attr:`keeps_output`, the
+update then carries an offset that makes ΔW zero; otherwise the model starts away from the base by definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..adapters.base import Start
+from ..config.schema import Section
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear that an initialiser looks at.
+
+    Attributes:
+        name: of the layer, for messages.
+        weight: W (out, in), float32 or wider; read only.
+        gradient: mean gradient of the loss with respect to W (out, in); None unless the initialiser needs it.
+        r: rank of the factors to give.
+        scale: what the method multiplies B core A by.
+    """
+
+    name: str
+    weight: Tensor
+    gradient: Tensor | None
+    r: int
+    scale: float
+
+
+class Initializer(Section):
+    """Base of all initialisers; their fields are the keys of a config's ``initializer:`` section."""
+
+    needs_gradient: ClassVar[bool] = False
+
+    @property
+    def keeps_output(self) -> bool:
+        """Whether attaching leaves the output unchanged."""
+        return True
+
+    def start(self, site: Site) -> Start:
+        """Factors for one layer.
+
+        Raises:
+            UserError: the layer has no room for the rank, or its gradient is zero.
+        """
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Which modules adapt, and with which rank."""
