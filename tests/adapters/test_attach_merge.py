@@ -1,6 +1,7 @@
 import peft
 import pytest
 import torch
+from fixtures.models import moved
 from torch import nn
 
 from vision_lowrank.adapters.attach import attach
@@ -21,15 +22,6 @@ def backbone(dtype=torch.float32):
 
 def pixels(dtype=torch.float32):
     return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def moved(model):
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model.eval()
 
 
 def adapted_paths(model):

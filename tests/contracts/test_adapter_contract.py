@@ -11,89 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import open_clip
 import peft
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
-from transformers import ViTConfig, ViTModel
+from fixtures.hosts import HOSTS, WIDTH
 
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.comp_lora import CompLoraConfig
+from vision_lowrank.adapters.kasa import KasaConfig
+from vision_lowrank.adapters.lamda import LamdaConfig
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.adapters.lora_xs import LoraXsConfig
 from vision_lowrank.adapters.peft_method import peft_method
+from vision_lowrank.adapters.rand_lora import RandLoraConfig
+from vision_lowrank.adapters.slora import SloraConfig
 from vision_lowrank.adapters.tuner import tuner_layers
 from vision_lowrank.export.lora import export_lora
-from vision_lowrank.targets.attention import split_attention
-
-WIDTH = 32
-
-# --- hosts -----------------------------------------------------------------------------------------------------------
-
-
-class Mlp(nn.Module):
-    """Two linears that are not square."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
-
-    def forward(self, x):
-        return self.fc2(torch.tanh(self.fc1(x)))
-
-
-def clip():
-    vision = {"image_size": 32, "layers": 1, "width": WIDTH, "patch_size": 16, "head_width": 16}
-    text = {"context_length": 8, "vocab_size": 64, "width": WIDTH, "heads": 2, "layers": 1}
-    return split_attention(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text))
-
-
-def timm_vit():
-    return split_attention(
-        VisionTransformer(img_size=32, patch_size=16, embed_dim=WIDTH, depth=2, num_heads=2, num_classes=0)
-    )
-
-
-def hf_vit():
-    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 2 * WIDTH}
-    return ViTModel(ViTConfig(image_size=32, patch_size=16, **sizes), add_pooling_layer=False)
-
-
-def attention_linears(model):
-    """The last parts of the names of q and v, whatever the library calls them."""
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return sorted(names & {"q_proj", "v_proj", "query", "value"})
-
-
-@dataclass(frozen=True)
-class Host:
-    build: Callable[[], nn.Module]
-    run: Callable[[nn.Module], torch.Tensor]
-    targets: Callable[[nn.Module], list[str]]
-
-
-def pixels(model, scale=1.0):
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(2, 3, 32, 32, generator=generator).to(next(model.parameters()).dtype) * scale
-
-
-def run_mlp(model):
-    generator = torch.Generator().manual_seed(3)
-    return model(torch.randn(2, 3, WIDTH, generator=generator).to(next(model.parameters()).dtype))
-
-
-def run_clip(model):
-    tokens = torch.arange(16).reshape(2, 8)
-    return torch.cat([model.encode_image(pixels(model)), model.encode_text(tokens)])
-
-
-HOSTS = {
-    "mlp": Host(Mlp, run_mlp, lambda model: ["fc1", "fc2"]),
-    "timm": Host(timm_vit, lambda model: model(pixels(model)), attention_linears),
-    "open_clip": Host(clip, run_clip, attention_linears),
-    "hf": Host(hf_vit, lambda model: model(pixels(model)).last_hidden_state, attention_linears),
-}
 
 # --- methods ---------------------------------------------------------------------------------------------------------
 
@@ -106,7 +39,7 @@ class Row:
         config: target modules -> config.
         delta: (weight, trained tensors by last name, layer) -> ΔW in float64, written independently; None for PEFT's.
         count: (out, in) -> trained parameters of a layer.
-        start: how far the output may be from the base's when attached.
+        start: how far the output may be from the base's when attached; infinite where the method starts elsewhere.
         keeps_base: whether disabling gives the base back bit for bit.
         reload: how far a reloaded model may be off.
         true_gradient: whether the method's gradient is that of its forward; DoRA's paper treats a norm as a constant.
@@ -152,6 +85,42 @@ def projector_delta(weight, own, layer):
     return 3 / np.sqrt(2) * out_c @ numpy(own["B"]) @ numpy(own["A"]) @ in_c
 
 
+def best(weight, r):
+    """U (out, r), σ (r,) and Vᵀ (r, in) of the r largest singular triplets."""
+    U, sigma, Vt = np.linalg.svd(numpy(weight), full_matrices=False)
+    return U[:, :r], sigma[:r], Vt[:r]
+
+
+def xs_delta(weight, own, layer):
+    """The core sits in a basis whose signs are the layer's own, so they are read off its A."""
+    U, sigma, Vt = best(weight, 2)
+    A = numpy(layer.weight_update["default"].A)
+    np.testing.assert_allclose(abs(A), abs(sigma[:, None] * Vt), atol=1e-6)
+    signs = np.sign((A * Vt).sum(axis=1))
+    return 3 / 2 * (U * signs) @ numpy(own["core"]) @ (sigma[:, None] * Vt * signs[:, None])
+
+
+def slora_delta(weight, own, layer):
+    return 3 / 2 * numpy(own["B"]) @ numpy(own["core"]) @ numpy(own["A"])
+
+
+def inttune_delta(weight, own, layer):
+    W = numpy(weight)
+    return 3 / 2 * W[:, :2] @ numpy(own["core"]) @ W[:2]
+
+
+def lamda_delta(weight, own, layer):
+    """W - U Σ Vᵀ plus the trained product, whatever the signs of the frozen A."""
+    U, sigma, Vt = best(weight, 2)
+    return 3 / 2 * numpy(own["B"]) @ numpy(own["core"]) @ numpy(layer.weight_update["default"].A) - U * sigma @ Vt
+
+
+def kasa_delta(weight, own, layer):
+    U, sigma, Vt = np.linalg.svd(numpy(weight), full_matrices=False)
+    removed = U[:, -2:] * sigma[-2:] @ Vt[-2:]
+    return 3 / 2 * numpy(own["B"]) @ np.diag(numpy(own["sigma"])) @ numpy(own["A"]) - removed
+
+
 def by_name(name, **options):
     return lambda targets: peft_method(name, target_modules=targets, **options)
 
@@ -173,6 +142,20 @@ OURS = {
         lambda o, i: 2 * (o + i),
         reload=1e-4,
     ),
+    "lora_xs": Row(lambda t: LoraXsConfig(r=2, alpha=3, target_modules=t), xs_delta, lambda o, i: 4, start=1e-3),
+    "kasa": Row(
+        lambda t: KasaConfig(r=2, alpha=3, target_modules=t), kasa_delta, lambda o, i: 2 * (o + i) + 2, start=np.inf
+    ),
+    "slora": Row(lambda t: SloraConfig(r=2, alpha=3, target_modules=t), slora_delta, lambda o, i: 2 * (o + i) + 4),
+    "slora middle": Row(
+        lambda t: SloraConfig(r=2, alpha=3, train="middle", target_modules=t),
+        inttune_delta,
+        lambda o, i: 4,
+        start=np.inf,
+    ),
+    "lamda": Row(
+        lambda t: LamdaConfig(r=2, alpha=3, target_modules=t), lamda_delta, lambda o, i: 4 + 2 * o, start=1e-5
+    ),
 }
 PEFTS = {
     "DORA": Row(by_name("DORA", r=2), count=lambda o, i: 2 * (o + i) + o, start=1e-5, true_gradient=False),
@@ -181,6 +164,9 @@ PEFTS = {
     "LOKR": Row(by_name("LOKR", r=2)),
     "VERA": Row(by_name("VERA", r=4), count=lambda o, i: 4 + o),
     "RANDLORA": Row(by_name("RANDLORA", r=4)),
+    "rand_lora": Row(
+        lambda t: RandLoraConfig(r=5, target_modules=t), count=lambda o, i: -(-min(o, i) // 5) * (5 + min(o, i))
+    ),
     "OFT": Row(by_name("OFT", r=0, oft_block_size=8), start=1e-5),
     "HIRA": Row(by_name("HIRA", r=2), count=lambda o, i: 2 * (o + i)),
     "MISS": Row(by_name("MISS", r=4), count=lambda o, i: 4 * o),

@@ -5,6 +5,7 @@ import sys
 import peft
 import pytest
 import torch
+from fixtures.models import moved
 from torch import nn
 
 from vision_lowrank.adapters.attach import attach
@@ -24,15 +25,6 @@ OURS = {
     "comp_lora": CompLoraConfig(r=3, alpha=2),
 }
 ours = pytest.mark.parametrize("config", OURS.values(), ids=OURS)
-
-
-def moved(model):
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model.eval()
 
 
 def clip():

@@ -17,6 +17,8 @@ from peft import PeftConfig, PeftModel
 
 from ..backbones.base import Backbone
 from ..errors import UserError
+from ..initializers.base import Initializer
+from ..initializers.initialize import Losses, initialize
 from ..targets.attention import split_attention
 from ..targets.coverage import coverage
 from ..targets.select import Layers, select
@@ -56,6 +58,8 @@ def attach(
     modules: Sequence[str] = ("q", "k", "v"),
     adapter_name: str = "default",
     check: bool = True,
+    initializer: Initializer | None = None,
+    losses: Losses | None = None,
 ) -> PeftModel:
     """Attach an adapter; the backbone is changed in place and lives on inside the returned model.
 
@@ -67,9 +71,11 @@ def attach(
         config: any config of ours or of PEFT; it is copied. ``target_modules`` that it names itself win over `modules`.
         towers: names of the towers to adapt; None for all that the backbone has.
         layers: ``"all"``, block numbers, a slice such as ``"-4:"``, or one of these per tower.
-        modules: logical names out of ``q k v o fc1 fc2``.
+        modules: logical names out of ``q k v o fc1 fc2``, and ``mlp`` for methods that adapt it whole.
         adapter_name: name of the adapter.
         check: run the probe pass.
+        initializer: where the adapter starts, such as ``vl.Pissa()``; None for the method's own start.
+        losses: for initialisers that look at gradients, one function per calibration batch, model -> mean loss.
 
     Raises:
         UserError: a method, name, tower, layer, module or rank that cannot be used here; the backbone is left without
@@ -81,17 +87,22 @@ def attach(
     split_attention(base)
     towers = tuple(base.towers) if towers is None else tuple(towers)
     config = copy.deepcopy(config)
+    if initializer is not None and isinstance(config, LoraConfig):
+        config = config.with_offset()
     named = config.target_modules is not None
     if not named:
-        config.target_modules = set(select(base, towers, layers, modules))
+        beyond = getattr(config, "beyond_linears", ())
+        config.target_modules = set(select(base, towers, layers, modules, beyond))
         _check_lora_rank(base, config)
     model = inject(backbone, config, adapter_name)
-    if check:
-        try:
+    try:
+        if initializer is not None:
+            initialize(model, initializer, losses, adapter_name)
+        if check:
             coverage(model)
-        except Exception:
-            detach(model, adapter_name)
-            raise
+    except Exception:
+        detach(model, adapter_name)
+        raise
     model.attachments[adapter_name] = Attachment(
         backbone=base.name,
         weights=base.weights,

@@ -66,9 +66,13 @@ class MethodConfig(PeftConfig):
 
     A method may train in several *phases*, each a stage of the engine: :meth:`phases` names them, and
     :meth:`begin_phase` gets the method's updates of all layers ready for one.
+
+    Attributes:
+        beyond_linears: logical names of modules that the method adapts although they are no linears: ``mlp``.
     """
 
     method: ClassVar[str]
+    beyond_linears: ClassVar[tuple[str, ...]] = ()
 
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "names, or a regular expression"})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names never adapted"})
@@ -82,6 +86,9 @@ class MethodConfig(PeftConfig):
 
     def prepare(self, weights: Mapping[str, Tensor]) -> None:
         """Called with all target weights, layer name -> (out, in), before the first layer is made."""
+
+    def inspect(self, name: str, module: nn.Module, parent: nn.Module) -> None:
+        """Called with each target and the module that holds it, before the target is wrapped."""
 
     def phases(self) -> dict[str, dict[str, Any]]:
         """Names of the training phases, in order, with the engine settings that each overrides."""
@@ -182,6 +189,10 @@ class WeightUpdate(nn.Module):
             return own._replace(B=own.B + self.offset_B)
         return own._replace(A=torch.cat([own.A, self.offset_A]), B=torch.cat([own.B, self.offset_B], dim=1))
 
+    def export_factors(self) -> Factors | None:
+        """:meth:`factors` as an export writes them: where a method can drop directions exactly, without these."""
+        return self.factors()
+
     def start_from(self, start: Start) -> None:
         """Take an initialiser's factors, as far as the method can hold them.
 
@@ -196,6 +207,10 @@ class WeightUpdate(nn.Module):
         A, B, _ = self.own_factors()
         self.offset_A = None if self.shares_A else A.clone()
         self.offset_B = -B.clone()
+
+    def drop_offset(self) -> None:
+        """Carry no offset: ΔW is what the own factors say."""
+        self.offset_A = self.offset_B = None
 
     def delta(self) -> Tensor:
         """ΔW (out, in), scale included."""

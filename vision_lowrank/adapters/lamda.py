@@ -34,7 +34,8 @@ from ..errors import UserError, near_miss
 from ..registry import register
 from ..selection.spectrum import allocate_ranks
 from .base import AdapterConfig
-from .three_factor import ThreeFactor, Trains, truncated_svd
+from .svd import truncated_svd
+from .three_factor import ThreeFactor, Trains
 from .tuner import register_method
 
 STARTS, RANKS = ("spectral", "identity", "lora"), ("equal", "spectrum")

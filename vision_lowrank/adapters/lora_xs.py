@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from ..errors import UserError, near_miss
 from ..registry import register
 from .base import AdapterConfig
-from .three_factor import ThreeFactor, Trains, truncated_svd
+from .svd import truncated_svd
+from .three_factor import ThreeFactor, Trains
 from .tuner import register_method
 
 CORE_STD = 1e-5

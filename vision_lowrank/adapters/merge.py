@@ -14,7 +14,7 @@ from peft import PeftModel
 from ..backbones.base import Backbone, fingerprint
 from ..errors import UserError
 from ..targets.attention import fuse_attention
-from .tuner import tuner_layers
+from .tuner import AdapterTuner, tuner_layers
 
 
 def merge(model: PeftModel, in_place: bool = False) -> Backbone:
@@ -35,6 +35,8 @@ def merge(model: PeftModel, in_place: bool = False) -> Backbone:
     if not in_place:
         model = copy.deepcopy(model)
     method = getattr(model.peft_type, "value", model.peft_type)
+    if isinstance(model.base_model, AdapterTuner):
+        model.base_model._check_merge_allowed()
     types = [(layer, layer.get_base_layer().weight.dtype) for _, layer in tuner_layers(model)]
     bases = [(layer.get_base_layer(), dtype) for layer, dtype in types]
     for layer, dtype in types:

@@ -15,6 +15,8 @@ from pydantic import Field, model_serializer, model_validator
 
 from ..backbones.base import Backbone
 from ..config.schema import Section
+from ..initializers.base import Initializer
+from ..initializers.initialize import Losses
 from ..registry import Part, registry
 from .attach import attach
 from .options import build, options
@@ -60,10 +62,16 @@ class AdapterSection(Section):
         return build(registry.get("adapter", self.type), self.options)
 
 
-def attach_section(backbone: Backbone, section: AdapterSection) -> PeftModel:
+def attach_section(
+    backbone: Backbone,
+    section: AdapterSection,
+    initializer: Initializer | None = None,
+    losses: Losses | None = None,
+) -> PeftModel:
     """Attach what the section describes."""
     layers: Any = section.layers
-    return attach(backbone, section.config(), section.towers, layers, section.modules)
+    config, towers, modules = section.config(), section.towers, section.modules
+    return attach(backbone, config, towers, layers, modules, initializer=initializer, losses=losses)
 
 
 def _defaults(part: Part) -> dict[str, Any]:

@@ -115,8 +115,12 @@ def load(
 
 
 def adapter_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
-    """The tensors of one adapter under the names that PEFT gives them in a file."""
-    return peft.get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    """The tensors of one adapter under the names that PEFT gives them in a file; one that layers share, such as
+    RandLoRA's bases, under its first name only, which is enough to load it into all of them.
+    """
+    state = peft.get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    places = {(tensor.data_ptr() or name, tensor.shape): name for name, tensor in reversed(state.items())}
+    return {name: state[name] for name in reversed(places.values())}
 
 
 def write_config(config: PeftConfig, folder: Path) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UserError
-from .base import AdapterConfig, Factors, WeightUpdate
+from .base import Factors, MethodConfig, WeightUpdate
 
 try:
     from peft.mapping import (
@@ -47,10 +47,13 @@ HOOKS = ("inject_adapter", "_create_and_replace", "_get_adapter_state_dict", "_r
 
 
 class Method(NamedTuple):
-    """A registered method: its config class, and what makes the update of a weight (out, in) of a named layer."""
+    """A registered method: its config class, what makes the update of a weight (out, in) of a named layer, and the
+    class that wraps a module, None for modules it cannot adapt.
+    """
 
-    config: type[AdapterConfig]
+    config: type[MethodConfig]
     update: Callable[[Tensor, Any, str], WeightUpdate]
+    wrapper: Callable[[nn.Module], type[AdapterLayer] | None]
 
 
 METHODS: dict[str, Method] = {}
@@ -61,10 +64,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = (PREFIX,)
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig, key: str) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: MethodConfig, key: str) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.out_features, self.in_features = self.oriented(base_layer.weight).shape
+        self.out_features, self.in_features = self.sizes()
         self.weight_update = nn.ModuleDict()
         self.merged_adapters: list[str] = []
         self._kept_weight: Tensor | None = None
@@ -72,18 +75,28 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = adapter_name
         self.add(adapter_name, config, key)
 
+    def sizes(self) -> tuple[int, int]:
+        """Features out and in."""
+        return self.oriented(self.base_layer.weight).shape
+
     def oriented(self, weight: Tensor) -> Tensor:
         """A weight of the base's layout as (out, in), or the other way round: Conv1D stores (in, out)."""
         return weight.T if isinstance(self.base_layer, Conv1D) else weight
 
-    def add(self, adapter_name: str, config: AdapterConfig, key: str) -> None:
+    def add(self, adapter_name: str, config: MethodConfig, key: str) -> None:
         """Create a new adapter for this layer, which is called `key` in the model."""
-        weight = self.base_layer.weight if self._kept_weight is None else self._kept_weight
-        update = METHODS[config.peft_type].update(self.oriented(weight.detach()), config, key)
-        if config.offset and update.offset_B is None:
-            update.hold_output()  # a saved one is loaded into it
+        update = self.make_update(config, key)
+        if getattr(config, "initializer", None):
+            update.drop_offset()
+            if config.offset:
+                update.hold_output()  # a saved one is loaded into it
         self.weight_update[adapter_name] = update
         self.set_adapter(self.active_adapters)
+
+    def make_update(self, config: Any, key: str) -> WeightUpdate:
+        """What the method of `config` trains here."""
+        weight = self.base_layer.weight if self._kept_weight is None else self._kept_weight
+        return METHODS[config.peft_type].update(self.oriented(weight.detach()), config, key)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -103,6 +116,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def get_delta_weight(self, adapter: str) -> Tensor:
         """ΔW of one adapter in the base's layout and the adapter's type: what PEFT's ``convert_to_lora`` asks for."""
         return self.oriented(self.weight_update[adapter].delta())
+
+    def check_mergeable(self, name: str) -> None:
+        """Refuse what no weight can hold; this layer is called `name`.
+
+        Raises:
+            UserError: the active adapters cannot be merged.
+        """
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -139,6 +159,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return True
 
 
+def wrap_linear(module: nn.Module) -> type[AdapterLayer] | None:
+    """The class for linears; None for anything else, and for quantised ones."""
+    return AdapterLayer if isinstance(module, nn.Linear | Conv1D) and module.weight.is_floating_point() else None
+
+
 class AdapterTuner(BaseTuner):
     """PEFT's view of all methods of ours: which module to wrap, what a checkpoint holds."""
 
@@ -158,7 +183,7 @@ class AdapterTuner(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: AdapterConfig,
+        peft_config: MethodConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -170,10 +195,11 @@ class AdapterTuner(BaseTuner):
             raise UserError(
                 f"'{current_key}' is inside nn.MultiheadAttention, which never calls it: run split_attention first."
             )
+        peft_config.inspect(current_key, target, parent)
         if isinstance(target, AdapterLayer):
             target.add(adapter_name, peft_config, current_key)
-        elif isinstance(target, nn.Linear | Conv1D) and target.weight.is_floating_point():
-            layer = AdapterLayer(target, adapter_name, peft_config, current_key)
+        elif (wrapper := METHODS[peft_config.peft_type].wrapper(target)) is not None:
+            layer = wrapper(target, adapter_name, peft_config, current_key)
             self._replace_module(parent, target_name, layer, target)
         else:
             kind = type(target).__name__
@@ -181,7 +207,13 @@ class AdapterTuner(BaseTuner):
                 f"{peft_config.method} cannot adapt '{current_key}', a {kind}: choose linears that are not quantised."
             )
 
-    def _target_weights(self, model: nn.Module, config: AdapterConfig) -> dict[str, Tensor]:
+    def _check_merge_allowed(self) -> None:
+        """Refuse before the first layer is merged, where any layer cannot be."""
+        super()._check_merge_allowed()
+        for name, layer in adapter_layers(self.model):
+            layer.check_mergeable(name)
+
+    def _target_weights(self, model: nn.Module, config: MethodConfig) -> dict[str, Tensor]:
         """Weights (out, in) of the linears that `config` targets, by name."""
         weights = {}
         for name, module in model.named_modules():
@@ -243,7 +275,7 @@ def layer_factors(layer: BaseTunerLayer, adapter_name: str = "default") -> Facto
     None where the method has no factor form: DoRA and the other variants of LoRA, LoHa, OFT and so on.
     """
     if isinstance(layer, AdapterLayer):
-        return layer.weight_update[adapter_name].factors()
+        return layer.weight_update[adapter_name].export_factors()
     if (
         isinstance(layer, PeftLoraLinear)
         and not layer.lora_variant.get(adapter_name)
@@ -278,13 +310,19 @@ def check_peft() -> None:
         raise UserError(f"peft {peft.__version__} has no {', '.join(missing)} any more: install peft 0.21.")
 
 
-def register_method(name: str, config: type[AdapterConfig], update: Callable[[Tensor, Any, str], WeightUpdate]) -> None:
+def register_method(
+    name: str,
+    config: type[MethodConfig],
+    update: Callable[[Tensor, Any, str], WeightUpdate],
+    wrapper: Callable[[nn.Module], type[AdapterLayer] | None] = wrap_linear,
+) -> None:
     """Make a method known to PEFT: from then on ``get_peft_model``, ``from_pretrained`` and the rest accept it.
 
     Args:
         name: snake case; in upper case it is the ``peft_type`` of saved configs.
         config: its config dataclass.
         update: ``update(weight (out, in), config, layer_name)`` makes the update of one linear.
+        wrapper: ``wrapper(module)`` gives the class that wraps a targeted module, None where there is none.
 
     Raises:
         UserError: `name` belongs to a method of PEFT's own, or this PEFT lacks what is needed.
@@ -294,7 +332,7 @@ def register_method(name: str, config: type[AdapterConfig], update: Callable[[Te
     if PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type, AdapterTuner) is not AdapterTuner:
         raise UserError(f"'{name}' is a method of PEFT's own: choose another name.")
     config.method = name
-    METHODS[peft_type] = Method(config, update)
+    METHODS[peft_type] = Method(config, update, wrapper)
     PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config
     PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = AdapterTuner
     PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = PREFIX

@@ -1,35 +1,56 @@
-"""``vision-lowrank export``: an artefact as a plain LoRA or as merged weights."""
+"""``vision-lowrank export``: an artefact as a plain LoRA, as merged weights, or as an ONNX graph."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
+from rich.table import Table
 
-from ..adapters.merge import merge
 from ..errors import UserError, near_miss
-from ..export.lora import export_lora
+from ..export.lora import ExportReport, export_lora
+from ..export.merged import export_merged
+from ..export.onnx import export_onnx
 from ..tasks.classification.classifier import ImageClassifier
+from .tables import print_table
 
-FORMATS = ("lora", "merged")
+# What --format offers -> the LoRA format of export_lora; None for what is no LoRA.
+FORMATS = {"lora": "peft", "diffusers": "diffusers", "kohya": "kohya", "merged": None, "onnx": None}
 
 
-def export_command(artefact: Path, out: Path, format: str) -> None:
+def export_command(
+    artefact: Path, out: Path, format: str, rank: int | None, tolerance: float | None, fuse_qkv: bool
+) -> None:
     """Write `artefact` to `out` and say what was written and how exact it is.
 
     Raises:
-        UserError: an unknown format, or an artefact without an adapter.
+        UserError: an unknown format, an artefact without an adapter, or an option that the format has not.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format '{format}'.{near_miss(format, FORMATS)} Known: {', '.join(FORMATS)}.")
-    model = ImageClassifier.load(artefact).model
-    if not hasattr(model, "peft_config"):
-        raise UserError(f"{artefact}: has no adapter to export: only its head was trained.")
-    if format == "lora":
-        print(export_lora(model, out))
+    if FORMATS[format] is None and (rank is not None or tolerance is not None or fuse_qkv):
+        raise UserError(f"--rank, --tolerance and --fuse-qkv are for LoRA files: --format {format} has none of them.")
+    classifier = ImageClassifier.load(artefact)
+    if format == "onnx":
+        print(export_onnx(classifier, out))
         return
-    merged = merge(model)
-    path = out if out.suffix == ".safetensors" else out / "model.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in merged.model.state_dict().items()}, path)
-    print(f"{path}: the whole model with the adapter merged in; load it as weights of '{merged.name}'.")
+    if not hasattr(classifier.model, "peft_config"):
+        raise UserError(f"{artefact}: has no adapter to export: only its head was trained.")
+    if format == "merged":
+        path = export_merged(classifier.model, out)
+        print(f"{path}: the backbone with the adapter merged in; load it as weights of '{classifier.model.name}'.")
+        return
+    report = export_lora(classifier.model, out, FORMATS[format], rank, tolerance, fuse_qkv=fuse_qkv)
+    print_table(_layers(report))
+    print(report)
+
+
+def _layers(report: ExportReport) -> Table:
+    """Rank and error of every layer, the worst first."""
+    table = Table()
+    table.add_column("layer", overflow="fold")
+    table.add_column("rank", justify="right")
+    table.add_column("relative error", justify="right")
+    for layer in sorted(report.errors, key=lambda name: -report.errors[name]):
+        error = report.errors[layer]
+        table.add_row(layer, str(report.ranks[layer]), f"{error:.2g}" if error else "exact")
+    return table

@@ -97,13 +97,22 @@ def export(
     artefact: Artefact,
     out: Annotated[Path, typer.Argument(help="folder or file to write")],
     format: Annotated[
-        str, typer.Option(help="lora: plain PEFT LoRA; merged: base weights with the adapter in")
+        str,
+        typer.Option(
+            help="lora: plain PEFT LoRA; diffusers, kohya: LoRA files; merged: base weights with the adapter in; onnx"
+        ),
     ] = "lora",
+    rank: Annotated[Optional[int], typer.Option(min=1, help="rank of layers without an exact LoRA form")] = None,  # noqa: UP045
+    tolerance: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0, help="largest relative error of a layer; 0.01 without --rank"),
+    ] = None,
+    fuse_qkv: Annotated[bool, typer.Option("--fuse-qkv", help="q, k and v as one layer, as timm has them")] = False,
 ) -> None:
-    """Write an artefact's adapter as a plain LoRA, or merged into the base weights."""
+    """Write an artefact's adapter as a plain LoRA or merged into the base weights, or the classifier as ONNX."""
     from .export import export_command
 
-    export_command(artefact, out, format)
+    export_command(artefact, out, format, rank, tolerance, fuse_qkv)
 
 
 @app.command("list")

@@ -22,7 +22,7 @@ from ..errors import ConfigError, UserError, near_miss
 from ..registry import registry
 from .schema import RunConfig
 
-TYPED_SECTIONS = ("task", "data", "adapter")
+TYPED_SECTIONS = ("task", "data", "adapter", "initializer")
 ADAPTER_SECTION = __name__.partition(".")[0] + ".adapters.section"
 Tree = dict[str, Any]
 
@@ -179,7 +179,7 @@ def _section_model(kind: str, type_name: str) -> type[BaseModel]:
     part = registry.get(kind, type_name)
     if kind == "adapter":
         return importlib.import_module(ADAPTER_SECTION).AdapterSection
-    return part.config
+    return part.config or part.target
 
 
 def _typed_section(

@@ -63,4 +63,5 @@ class RunConfig(Section):
     task: Any = Field(description="`type` names a registered task; the other keys are that task's")
     data: Any = Field(description="`type` names a registered data set; the other keys are that data set's")
     adapter: Any = Field(None, description="`type` names a registered adapter; null = no adapter")
+    initializer: Any = Field(None, description="`type` names a registered initialiser; null = the adapter's own start")
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig())

@@ -85,11 +85,12 @@ class Closure:
         return losses
 
 
-def parameters(optimizer: Optimizer) -> list[Tensor]:
-    """All tensors an optimiser updates, in order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def parameters(optimizer: Optimizer, *, clipped: bool = False) -> list[Tensor]:
+    """All tensors an optimiser updates, in order; with `clipped`, without those of groups that have ``clip: False``."""
+    groups = [group for group in optimizer.param_groups if not clipped or group.get("clip", True)]
+    return [parameter for group in groups for parameter in group["params"]]
 
 
-def with_extra_losses(task: nn.Module) -> list[nn.Module]:
-    """Modules of `task` that have an ``extra_losses()`` method."""
-    return [module for module in task.modules() if callable(getattr(module, "extra_losses", None))]
+def having(task: nn.Module, method: str) -> list[nn.Module]:
+    """Modules of `task` that have a method of this name, such as ``extra_losses``."""
+    return [module for module in task.modules() if callable(getattr(module, method, None))]

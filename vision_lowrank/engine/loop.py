@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ..config.schema import EngineConfig
 from ..errors import ArtefactError, UserError, near_miss
 from ..tasks.base import Batch, Outputs, Stage, Task
 from .checkpoint import Checkpoint, CheckpointStore, Position
 from .evaluation import evaluate_sets
-from .gradient import Closure, Part, parameters, with_extra_losses
+from .gradient import Closure, Part, having, parameters
 from .hooks import Hook, collect_states
 from .metrics_log import MetricsLog
 from .progress import Advance, Display
@@ -186,7 +187,9 @@ class Engine:
         self._skipped = 0
         self._selection = Selection(stage.select, config.patience)
         self._forward = torch.compile(self.task.training_step) if config.compile else self.task
-        self._modules = with_extra_losses(self.task)
+        self._modules = having(self.task, "extra_losses")
+        self._proximal = having(self.task, "proximal_step")
+        self._progressing = having(self.task, "set_progress")
 
     def _replay(self, index: int, stage: Stage, config: EngineConfig) -> None:
         """Put a finished stage's result into the task."""
@@ -203,6 +206,8 @@ class Engine:
         self._call("on_stage_start")
         if checkpoint:
             self._load_progress(checkpoint)
+        self._tell_progress()  # may take tensors out of the optimiser, as it did before the checkpoint
+        if checkpoint:
             self._load_loop(checkpoint)
         with self._display.track(stage.name, config.steps, done=self.step, every=config.log_every) as advance:
             self._train(advance)
@@ -267,19 +272,27 @@ class Engine:
         if not math.isfinite(self.losses["loss"]):
             raise TrainingDiverged(self._diverged(f"the loss is {self.losses['loss']}"))
         self._call("after_backward")
-        tensors = parameters(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None])
+        norm = _norm(parameters(self.optimizer))
         if finite := bool(norm.isfinite()):
             if self.settings.clip_norm:
-                torch.nn.utils.clip_grads_with_norm_(tensors, self.settings.clip_norm, norm)
+                clipped = parameters(self.optimizer, clipped=True)
+                torch.nn.utils.clip_grads_with_norm_(clipped, self.settings.clip_norm, _norm(clipped))
             self.optimizer.step()
+            for module in self._proximal:
+                module.proximal_step(self.optimizer.param_groups[0]["lr"])  # type: ignore[operator]
         self._skipped = 0 if finite else self._skipped + 1
         if self._skipped > MAX_SKIPPED:
             raise TrainingDiverged(self._diverged(f"the gradient has not been finite for {self._skipped} steps"))
         self.step += 1
         self.global_step += 1
+        self._tell_progress()
         self._call("after_step")
         return float(norm)
+
+    def _tell_progress(self) -> None:
+        """Let parts that change with training, such as LaMDA's freezing, know how far it is."""
+        for module in self._progressing:
+            module.set_progress(self.optimizer, self.step, self.settings.steps)  # type: ignore[operator]
 
     def _diverged(self, reason: str) -> str:
         samples = ", ".join(str(index) for _, index in self._plan.batch(self.step)[:32])
@@ -351,6 +364,11 @@ class Engine:
     def _call(self, place: str, *arguments: Any) -> None:
         for hook in self.hooks:
             getattr(hook, place)(self, *arguments)
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Norm of all gradients together."""
+    return torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None])
 
 
 def _shape(state: State, name: str) -> torch.Size | None:

@@ -1,12 +1,15 @@
 """``export_lora``: any adapter as a plain LoRA file, exact where mathematically possible, else with its error.
 
-A method with factors ΔW = s · B A (:func:`vision_lowrank.adapters.tuner.layer_factors`) is exported as it is: A (r, in)
-and B (out, r) unchanged, ``lora_alpha = s · r``, so that PEFT's scale alpha / r is s. For any other method that can be
-merged, ΔW = merge(W) - W in float64 is cut to rank k by its SVD, ΔW ≈ U_k S_k V_kᵀ with A = V_kᵀ and B = U_k S_k; the
-relative error per layer, sqrt(Σ_{i>k} σ_i² / Σ σ_i²), is reported.
+A ladder, for each layer the first step that holds:
 
-Files are for the library's own model after its attention was split, not for our wrapper: module paths of a backbone
-lose their leading ``model.``.
+1. A method with factors ΔW = s · B A is exported as it is: A (k, in) and B (out, k) unchanged.
+2. A method that carries an offset has the stacked pair ΔW = s · [B, -B_0] [A; A_0] of rank up to 2r, unchanged too.
+3. For any other method that can be merged, ΔW = merge(W) - W in float64 is cut to rank k by its SVD, ΔW ≈ U_k S_k V_kᵀ
+   with A = V_kᵀ and B = U_k S_k; the relative error sqrt(Σ_{i>k} σ_i² / Σ σ_i²) of every layer is reported.
+
+A layer whose rank was pruned to 0 is left out. Files are for the library's own model after its attention was split (or
+as it comes, with ``fuse_qkv``), not for our wrapper: module paths of a backbone lose their leading ``model.``. What the
+files hold is in :mod:`vision_lowrank.export.formats`.
 """
 
 from __future__ import annotations
@@ -14,27 +17,26 @@ from __future__ import annotations
 import copy
 import math
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import peft
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..adapters.base import Factors
-from ..adapters.folder import replaced
-from ..adapters.store import CARD, TENSORS, write_config
 from ..adapters.tuner import layer_factors, tuner_layers
 from ..backbones.base import Backbone
-from ..errors import UserError, near_miss
+from ..errors import UserError
+from ..targets.attention import SplitAttention
+from .formats import writer
+from .fused import fuse_pairs, fused_name
 
-FORMATS = ("peft",)
 # Starting points and variants of PEFT's LoRA that change the frozen weight: B A alone is not their ΔW.
 ALTERING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+# Largest relative error of a layer where neither rank nor tolerance is given.
+TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,13 @@ class ExportReport:
     """What was written.
 
     Attributes:
-        folder: where.
-        ranks: layer name -> rank.
-        errors: layer name -> relative Frobenius error of ΔW; 0 where the factors were copied.
+        path: the folder or file.
+        ranks: layer name in the file -> rank; 0 for a layer that was pruned away and left out.
+        errors: layer name -> relative Frobenius error of ΔW; 0 where the factors were copied. For a fused ``qkv`` the
+            largest of its parts, which bounds it.
     """
 
-    folder: Path
+    path: Path
     ranks: dict[str, int] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
 
@@ -63,48 +66,84 @@ class ExportReport:
 
     def __str__(self) -> str:
         kind = "exact" if self.exact else f"relative error up to {self.worst:.2g}"
-        return f"{len(self.ranks)} layers, rank up to {max(self.ranks.values())}, {kind}: {self.folder}"
+        return f"{len(self.ranks)} layers, rank up to {max(self.ranks.values())}, {kind}: {self.path}"
 
 
 def export_lora(
     model: PeftModel,
-    folder: str | os.PathLike,
+    out: str | os.PathLike,
     format: str = "peft",
     rank: int | None = None,
-    tolerance: float = 1e-2,
+    tolerance: float | None = None,
     adapter_name: str | None = None,
+    component: str = "unet",
+    fuse_qkv: bool = False,
 ) -> ExportReport:
     """Write one adapter as a plain LoRA that loads without this package.
 
     Args:
         model: a model with adapters, from ``attach``, ``load`` or ``peft.get_peft_model``.
-        folder: created, or replaced where it already holds an adapter.
-        format: ``peft``.
+        out: a folder; for ``diffusers`` and ``kohya`` also the name of a ``.safetensors`` file.
+        format: ``peft``, ``diffusers`` or ``kohya``.
         rank: rank of the layers that have no exact form; None for the smallest that stays within `tolerance`.
-        tolerance: largest relative error per layer when `rank` is None.
+        tolerance: largest relative error of a layer; None for 0.01 without `rank`, and for any with it.
         adapter_name: None for the active adapter.
+        component: for ``diffusers`` and ``kohya``, what the model is in a pipeline: ``unet``, ``transformer``,
+            ``text_encoder`` or ``text_encoder_2``.
+        fuse_qkv: write q, k and v as one layer, for a timm model whose attention is not split.
 
     Raises:
-        UserError: unknown format, or a method whose ΔW cannot be written as a LoRA on the same base.
+        UserError: unknown format or component, a method whose ΔW cannot be written as a LoRA on the same base, or a
+            `rank` that misses the `tolerance`; nothing has been written then.
     """
-    if format not in FORMATS:
-        raise UserError(f"unknown LoRA format '{format}'.{near_miss(format, FORMATS)} Known: {', '.join(FORMATS)}.")
+    write = writer(format, component)
     if not isinstance(model, PeftModel):
         raise UserError(f"export_lora needs a model with adapters, not a {type(model).__name__}.")
     name = model.active_adapters[0] if adapter_name is None else adapter_name
     _refuse_altered(model, name)
     prefix = "base_model.model." + ("model." if isinstance(model.get_base_model(), Backbone) else "")
-    report = ExportReport(Path(folder))
-    pairs: dict[str, Factors] = {}
+    modules = {path.removeprefix(prefix): module for path, module in model.named_modules()}
+    pairs, errors = _factors_of_all(model, prefix, name, rank, tolerance)
+    if fuse_qkv:
+        attentions = {path: module for path, module in modules.items() if isinstance(module, SplitAttention)}
+        pairs = fuse_pairs(pairs, attentions)
+        errors = {fused: _worst(errors, attentions, fused) for fused in pairs}
+        modules = {fused_name(path, attentions): module for path, module in modules.items()}
+    kept = {key: pair for key, pair in pairs.items() if len(pair.A)}
+    if not kept:
+        raise UserError(f"every layer of the adapter '{name}' is pruned to rank 0: there is nothing to export.")
+    path = write(kept, list(modules), Path(out), component)
+    return ExportReport(path, {key: len(pair.A) for key, pair in pairs.items()}, errors)
+
+
+def _factors_of_all(
+    model: PeftModel, prefix: str, name: str, rank: int | None, tolerance: float | None
+) -> tuple[dict[str, Factors], dict[str, float]]:
+    """Factors and relative error of every layer that carries the adapter, by its path in the library's model."""
+    pairs, errors = {}, {}
     for path, layer in tuner_layers(model):
         if name in layer._get_available_adapters():
             key = path.removeprefix(prefix)
-            pairs[key], report.errors[key] = _factors(layer, name, rank, tolerance)
-            report.ranks[key] = len(pairs[key].A)
+            pairs[key], errors[key] = _factors(layer, name, rank, TOLERANCE if tolerance is None else tolerance)
     if not pairs:
         raise UserError(f"the model has no adapter '{name}' to export.")
-    _write(report.folder, pairs, [path.removeprefix(prefix) for path, _ in model.named_modules()])
-    return report
+    if rank is not None and tolerance is not None:
+        _refuse_above(tolerance, errors, rank)
+    return pairs, errors
+
+
+def _refuse_above(tolerance: float, errors: dict[str, float], rank: int) -> None:
+    above = sorted((key for key in errors if errors[key] > tolerance), key=lambda key: -errors[key])
+    if above:
+        listed = ", ".join(f"{key} {errors[key]:.2g}" for key in above)
+        raise UserError(
+            f"rank {rank} loses more than the tolerance {tolerance:g} in {len(above)} of {len(errors)} layers "
+            f"({listed}): raise the rank or the tolerance, or export merged weights."
+        )
+
+
+def _worst(errors: dict[str, float], attentions: dict[str, SplitAttention], fused: str) -> float:
+    return max(error for key, error in errors.items() if fused_name(key, attentions) == fused)
 
 
 def _factors(layer: nn.Module, name: str, rank: int | None, tolerance: float) -> tuple[Factors, float]:
@@ -149,40 +188,6 @@ def truncate(delta: Tensor, rank: int | None, tolerance: float) -> tuple[Factors
     rank = min(rank, len(sigma))
     error = math.sqrt(float(tail[rank] / total)) if total > 0 else 0.0
     return Factors((Vt[:rank]).float(), (U[:, :rank] * sigma[:rank]).float(), 1.0), error
-
-
-def _write(folder: Path, pairs: dict[str, Factors], names: list[str]) -> None:
-    """Tensors, config and a short README. Layers of another rank or scale than the first get a pattern of their own."""
-    first = next(iter(pairs.values()))
-    config = peft.LoraConfig(
-        r=len(first.A), lora_alpha=first.scale * len(first.A), target_modules=_targets(pairs, names)
-    )
-    for key, pair in pairs.items():
-        if len(pair.A) != config.r:
-            config.rank_pattern[f"^{re.escape(key)}"] = len(pair.A)
-        if pair.scale * len(pair.A) != config.lora_alpha:
-            config.alpha_pattern[f"^{re.escape(key)}"] = pair.scale * len(pair.A)
-    state = {}
-    for key, pair in pairs.items():
-        state[f"base_model.model.{key}.lora_A.weight"] = pair.A.detach().cpu().contiguous().clone()
-        state[f"base_model.model.{key}.lora_B.weight"] = pair.B.detach().cpu().contiguous().clone()
-    with replaced(folder) as new:
-        save_file(state, new / TENSORS, metadata={"format": "pt"})
-        write_config(config, new)
-        (new / CARD).write_text(
-            "---\nlibrary_name: peft\ntags: [lora]\n---\n\nA plain LoRA. Load it with "
-            "`peft.PeftModel.from_pretrained(model, folder)` on the model whose linears adapter_config.json names; for "
-            "timm and open_clip models split the attention first: `vision_lowrank.split_attention(model)`.\n",
-            encoding="utf-8",
-        )
-
-
-def _targets(pairs: dict[str, Factors], names: list[str]) -> list[str] | str:
-    """The exported layers as PEFT's ``target_modules``: their names, or where PEFT, which compares the ends of names,
-    would take others too, a regular expression.
-    """
-    ambiguous = any(name.endswith(f".{key}") for key in pairs for name in names if name not in pairs)
-    return "|".join(re.escape(key) for key in sorted(pairs)) if ambiguous else sorted(pairs)
 
 
 def _refuse_altered(model: PeftModel, name: str) -> None:

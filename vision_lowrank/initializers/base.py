@@ -11,10 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from ..adapters.base import Start
 from ..config.schema import Section
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,31 @@ class Initializer(Section):
             UserError: the layer has no room for the rank, or its gradient is zero.
         """
         raise NotImplementedError
+
+    def for_training(self, lr: float, warmup_steps: int) -> Initializer:
+        """The same with what it needs to know of the run: its peak learning rate and steps of warm-up."""
+        return self
+
+
+class GradientInitializer(Initializer):
+    """Base of initialisers that look at the gradient of the task's loss."""
+
+    needs_gradient: ClassVar[bool] = True
+
+    samples: int = Field(128, ge=1, description="training pictures the gradient is averaged over, class-balanced")
+    batch_size: int = Field(32, ge=1, description="pictures per calibration batch")
+    seed: int = Field(0, ge=0, description="seed of the choice of pictures")
+
+    def gradient_of(self, site: Site) -> Tensor:
+        """``site.gradient``.
+
+        Raises:
+            UserError: it is zero or not finite: nothing can be learnt from it.
+        """
+        gradient = site.gradient
+        if gradient is None or not gradient.any() or not gradient.isfinite().all():
+            raise UserError(
+                f"the loss has no usable gradient at '{site.name}' (zero or not finite): warm the head up first, and "
+                "adapt only towers that the loss depends on."
+            )
+        return gradient

@@ -26,6 +26,7 @@ def select(
     towers: Sequence[str] = ("vision", "text"),
     layers: Layers | Mapping[str, Layers] = "all",
     modules: Sequence[str] = ("q", "k", "v"),
+    beyond_linears: Sequence[str] = (),
 ) -> list[str]:
     """Paths of the chosen linears inside `backbone`, tower by tower, block by block, in the order of `modules`.
 
@@ -35,6 +36,7 @@ def select(
         layers: for every tower, or per tower by name: ``"all"``, a list of block indices (negative from the end), a
             slice such as ``"-4:"``, or a named subset such as ``"half-up"``.
         modules: logical names, of ``q k v o fc1 fc2``.
+        beyond_linears: ``mlp`` for methods that adapt the whole module that holds ``fc1`` and ``fc2``.
 
     Raises:
         UserError: an unknown tower, layer or module, nothing chosen, or attention that is not split.
@@ -47,7 +49,9 @@ def select(
     for tower in (_tower(backbone, name) for name in towers):
         chosen = layers.get(tower.name, "all") if isinstance(layers, Mapping) else layers
         for index in layer_indices(chosen, len(tower.blocks)):
-            paths += [_path(backbone, tower, index, name) for name in modules]
+            for name in modules:
+                whole = name in beyond_linears
+                paths.append(_mlp(backbone, tower, index) if whole else _path(backbone, tower, index, name))
     return paths
 
 
@@ -106,6 +110,16 @@ def _tower(backbone: Backbone, name: str) -> Tower:
         hint = near_miss(name, backbone.towers)
         raise UserError(f"backbone '{backbone.name}' has no tower '{name}'.{hint} Known: {', '.join(backbone.towers)}.")
     return backbone.towers[name]
+
+
+def _mlp(backbone: Backbone, tower: Tower, index: int) -> str:
+    """The path of the module that holds ``fc1`` and ``fc2`` of block `index`, adapted already or not."""
+    holders = {tower.modules.get(name, "").rpartition(".")[0] for name in ("fc1", "fc2")}
+    if len(holders) != 1 or holders == {""}:
+        raise UserError(
+            f"tower '{tower.name}' of '{backbone.name}' has no module 'mlp' that holds fc1 and fc2: leave it out."
+        )
+    return f"{tower.blocks[index]}.{holders.pop()}"
 
 
 def _path(backbone: Backbone, tower: Tower, index: int, name: str) -> str:

@@ -52,9 +52,21 @@ class Task(nn.Module):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups of the current stage: dicts with ``params`` (list of named tuples' tensors) and options.
 
-        Default: one group of everything that requires a gradient.
+        Default: everything that requires a gradient. Modules name those of their own parameters that weight decay
+        (``no_decay``) or gradient clipping (``no_clip``) must not touch; these form groups of their own.
         """
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+        groups: dict[tuple[bool, bool], list[Tensor]] = {}
+        seen: set[int] = set()
+        for module in self.modules():
+            exempt = [getattr(module, rule, ()) for rule in ("no_decay", "no_clip")]
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.requires_grad and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    groups.setdefault((name not in exempt[0], name not in exempt[1]), []).append(parameter)
+        return [
+            {"params": tensors, "clip": clip} | ({} if decay else {"weight_decay": 0.0})
+            for (decay, clip), tensors in groups.items()
+        ]
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of one batch, ``{"loss": scalar, part: scalar, …}``: ``loss`` is differentiated, all are logged."""
@@ -80,8 +92,16 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold: everything that a stage may change. Default: tensors that require a gradient."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        """What a checkpoint must hold: everything that a stage may change.
+
+        Default: parameters that require a gradient, and the whole state of modules with ``checkpoint_whole``, whose
+        frozen tensors another machine might compute differently.
+        """
+        state = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+        for path, module in self.named_modules():
+            if getattr(module, "checkpoint_whole", False):
+                state |= {name: t.detach() for name, t in module.state_dict(prefix=f"{path}.").items()}
+        return state
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`trained_state` gave; names must match exactly."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from ...adapters.section import attach_section
 from ...backbones.load import load_backbone
 from ...config.schema import RunConfig
 from ...data.base import ImageSet, Splits, TransformedImages
 from ...errors import UserError
+from ...initializers.base import GradientInitializer
 from ...metrics.classification import classification_metrics
 from ...registry import registry
 from ..base import Batch, Outputs, Task, count
+from .calibration import calibration_losses
 from .classifier import ImageClassifier
 from .heads import HeadName
 
@@ -35,6 +39,33 @@ def load_frozen(config: RunConfig, head: HeadName) -> nn.Module:
     if head == "text" and "text" not in backbone.towers:
         raise UserError(f"backbone '{backbone.name}' has no text tower: set task.head=linear or task.head=cosine.")
     return backbone.requires_grad_(False)
+
+
+def load_adapted(config: RunConfig, head: HeadName, train: ImageSet, templates: Sequence[str]) -> nn.Module:
+    """The frozen backbone with the adapter that a run names, started by its initialiser.
+
+    Args:
+        config: the run.
+        head: what classifies.
+        train: the pictures that training may see: calibration batches are drawn from them.
+        templates: prompt templates.
+
+    Raises:
+        UserError: an initialiser without an adapter.
+    """
+    backbone = load_frozen(config, head)
+    if config.adapter is None:
+        if config.initializer is not None:
+            raise UserError("initializer: there is no adapter to start: add an `adapter`, or leave it out.")
+        return backbone
+    if config.initializer is None:
+        return attach_section(backbone, config.adapter)
+    initializer = config.initializer.for_training(config.engine.lr, config.engine.warmup_steps)
+    losses = None
+    if isinstance(initializer, GradientInitializer):
+        backbone.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+        losses = calibration_losses(train, templates, backbone.preprocess, head, initializer)
+    return attach_section(backbone, config.adapter, initializer, losses)
 
 
 class ClassificationTask(Task):

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ...adapters.section import attach_section
+from ...adapters.phases import begin_phase, phases
 from ...config.schema import RunConfig, Section
 from ...data.base import TransformedImages
 from ...data.samplers import few_shot
 from ...errors import UserError
 from ...registry import register
 from ..base import Batch, Stage
-from .base import ClassificationTask, load_frozen, load_splits
+from .base import ClassificationTask, load_adapted, load_splits
 from .classifier import ImageClassifier
 from .heads import HeadName
 
@@ -56,31 +56,33 @@ class FewShot(ClassificationTask):
         train, val = few_shot(
             splits.train, options.shots, seed, options.sampler, splits.val, allow_fewer=options.allow_fewer
         )
-        backbone = load_frozen(config, options.head)
-        model = attach_section(backbone, config.adapter) if config.adapter else backbone
         templates = options.templates or splits.templates
+        model = load_adapted(config, options.head, train, templates)
         super().__init__(ImageClassifier(model, options.head, splits.train.classes, templates), splits, val)
         self.options, self.seed, self.train_images = options, seed, train
 
     def stages(self) -> list[Stage]:
-        """One stage: the few-shot pictures, randomly cropped and flipped."""
+        """The few-shot pictures, randomly cropped and flipped: one stage for each phase of the adapter."""
         if not any(p.requires_grad for p in self.parameters()):
             raise UserError(
                 "nothing trains: give an `adapter`, set task.head=linear or cosine, or use task.type=zeroshot."
             )
         transform = self.classifier.model.preprocess.training(self.options.crop, self.options.flip)
         per_shot = self.options.steps_per_shot
+        length = {"steps": per_shot * self.options.shots} if per_shot else {}
         return [
             Stage(
-                "train",
+                phase,
                 TransformedImages(self.train_images, transform, self.seed),
-                {"steps": per_shot * self.options.shots} if per_shot else {},
+                length | settings,
                 select="val/accuracy" if self.options.select else None,
             )
+            for phase, settings in phases(self.classifier.model).items()
         ]
 
     def begin_stage(self, stage: Stage) -> None:
         """Find out whether the text tower trains; if not, the prompts are encoded only once."""
+        begin_phase(self.classifier.model, stage.name)
         tower = self.classifier.model.towers.get("text")
         named = self.classifier.model.named_parameters()
         self._text_trains = tower is not None and any(

@@ -1,0 +1,34 @@
+"""Training phases of the adapter on a model: most methods have one, LoFiT and SoRA several.
+
+A task turns every phase into a stage of the engine (:func:`phases`) and announces it when the stage begins or resumes
+(:func:`begin_phase`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .base import MethodConfig
+from .tuner import adapter_layers
+
+
+def phases(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Names of the active adapter's phases, in order, with the engine settings that each overrides."""
+    config = _config(model)
+    return config.phases() if config else {"train": {}}
+
+
+def begin_phase(model: nn.Module, phase: str) -> None:
+    """Get the active adapter's updates ready for a phase."""
+    config = _config(model)
+    if config:
+        name = model.active_adapters[0]
+        updates = {path: layer.weight_update[name] for path, layer in adapter_layers(model)}
+        config.begin_phase(updates, phase)
+
+
+def _config(model: nn.Module) -> MethodConfig | None:
+    config = getattr(model, "active_peft_config", None)
+    return config if isinstance(config, MethodConfig) else None

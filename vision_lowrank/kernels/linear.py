@@ -1,0 +1,226 @@
+"""Linears with low-rank updates as one autograd function; those with the same input share their down-projection.
+
+For branches i = 1 … n on one input x (N, in), with W_i (out_i, in) and b_i frozen, A_i (r_i, in), B_i (out_i, r_i)::
+
+    h = A drop(x)ᵀ                            (R, N),   A = [A_1; …; A_n] (R, in),   R = Σ r_i
+    y_i = x W_iᵀ + b_i + s_i · h_iᵀ B_iᵀ      (N, out_i),   h_i the r_i rows of h that belong to branch i
+
+and with the gradients g_i = ∂L/∂y_i::
+
+    dh = [s_1 · B_1ᵀ g_1ᵀ; …; s_n · B_nᵀ g_nᵀ]    (R, N)
+    dx = Σ_i g_i W_i + drop'(dhᵀ A)               (N, in)
+    dA = dh drop(x)                               (R, in)
+    dB_i = s_i · (h_i g_i)ᵀ                       (out_i, r_i)
+
+What is kept for the backward pass is h, and x where some A_i trains. Composed of separate operators, the same step
+passes over y and over dx again to add the update's parts; here the products accumulate. ΔW is never formed, and
+dropout keeps a seed instead of a mask: the backward pass draws the same mask again.
+
+h and dh lie with one row per rank: with N and out in the thousands and r below a hundred, CPU libraries are two to six
+times faster at these thin products when their long side is contiguous. h is an output of the function, so that
+autograd knows it: gradients of gradients are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .triton_linear import triton_linear, triton_wins
+
+PLAIN_TENSORS = (Tensor, nn.Parameter)
+
+
+class Branch(NamedTuple):
+    """One linear with a low-rank update: y = x Wᵀ + b + scale · (drop(x) Aᵀ) Bᵀ.
+
+    Attributes:
+        weight: W (out, in), of any strides.
+        bias: b (out,), or None.
+        A: (r, in).
+        B: (out, r).
+        scale: the factor before B A.
+        dropout: probability of dropping an element of the update's input; 0 in evaluation.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    A: Tensor
+    B: Tensor
+    scale: float
+    dropout: float = 0.0
+
+
+def fused_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """x Wᵀ + b + scale · (drop(x) Aᵀ) Bᵀ: (..., in) -> (..., out).
+
+    Arguments are those of :class:`Branch`; A and B may be results of other operations.
+    """
+    return fused_linears(x, [Branch(weight, bias, A, B, scale, dropout)])[0]
+
+
+def fused_linears(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
+    """The outputs (..., out_i) of linears with one input x (..., in) and one dropout, whose mask they share.
+
+    All tensors have one type, which is also that of the result; under autocast they are cast to its type. Where the
+    function does not apply (a base weight that trains, mixed types, tensor subclasses, ``torch.compile`` and
+    tracing), the branches are computed one by one with :func:`reference`.
+    """
+    tensors = [tensor for branch in branches for tensor in branch[:4]]
+    if not _fusable(x, branches, tensors):
+        return [reference(x, branch) for branch in branches]
+    dropout = branches[0].dropout
+    seed = int(torch.randint(2**62, (), device="cpu")) if dropout else 0
+    settings = _Settings(tuple(branch.scale for branch in branches), dropout, seed)
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return list(_LowRankLinears.apply(settings, x, *tensors)[1:])
+    dtype = torch.get_autocast_dtype(device)
+    tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+    with torch.autocast(device, enabled=False):
+        return list(_LowRankLinears.apply(settings, x.to(dtype), *tensors)[1:])
+
+
+def reference(x: Tensor, branch: Branch) -> Tensor:
+    """The same as :func:`fused_linear` by separate operators, for any types: the update is computed in A's."""
+    weight, bias, A, B, scale, dropout = branch
+    y = F.linear(x, weight, bias)
+    h = F.linear(F.dropout(x.to(A.dtype), dropout), A)
+    return (y + F.linear(h * scale, B)).to(y.dtype)
+
+
+def low_rank_addmm(x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, B: Tensor, scale: float) -> Tensor:
+    """x Wᵀ + b + scale · h Bᵀ: (N, in), (out, in), (out,), (N, r), (out, r) -> (N, out)."""
+    if x.is_cuda and not torch.is_grad_enabled() and triton_wins(_torch_addmm, x, weight, bias, h, B, scale):
+        return triton_linear(x, weight, bias, h, B, scale)
+    return _torch_addmm(x, weight, bias, h, B, scale)
+
+
+def _torch_addmm(x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, B: Tensor, scale: float) -> Tensor:
+    y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
+    return y.addmm_(h, B.T, alpha=scale)
+
+
+class _Settings(NamedTuple):
+    scales: tuple[float, ...]
+    dropout: float
+    seed: int
+
+
+class _LowRankLinears(torch.autograd.Function):
+    """(settings, x, W_1, b_1, A_1, B_1, W_2, …) -> (h, y_1, y_2, …)."""
+
+    @staticmethod
+    def forward(settings: _Settings, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        rows = x.reshape(-1, x.shape[-1])
+        weights, biases, As, Bs = (tensors[i::4] for i in range(4))
+        h = _stack(As) @ (rows * _mask(rows, settings) if settings.dropout else rows).T
+        outputs = [h]
+        for weight, bias, own, B, scale in zip(weights, biases, _split(h, As), Bs, settings.scales, strict=True):
+            y = low_rank_addmm(rows, weight, bias, own.T, B, scale)
+            outputs.append(y.view(*x.shape[:-1], len(weight)))
+        return tuple(outputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        settings, x, *tensors = inputs
+        A_trains, B_trains = (any(ctx.needs_input_grad[i::4]) for i in (4, 5))
+        ctx.settings, ctx.shape = settings, x.shape
+        ctx.set_materialize_grads(False)
+        weights, As, Bs = (tensors[i::4] for i in (0, 2, 3))
+        ctx.save_for_backward(x if A_trains else None, output[0] if B_trains else None, *weights, *As, *Bs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, h, *tensors = ctx.saved_tensors
+        settings, n = ctx.settings, len(grads)
+        weights, As, Bs = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+        _, x_needs, *needs = ctx.needs_input_grad
+        result: list[Tensor | None] = [None] * (4 * n)
+        with torch.autocast(weights[0].device.type, enabled=False):
+            rows = [None if g is None else g.reshape(-1, g.shape[-1]) for g in grads]
+            dh = _hidden_gradient(rows, Bs, As, settings.scales, grad_h)
+            if dh is None:
+                return (None, None, *result)
+            mask = _mask(dh.new_empty(dh.shape[1], ctx.shape[-1]), settings) if settings.dropout else None
+            if any(needs[2::4]):
+                source = x.reshape(-1, ctx.shape[-1])
+                dA = dh @ (source if mask is None else source * mask)
+                result[2::4] = dA.split([len(A) for A in As])
+            if any(needs[3::4]):
+                own = _split(h, As)
+                result[3::4] = [
+                    None if g is None else (part @ g).mul_(scale).T
+                    for g, part, scale in zip(rows, own, settings.scales, strict=True)
+                ]
+            dx = _input_gradient(rows, weights, dh, _stack(As), mask).view(ctx.shape) if x_needs else None
+        return (None, dx, *(tensor if need else None for tensor, need in zip(result, needs, strict=True)))
+
+
+def _hidden_gradient(
+    rows: Sequence[Tensor | None],
+    Bs: Sequence[Tensor],
+    As: Sequence[Tensor],
+    scales: Sequence[float],
+    grad_h: Tensor | None,
+) -> Tensor | None:
+    """dh (R, N); None if no output was used. `grad_h` is given only where gradients are differentiated again."""
+    known = next((g.T for g in rows if g is not None), grad_h)
+    if known is None:
+        return None
+    width = known.shape[1]
+    parts = [
+        known.new_zeros(len(A), width) if g is None else (B.T @ g.T).mul_(scale)
+        for g, A, B, scale in zip(rows, As, Bs, scales, strict=True)
+    ]
+    dh = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return dh if grad_h is None else dh + grad_h
+
+
+def _input_gradient(
+    rows: Sequence[Tensor | None], weights: Sequence[Tensor], dh: Tensor, A: Tensor, mask: Tensor | None
+) -> Tensor:
+    """dx (N, in), accumulated in one buffer."""
+    pairs = [(g, weight) for g, weight in zip(rows, weights, strict=True) if g is not None]
+    if mask is not None or not pairs:
+        dx = dh.T @ A if mask is None else (dh.T @ A).mul_(mask)
+    else:
+        g, weight = pairs.pop()
+        dx = low_rank_addmm(g, weight.T, None, dh.T, A.T, 1.0)
+    for g, weight in pairs:
+        dx.addmm_(g, weight)
+    return dx
+
+
+def _mask(like: Tensor, settings: _Settings) -> Tensor:
+    """Dropout's factors, 0 or 1 / (1 - p): the same for the same seed, shape and type."""
+    keep = 1 - settings.dropout
+    generator = torch.Generator(like.device).manual_seed(settings.seed)
+    return torch.empty_like(like).bernoulli_(keep, generator=generator).div_(keep)
+
+
+def _stack(As: Sequence[Tensor]) -> Tensor:
+    return As[0] if len(As) == 1 else torch.cat(list(As))
+
+
+def _split(h: Tensor, As: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (h,) if len(As) == 1 else h.split([len(A) for A in As])
+
+
+def _fusable(x: Tensor, branches: Sequence[Branch], tensors: Sequence[Tensor | None]) -> bool:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    given = [x, *(tensor for tensor in tensors if tensor is not None)]
+    types = {tensor.dtype for tensor in given}
+    if torch.is_autocast_enabled(x.device.type):
+        one_type = torch.float64 not in types
+    else:
+        one_type = len(types) == 1
+    frozen = not any(b.weight.requires_grad or (b.bias is not None and b.bias.requires_grad) for b in branches)
+    return one_type and frozen and all(type(tensor) in PLAIN_TENSORS for tensor in given)
