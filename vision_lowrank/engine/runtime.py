@@ -16,6 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the process group of the moment as a default argument: imported later, by torch.optim's first step
+# for one, they would keep the group alive after it was left.
+import torch.distributed.nn
 from accelerate import PartialState
 from accelerate.utils import broadcast, gather_object, reduce, send_to_device
 from torch import Tensor
