@@ -13,15 +13,29 @@ from .registry import Part, register, registry
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .adapters.accelerate import accelerate_peft
     from .adapters.attach import attach
     from .adapters.block_lora import BlockLoraConfig
     from .adapters.comp_lora import CompLoraConfig
+    from .adapters.kasa import KasaConfig
+    from .adapters.lamda import LamdaConfig
+    from .adapters.lofit import LofitConfig
+    from .adapters.loldu import LolduConfig
     from .adapters.lora import LoraConfig
+    from .adapters.lora_xs import LoraXsConfig
     from .adapters.merge import merge
+    from .adapters.mixlora import MixLoraConfig
     from .adapters.peft_method import peft_method
+    from .adapters.rand_lora import RandLoraConfig
+    from .adapters.slora import SloraConfig
+    from .adapters.sora import SoraConfig
     from .adapters.store import load, save
     from .backbones.load import load_backbone
     from .export.lora import export_lora
+    from .initializers.lora_ga import LoraGa
+    from .initializers.lora_sb import LoraSb
+    from .initializers.nystrom import Nystrom
+    from .initializers.pissa import Pissa
     from .targets.attention import fuse_attention, split_attention
     from .targets.coverage import coverage
 
@@ -29,7 +43,21 @@ if TYPE_CHECKING:
 _LAZY = {
     "BlockLoraConfig": ".adapters.block_lora",
     "CompLoraConfig": ".adapters.comp_lora",
+    "KasaConfig": ".adapters.kasa",
+    "LamdaConfig": ".adapters.lamda",
+    "LofitConfig": ".adapters.lofit",
+    "LolduConfig": ".adapters.loldu",
     "LoraConfig": ".adapters.lora",
+    "LoraGa": ".initializers.lora_ga",
+    "LoraSb": ".initializers.lora_sb",
+    "LoraXsConfig": ".adapters.lora_xs",
+    "MixLoraConfig": ".adapters.mixlora",
+    "Nystrom": ".initializers.nystrom",
+    "Pissa": ".initializers.pissa",
+    "RandLoraConfig": ".adapters.rand_lora",
+    "SloraConfig": ".adapters.slora",
+    "SoraConfig": ".adapters.sora",
+    "accelerate_peft": ".adapters.accelerate",
     "attach": ".adapters.attach",
     "coverage": ".targets.coverage",
     "export_lora": ".export.lora",
@@ -49,10 +77,24 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeadAdapterError",
+    "KasaConfig",
+    "LamdaConfig",
+    "LofitConfig",
+    "LolduConfig",
     "LoraConfig",
+    "LoraGa",
+    "LoraSb",
+    "LoraXsConfig",
+    "MixLoraConfig",
+    "Nystrom",
     "Part",
+    "Pissa",
+    "RandLoraConfig",
+    "SloraConfig",
+    "SoraConfig",
     "UserError",
     "__version__",
+    "accelerate_peft",
     "attach",
     "coverage",
     "export_lora",

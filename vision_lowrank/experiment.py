@@ -132,10 +132,14 @@ def summarise(results: Iterable[Mapping[str, float]]) -> dict[str, dict[str, flo
 
 
 def _baseline(engine: Engine, path: Path) -> dict[str, float]:
-    """Test metrics of the untrained model, kept so that a resumed run does not compute them again."""
+    """Test metrics of the model without its adapter, whose start may differ from the base by design.
+
+    They are kept, so that a resumed run does not compute them again.
+    """
     if path.is_file():
         return _read_json(path)
-    baseline = engine.evaluate("test")
+    with engine.task.untrained():
+        baseline = engine.evaluate("test")
     if engine.is_main:
         write_text(path, json.dumps(baseline) + "\n")
     return baseline

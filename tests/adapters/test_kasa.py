@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -7,10 +8,12 @@ import torch
 from fixtures.models import moved
 from torch import nn
 
+from vision_lowrank import experiment
 from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.kasa import KasaConfig
 from vision_lowrank.adapters.tuner import adapter_layers, report
 from vision_lowrank.backbones.load import load_backbone
+from vision_lowrank.config import load_config
 from vision_lowrank.errors import UserError
 
 
@@ -226,3 +229,15 @@ def test_it_attaches_to_a_backbone_and_counts_its_layers():
     own = updates(model)
     assert model.peft_config["default"].adapted_layers == len(own) > 1
     assert own[0].gamma == pytest.approx(1e-3 / len(own))
+
+
+def test_the_engine_adds_the_penalty_to_the_loss(recipe, tmp_path):
+    config = load_config(recipe, ["adapter={type: kasa, r: 2, beta: 0.5}", "task.seeds=[1]"])
+    experiment.run(config)
+    (log,) = (tmp_path / "runs").rglob("metrics.jsonl")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    steps = [row for row in rows if any("kasa_size" in key for key in row)]
+    assert len(steps) == 4
+    for row in steps:  # cross-entropy over three classes at random is about log 3
+        assert row["loss"] - row["kasa_size"] - row["kasa_orthogonality"] == pytest.approx(math.log(3), abs=0.6)
+        assert row["kasa_size"] > 0.3

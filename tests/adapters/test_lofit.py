@@ -4,6 +4,7 @@ import open_clip
 import peft
 import pytest
 import torch
+from fixtures.phased_task import train
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import ViTConfig, ViTModel
@@ -283,6 +284,30 @@ def test_phases_start_over():
     model.peft_config["default"].begin_phase(updates(model), "select")
     assert model.peft_config["default"].selection is None
     assert all(update.a is not None and update.v is None for update in updates(model).values())
+
+
+@pytest.mark.parametrize("crash_at", [3, 6, 9])
+def test_resumed_run_trains_the_same_heads_to_the_same_offsets(tmp_path, crash_at):
+    def config():
+        return LofitConfig(heads=2, head_dim=2, target_modules=["proj"])
+
+    (whole,) = train(config(), tmp_path / "whole").updates
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config(), tmp_path / "resumed", crash_at)
+    (resumed,) = train(config(), tmp_path / "resumed").updates
+    assert torch.equal(resumed.heads, whole.heads)
+    assert torch.equal(resumed.v, whole.v)
+    assert resumed.v.abs().min() > 1e-3
+
+
+@pytest.mark.parametrize(("bias", "shape"), [(True, ()), (False, (2, 3, 4))])
+def test_layer_compiles_as_one_graph_and_takes_any_leading_shape(bias, shape):
+    layer = in_phase_offsets(attached(heads=1.0, bias=bias, init_std=0.5)).base_model.model.blocks[0].attn.out_proj
+    z = torch.randn(*shape, WIDTH, dtype=torch.float64)
+    expected = layer.base_layer(z + layer.weight_update["default"].v.flatten())
+    torch.testing.assert_close(layer(z), expected, rtol=0, atol=1e-12)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(z), expected, rtol=0, atol=1e-12)
 
 
 def test_two_active_adapters_add_their_edits_and_merge_as_they_run():

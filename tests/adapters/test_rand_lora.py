@@ -5,6 +5,7 @@ import peft
 import pytest
 import torch
 from fixtures.models import moved
+from peft.tuners.randlora.layer import UniqueBaseGrad
 from safetensors import safe_open
 from torch import nn
 
@@ -14,6 +15,7 @@ from vision_lowrank.adapters.store import load, save
 from vision_lowrank.adapters.tuner import tuner_layers
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
+from vision_lowrank.targets.attention import split_attention
 
 
 def linears(*sizes):
@@ -121,8 +123,6 @@ def test_update_is_linear_in_alpha_which_defaults_to_twice_r():
 def test_the_hand_written_backward_is_the_gradient_of_the_plain_product():
     (layer,) = layers(moved(attached((8, 6), r=2)))
     A = layer.randlora_A["default"][:, :3, :6].clone()
-    from peft.tuners.randlora.layer import UniqueBaseGrad
-
     lam, gamma = (tensor.detach().clone().requires_grad_() for tensor in scales(layer))
     assert torch.autograd.gradcheck(lambda lam, gamma: UniqueBaseGrad.apply(A, lam, gamma), (lam, gamma))
 
@@ -144,10 +144,9 @@ def test_shared_bases_are_saved_once_and_loaded_into_all_layers(tmp_path):
     pixels = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
         assert torch.equal(again.encode_image(pixels), model.encode_image(pixels))
-    with torch.no_grad(), pytest.warns(UserWarning, match="missing adapter keys"):  # of the layers that share
-        from vision_lowrank.targets.attention import split_attention
-
+    with pytest.warns(UserWarning, match="missing adapter keys"):  # of the layers that share
         plain = peft.PeftModel.from_pretrained(split_attention(backbone()), tmp_path / "adapter").eval()
+    with torch.no_grad():
         assert torch.equal(plain.encode_image(pixels), model.encode_image(pixels))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from fixtures.phased_task import train
 from torch import nn
 
 from vision_lowrank.adapters.sora import Sora, SoraConfig, reference_threshold, soft_threshold
@@ -174,6 +175,18 @@ def test_export_gives_a_plain_lora_with_a_rank_per_layer(tmp_path):
     torch.testing.assert_close(plain(x), model(x), rtol=1e-9, atol=1e-9)
 
 
+def test_export_leaves_out_layers_without_open_gates(tmp_path):
+    model, x = attached(), torch.randn(3, 6, dtype=torch.float64)
+    for _, layer in adapter_layers(model):
+        nn.init.normal_(layer.weight_update["default"].B)
+    model.base_model.model.fc1.weight_update["default"].g.data.zero_()
+    assert export_lora(model, tmp_path / "lora").ranks == {"fc1": 0, "fc2": 4}
+    torch.manual_seed(0)
+    plain = peft.PeftModel.from_pretrained(Net().double(), tmp_path / "lora", autocast_adapter_dtype=False)
+    assert type(plain.base_model.model.fc1) is nn.Linear
+    torch.testing.assert_close(plain(x), model(x), rtol=1e-9, atol=1e-9)
+
+
 def test_saved_gates_keep_their_zeros(tmp_path):
     model = attached()
     for _, layer in adapter_layers(model):
@@ -221,6 +234,24 @@ def test_schedule_has_a_dense_phase_and_one_per_lambda():
         strengths.append(sora.lam)
     assert strengths == [0.0, 0.0, 0.1, 0.3]
     assert list(SoraConfig().phases()) == ["train"]
+
+
+@pytest.mark.parametrize("crash_at", [3, 9, 15])
+def test_resumed_run_keeps_exact_zeros_and_the_phase(tmp_path, crash_at):
+    """Six steps in each of three phases, against a run without the crash."""
+
+    def config():
+        return SoraConfig(r=3, lambdas=[0.5, 4.0], target_modules=["fc1", "proj"])
+
+    whole = train(config(), tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config(), tmp_path / "resumed", crash_at)
+    resumed = train(config(), tmp_path / "resumed")
+    assert [update.lam for update in resumed.updates] == [4.0, 4.0]
+    gates = torch.cat([update.g for update in resumed.updates])
+    assert 0 < int((gates == 0).sum()) < 6
+    state = resumed.trained_state()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in whole.trained_state().items())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import peft
 import pytest
+import scipy.linalg
 import torch
 from fixtures.hosts import HOSTS, WIDTH
 
@@ -20,11 +21,15 @@ from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.comp_lora import CompLoraConfig
 from vision_lowrank.adapters.kasa import KasaConfig
 from vision_lowrank.adapters.lamda import LamdaConfig
+from vision_lowrank.adapters.lofit import LofitConfig
+from vision_lowrank.adapters.loldu import LolduConfig
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.lora_xs import LoraXsConfig
+from vision_lowrank.adapters.mixlora import MixLoraConfig
 from vision_lowrank.adapters.peft_method import peft_method
 from vision_lowrank.adapters.rand_lora import RandLoraConfig
 from vision_lowrank.adapters.slora import SloraConfig
+from vision_lowrank.adapters.sora import SoraConfig
 from vision_lowrank.adapters.tuner import tuner_layers
 from vision_lowrank.export.lora import export_lora
 
@@ -43,6 +48,9 @@ class Row:
         keeps_base: whether disabling gives the base back bit for bit.
         reload: how far a reloaded model may be off.
         true_gradient: whether the method's gradient is that of its forward; DoRA's paper treats a norm as a constant.
+        hosts: where it can be.
+        merges: whether it can be merged.
+        exact: whether it is a plain LoRA.
     """
 
     config: Callable[[list[str]], peft.PeftConfig]
@@ -52,6 +60,9 @@ class Row:
     keeps_base: bool = True
     reload: float = 0.0
     true_gradient: bool = True
+    hosts: tuple[str, ...] = tuple(HOSTS)
+    merges: bool = True
+    exact: bool = True
 
 
 def numpy(tensor):
@@ -121,6 +132,21 @@ def kasa_delta(weight, own, layer):
     return 3 / 2 * numpy(own["B"]) @ np.diag(numpy(own["sigma"])) @ numpy(own["A"]) - removed
 
 
+def sora_delta(weight, own, layer):
+    return 3 / 2 * numpy(own["B"]) @ np.diag(numpy(own["g"])) @ numpy(own["A"])
+
+
+def loldu_delta(weight, own, layer):
+    """From SciPy's factors."""
+    P, L, U = scipy.linalg.lu(numpy(weight))
+    start = np.diag(U)
+    return 3 / 4 * (P @ L)[:, :4] @ np.diag(numpy(own["z"]) - start[:4]) @ (U / start[:, None])[:4]
+
+
+def lofit_delta(weight, own, layer):
+    return numpy(weight) * numpy(own["a"]).reshape(-1)
+
+
 def by_name(name, **options):
     return lambda targets: peft_method(name, target_modules=targets, **options)
 
@@ -156,6 +182,23 @@ OURS = {
     "lamda": Row(
         lambda t: LamdaConfig(r=2, alpha=3, target_modules=t), lamda_delta, lambda o, i: 4 + 2 * o, start=1e-5
     ),
+    "sora": Row(lambda t: SoraConfig(r=2, alpha=3, target_modules=t), sora_delta, lambda o, i: 2 * (o + i) + 2),
+    "loldu": Row(lambda t: LolduConfig(r=4, alpha=3, target_modules=t), loldu_delta, lambda o, i: 4),
+    "lofit": Row(
+        lambda t: LofitConfig(target_modules=r".*\.(out_proj|o_proj)"),
+        lofit_delta,
+        lambda o, i: i,
+        start=1e-2,
+        hosts=("timm", "open_clip", "hf"),
+        exact=False,
+    ),
+    "mixlora": Row(
+        lambda t: MixLoraConfig(r=2, alpha=3, experts=3, target_modules=[*t, "mlp"]),
+        start=1e-5,
+        hosts=("timm", "open_clip", "hf"),
+        merges=False,
+        exact=False,
+    ),
 }
 PEFTS = {
     "DORA": Row(by_name("DORA", r=2), count=lambda o, i: 2 * (o + i) + o, start=1e-5, true_gradient=False),
@@ -177,6 +220,9 @@ ROWS = {**OURS, **PEFTS}
 everywhere = pytest.mark.parametrize("host", HOSTS)
 every_method = pytest.mark.parametrize("method", ROWS)
 our_methods = pytest.mark.parametrize("method", OURS)
+every_mergeable = pytest.mark.parametrize("method", [name for name, row in ROWS.items() if row.merges])
+our_mergeable = pytest.mark.parametrize("method", [name for name, row in OURS.items() if row.merges])
+our_exact = pytest.mark.parametrize("method", [name for name, row in OURS.items() if row.exact])
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
@@ -193,6 +239,8 @@ def base_of(host):
 
 def attached(method, host, dtype=torch.float32):
     """A fresh adapter on a fresh host; PEFT's methods are written for float32 and become double afterwards."""
+    if host not in ROWS[method].hosts:
+        pytest.skip(f"{method} has nothing to adapt there")
     base = base_of(host).to(dtype if method in OURS else torch.float32)
     torch.manual_seed(1)
     with warnings.catch_warnings():
@@ -236,7 +284,7 @@ def test_output_at_the_start_equals_the_base(method, host):
 
 
 @everywhere
-@our_methods
+@our_mergeable
 def test_forward_is_that_of_a_model_with_the_closed_form_weight(method, host):
     model = trained(attached(method, host, torch.float64))
     reference = base_of(host).double()
@@ -278,7 +326,7 @@ def test_gradient_equals_central_difference(method, host):
 
 
 @everywhere
-@every_method
+@every_mergeable
 def test_merged_forward_equals_unmerged(method, host):
     model = trained(attached(method, host))
     before = output(model, host)
@@ -287,7 +335,7 @@ def test_merged_forward_equals_unmerged(method, host):
 
 
 @everywhere
-@our_methods
+@our_mergeable
 def test_merge_and_unmerge_restore_the_weight(method, host):
     model = trained(attached(method, host))
     before = {path: layer.get_base_layer().weight.clone() for path, layer in tuner_layers(model)}
@@ -341,7 +389,7 @@ def test_every_trainable_tensor_receives_a_gradient(method, host):
 
 
 @everywhere
-@our_methods
+@our_exact
 def test_export_to_plain_lora_is_exact(method, host, tmp_path):
     model = trained(attached(method, host))
     report = export_lora(model, tmp_path / "lora")
@@ -368,6 +416,7 @@ def test_export_to_plain_lora_reports_its_error(method, tmp_path):
 
 @our_methods
 def test_compiles_as_one_graph(method):
+    torch.compiler.reset()  # all methods share one forward, and it is compiled only so many times
     model = trained(attached(method, "mlp"))
     compiled = torch.compile(model.base_model.model.fc1, fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 3, WIDTH)

@@ -17,6 +17,7 @@ from vision_lowrank.adapters.lamda import LamdaConfig
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.lora_xs import LoraXsConfig
 from vision_lowrank.adapters.slora import SloraConfig
+from vision_lowrank.adapters.sora import SoraConfig
 from vision_lowrank.adapters.tuner import adapter_layers
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
@@ -42,6 +43,7 @@ ADAPTERS = {
     "lora_xs": lambda targets: LoraXsConfig(r=2, alpha=3, target_modules=targets),
     "slora": lambda targets: SloraConfig(r=2, alpha=3, target_modules=targets),
     "lamda": lambda targets: LamdaConfig(r=2, alpha=3, target_modules=targets),
+    "sora": lambda targets: SoraConfig(r=2, alpha=3, target_modules=targets),
 }
 every_start = pytest.mark.parametrize("start", STARTS)
 every_adapter = pytest.mark.parametrize("adapter", ADAPTERS)

@@ -11,8 +11,10 @@ from torch import nn
 from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.comp_lora import CompLoraConfig
+from vision_lowrank.adapters.kasa import KasaConfig
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.peft_method import peft_method
+from vision_lowrank.adapters.sora import SoraConfig
 from vision_lowrank.adapters.tuner import tuner_layers
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
@@ -23,6 +25,7 @@ OURS = {
     "lora": LoraConfig(r=3, alpha=2),
     "block_lora": BlockLoraConfig(r=6, blocks=2, alpha=2),
     "comp_lora": CompLoraConfig(r=3, alpha=2),
+    "kasa": KasaConfig(r=3, alpha=2),  # carries an offset: a stacked pair of rank 6
 }
 ours = pytest.mark.parametrize("config", OURS.values(), ids=OURS)
 
@@ -159,3 +162,42 @@ def test_the_export_is_the_same_while_merged(tmp_path):
     after = export_lora(model, tmp_path / "b", rank=2)
     assert before.worst > 1e-2
     assert after.worst == pytest.approx(before.worst, rel=1e-3)
+
+
+def test_a_rank_that_misses_a_given_tolerance_is_refused_and_the_layers_listed_worst_first(tmp_path):
+    torch.manual_seed(0)
+    base = nn.Sequential(*[nn.Linear(24, 24) for _ in range(3)])
+    model = moved(peft.get_peft_model(base, peft_method("LOHA", r=3, target_modules=["0", "1", "2"])))
+    errors = export_lora(model, tmp_path / "free", rank=4).errors  # a rank alone is taken whatever it loses
+    order = sorted(errors, key=errors.get, reverse=True)
+    between = (errors[order[1]] + errors[order[2]]) / 2
+    with pytest.raises(UserError) as caught:
+        export_lora(model, tmp_path / "lora", rank=4, tolerance=between)
+    first, second = (f"{name} {errors[name]:.2g}" for name in order[:2])
+    assert f"in 2 of 3 layers ({first}, {second})" in str(caught.value)
+    assert "raise the rank or the tolerance" in str(caught.value)
+    assert not (tmp_path / "lora").exists()
+    assert export_lora(model, tmp_path / "lora", rank=4, tolerance=1.0).errors == errors
+
+
+def test_layers_pruned_to_nothing_are_left_out(tmp_path):
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 8))
+    model = moved(peft.get_peft_model(base, SoraConfig(r=3, target_modules=["0", "1"])))
+    first, second = (layer.weight_update["default"].g for _, layer in tuner_layers(model))
+    with torch.no_grad():
+        first.zero_()
+        second[1] = 0
+    report = export_lora(model, tmp_path / "lora")
+    assert report.ranks == {"0": 0, "1": 2}
+    assert report.exact
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 8))
+    again = peft.PeftModel.from_pretrained(plain, tmp_path / "lora").eval()
+    assert [path for path, _ in tuner_layers(again)] == ["base_model.model.1"]
+    x = torch.randn(4, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), model(x), rtol=1e-5, atol=1e-6)
+        second.zero_()
+    with pytest.raises(UserError, match="pruned to rank 0"):
+        export_lora(model, tmp_path / "none")

@@ -22,7 +22,8 @@ from ..initializers.initialize import Losses, initialize
 from ..targets.attention import split_attention
 from ..targets.coverage import coverage
 from ..targets.select import Layers, select
-from .base import check_rank
+from .accelerate import fuse_loras
+from .base import PLACES, check_rank
 from .lora import LoraConfig
 from .tuner import PREFIX, tuner_layers
 
@@ -55,7 +56,7 @@ def attach(
     config: PeftConfig,
     towers: Sequence[str] | None = None,
     layers: Layers | Mapping[str, Layers] = "all",
-    modules: Sequence[str] = ("q", "k", "v"),
+    modules: Sequence[str] | None = None,
     adapter_name: str = "default",
     check: bool = True,
     initializer: Initializer | None = None,
@@ -71,7 +72,8 @@ def attach(
         config: any config of ours or of PEFT; it is copied. ``target_modules`` that it names itself win over `modules`.
         towers: names of the towers to adapt; None for all that the backbone has.
         layers: ``"all"``, block numbers, a slice such as ``"-4:"``, or one of these per tower.
-        modules: logical names out of ``q k v o fc1 fc2``, and ``mlp`` for methods that adapt it whole.
+        modules: logical names out of ``q k v o fc1 fc2``, and ``mlp`` for methods that adapt it whole; None for the
+            places of the method: q, k and v for most.
         adapter_name: name of the adapter.
         check: run the probe pass.
         initializer: where the adapter starts, such as ``vl.Pissa()``; None for the method's own start.
@@ -86,6 +88,7 @@ def attach(
     _check_arguments(backbone, base, config, adapter_name)
     split_attention(base)
     towers = tuple(base.towers) if towers is None else tuple(towers)
+    modules = getattr(config, "places", PLACES) if modules is None else modules
     config = copy.deepcopy(config)
     if initializer is not None and isinstance(config, LoraConfig):
         config = config.with_offset()
@@ -125,6 +128,7 @@ def inject(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str
         if isinstance(backbone, PeftModel):
             backbone.add_adapter(adapter_name, config)
             backbone.set_adapter(adapter_name)
+            fuse_loras(backbone)
             return backbone
         model = peft.get_peft_model(backbone, config, adapter_name)
     except Exception as error:
@@ -133,6 +137,7 @@ def inject(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str
         if isinstance(error, UserError) or not isinstance(error, (ValueError, TypeError, NotImplementedError)):
             raise
         raise UserError(f"PEFT refuses {_kind(config)} here: {str(error).splitlines()[0]}") from error
+    fuse_loras(model)
     model.attachments = {}
     return model
 

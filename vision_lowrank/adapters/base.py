@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from ..errors import UserError, near_miss
 
 SCALINGS = ("rslora", "lora")
+# Where an adapter sits unless its method or the user says otherwise: logical names of modules.
+PLACES = ("q", "k", "v")
 
 
 def scale_of(alpha: float, r: int, scaling: str) -> float:
@@ -68,10 +70,12 @@ class MethodConfig(PeftConfig):
     :meth:`begin_phase` gets the method's updates of all layers ready for one.
 
     Attributes:
+        places: logical names of the modules that the method is for, unless the user names others.
         beyond_linears: logical names of modules that the method adapts although they are no linears: ``mlp``.
     """
 
     method: ClassVar[str]
+    places: ClassVar[tuple[str, ...]] = PLACES
     beyond_linears: ClassVar[tuple[str, ...]] = ()
 
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "names, or a regular expression"})

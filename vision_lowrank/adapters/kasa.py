@@ -119,14 +119,6 @@ class Kasa(WeightUpdate):
         """A (r, in), B diag(σ) (out, r), s."""
         return Factors(self.A, self.B * self.sigma, self.scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What the adapter adds; dropout spares the removed part, which belongs to the frozen weight."""
-        if not (self.training and isinstance(self.dropout, nn.Dropout)):
-            return super().forward(x)
-        A, B, scale = self.own_factors()
-        own = nn.functional.linear(nn.functional.linear(self.dropout(x), A), B)
-        return scale * (own + nn.functional.linear(nn.functional.linear(x, self.offset_A), self.offset_B))
-
     def extra_losses(self) -> dict[str, Tensor]:
         """Both penalties as scalars, weights included; none while the adapter is frozen."""
         if not self.B.requires_grad:
@@ -140,4 +132,19 @@ class Kasa(WeightUpdate):
         return {"rank": len(self.A), "removed_energy": self.removed}
 
 
-register_method("kasa", KasaConfig, Kasa)
+class DroppingKasa(Kasa):
+    """KaSA with dropout, which spares the removed part: that belongs to the frozen weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the adapter adds: (..., in) -> (..., out)."""
+        A, B, scale = self.own_factors()
+        own = nn.functional.linear(nn.functional.linear(self.dropout(x), A), B)
+        return scale * (own + nn.functional.linear(nn.functional.linear(x, self.offset_A), self.offset_B))
+
+
+def make_kasa(weight: Tensor, config: KasaConfig, name: str) -> Kasa:
+    """The update of one linear; without dropout its forward is every method's, which runs on the fused kernel."""
+    return (DroppingKasa if config.dropout else Kasa)(weight, config, name)
+
+
+register_method("kasa", KasaConfig, make_kasa)

@@ -4,7 +4,7 @@ Paper: "LoFiT: Localized Fine-tuning on LLM Representations", arXiv 2406.01563. 
 y = z Wᵀ + b with W (out, D), receives the outputs z (..., D) of its H heads, D = H d, in head order. LoFiT edits z::
 
     z ← z + a ∘ z + v,      a (H, d) the heads' relative scales,      v (H, d) their offsets
-    W' = W diag(1 + a),     b' = b + W v                              merged, exactly; b is created where there is none
+    ΔW = W diag(a),     b' = b + W v                                  merged, exactly; b is created where there is none
 
 * Phase ``select``: a trains for all heads of all layers, with l1 · Σ|a| in the loss. A head's score is ‖a_j‖₂ / √d
   (the paper's ‖a_j‖₂ where all heads have one width); the K best of each tower win, ties going to the earlier layer
@@ -64,6 +64,7 @@ class LofitConfig(MethodConfig):
     exposed: ClassVar[tuple[str, ...]] = (
         *("heads", "per_tower", "ranking", "l1", "init_std", "select_lr", "offset_lr", "head_dim"),
     )
+    places: ClassVar[tuple[str, ...]] = ("o",)
     # What every update asks of its config.
     scale: ClassVar[float] = 1.0
     dropout: ClassVar[float] = 0.0

@@ -8,9 +8,11 @@ B1 (E, h, r), A2 (E, r, h), B2 (E, d, r) and s = alpha / r; for a token x (d,) a
     a_j = φ(W1 x + b1 + s · B1[e_j] A1[e_j] drop(x))
     y = Σ_j w_j (W2 a_j + b2 + s · B2[e_j] A2[e_j] drop(a_j))
 
-As fc2 is linear and shared, it is applied once, to Σ_j w_j a_j; the experts' low-rank parts are computed for all experts
-at once and masked to the chosen ones, which has no shape that depends on the data and costs E r / d more than k r / d.
-B1 = B2 = 0 at the start, so all experts are the MLP itself and the output is the base's.
+Other targets, the linears of attention, get ordinary LoRA, ΔW = s · B A.
+As fc2 is linear and shared, it is applied once, to Σ_j w_j a_j (the reference applies it k times). The low-rank parts
+of all experts are computed at once and masked to the chosen ones: no shape depends on the data, an idle expert gets a
+zero gradient, and the cost is 2 (E r d + k E r h) products per token beside the MLP's 2 d h. B1 = B2 = 0 at the start,
+so that all experts are the MLP itself and the output is the base's.
 
 With k = 1, w = 1 would give the router no gradient. Then w = p[e_1], and the rest 1 - w goes to the frozen MLP, so
 that the start is the base's output there too (the switch form y = p F(x) would shrink every MLP).
@@ -67,7 +69,8 @@ def parts_of(mlp: nn.Module) -> Parts | None:
         parts = Parts(mlp.fc1, (mlp.activation_fn,), mlp.fc2, ())
     else:
         return None
-    return parts if wrap_linear(parts.fc1) and wrap_linear(parts.fc2) else None
+    linears = [module for module in (parts.fc1, *parts.between, parts.fc2) if wrap_linear(module)]
+    return parts if len(linears) == 2 and wrap_linear(parts.fc1) and wrap_linear(parts.fc2) else None
 
 
 class Routing(NamedTuple):
@@ -115,6 +118,7 @@ class MixLoraConfig(AdapterConfig):
     """
 
     beyond_linears: ClassVar[tuple[str, ...]] = ("mlp",)
+    places: ClassVar[tuple[str, ...]] = ("q", "k", "v", "o", "mlp")
 
     r: int = field(default=8, metadata={"help": "rank of each expert and of attention's LoRA"})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
@@ -163,8 +167,8 @@ class MixLoraConfig(AdapterConfig):
         """
         if not isinstance(module, AdapterLayer) and wrap_part(module) is None:
             raise UserError(
-                f"mixlora cannot adapt '{name}', a {type(module).__name__}: its experts need an MLP of two linears with "
-                "an activation between, without gate; leave mlp out for this model."
+                f"mixlora cannot adapt '{name}', a {type(module).__name__}: its experts need an MLP of two linears "
+                "with an activation between, without gate; leave mlp out for this model."
             )
 
 
@@ -181,9 +185,8 @@ class MixLora(WeightUpdate):
         hidden, width = parts.fc1.weight.shape
         check_rank(config.r, min(hidden, width), name, f"an MLP of {width} and {hidden} features")
         self.name, self.ledger = name, config.ledger
-        self.top_k, self.balance, self.aux_scope, self.jitter = (
-            *(config.top_k, config.balance, config.aux_scope, config.jitter),
-        )
+        self.top_k, self.jitter = config.top_k, config.jitter
+        self.balance, self.aux_scope = config.balance, config.aux_scope
         experts, r, weight = config.experts, config.r, parts.fc1.weight
         like = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
         self.router = nn.Parameter(torch.randn(experts, width, **like) * ROUTER_STD)
@@ -213,7 +216,7 @@ class MixLora(WeightUpdate):
 
     def mix(self, x: Tensor, parts: Parts) -> Tensor:
         """The mixture on an MLP: x (..., d) -> (..., d), before what follows fc2."""
-        shape, x = x.shape, x.flatten(0, -2)
+        shape, x = x.shape, x.reshape(-1, x.shape[-1])
         if self.training and self.jitter:
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
         weights, choices = self.route(x)
@@ -229,11 +232,11 @@ class MixLora(WeightUpdate):
         mixed = (down * mask * weights[..., None]).sum(dim=1)  # (N, E r)
         y = parts.fc2(weighted.to(base.dtype))
         y = y + nn.functional.linear(mixed, _joined(self.B2)) * self.scale
-        return y.to(base.dtype).unflatten(0, shape[:-1])
+        return y.to(base.dtype).reshape(shape)
 
     def extra_losses(self) -> dict[str, Tensor]:
         """The balance loss of all layers that ran, given by the first one asked; each forward counts once."""
-        routings = [routing for routing in self.ledger.values()]
+        routings = list(self.ledger.values())
         self.ledger.clear()
         return {"balance": self.balance * balance_loss(routings, self.aux_scope)} if routings and self.balance else {}
 
@@ -244,7 +247,18 @@ class MixLora(WeightUpdate):
 
 
 class MixLoraLayer(AdapterLayer):
-    """An MLP whose active adapter routes its tokens through experts."""
+    """An MLP whose active adapter routes its tokens through experts.
+
+    Models look into their MLPs (open_clip asks ``mlp.c_fc`` for its type): names that are not here are the MLP's.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
 
     def sizes(self) -> tuple[int, int]:
         """Features out and in."""

@@ -19,6 +19,7 @@ from ..initializers.base import Initializer
 from ..initializers.initialize import Losses
 from ..registry import Part, registry
 from .attach import attach
+from .base import PLACES
 from .options import build, options
 
 PLAIN = (str, int, float, bool, list, tuple, type(None))
@@ -33,7 +34,7 @@ class AdapterSection(Section):
         "all",
         description='blocks: "all", numbers, a slice such as "-4:", a name such as "top3", or one of these per tower',
     )
-    modules: tuple[str, ...] = Field(("q", "k", "v"), description="logical names: q k v o fc1 fc2")
+    modules: tuple[str, ...] = Field(PLACES, description="logical names: q k v o fc1 fc2 mlp")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
 
     @model_validator(mode="before")
@@ -44,6 +45,7 @@ class AdapterSection(Section):
         given = {key: value for key, value in values.items() if key not in own}
         part = registry.get("adapter", str(values["type"]))
         build(part, given)
+        own.setdefault("modules", getattr(part.target, "places", PLACES))
         return own | {"options": _defaults(part) | given}
 
     @model_serializer

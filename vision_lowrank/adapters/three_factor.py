@@ -59,4 +59,3 @@ class ThreeFactor(WeightUpdate):
         """All three as they are."""
         for factor, tensor in start._asdict().items():
             getattr(self, factor).copy_(tensor)
-

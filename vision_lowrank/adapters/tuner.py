@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UserError
+from ..kernels.layers import dropout_of, forward_together, is_plain
+from ..kernels.linear import Branch, fused_linear
 from .base import Factors, MethodConfig, WeightUpdate
 
 try:
@@ -102,6 +104,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """(..., in) -> (..., out)."""
         if self.disable_adapters and self.merged:
             self.unmerge()
+        branch = None if args or kwargs or torch.compiler.is_compiling() else self.branch()
+        if branch is not None:
+            return fused_linear(x, *branch)
         result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
@@ -111,6 +116,26 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 update = self.weight_update[name]
                 result = result + update(self._cast_input_dtype(x, update.dtype))
         return result.to(dtype)
+
+    forward_together = staticmethod(forward_together)
+
+    def branch(self) -> Branch | None:
+        """The present computation for the fused kernel; None where it is not one low-rank update of a plain linear."""
+        base = self.base_layer
+        updates = [self.weight_update[name] for name in self.active_adapters if name in self.weight_update]
+        if self.disable_adapters or self.merged or not updates or type(self).forward is not AdapterLayer.forward:
+            return None
+        if not (is_plain(base, nn.Linear.forward) or is_plain(base, Conv1D.forward)):
+            return None
+        dropouts = [
+            dropout_of(update.dropout) if is_plain(update, WeightUpdate.forward) else None for update in updates
+        ]
+        if None in dropouts or (len(updates) > 1 and any(dropouts)):
+            return None
+        factors = [update.factors() for update in updates]
+        if None in factors:
+            return None
+        return Branch(self.oriented(base.weight), base.bias, *stack(factors), dropouts[0])
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -157,6 +182,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Always: every update of ours is additive."""
         return True
+
+
+def stack(factors: list[Factors]) -> Factors:
+    """The sum of updates as one of the summed rank."""
+    if len(factors) == 1:
+        return factors[0]
+    A, B, scales = zip(*factors, strict=True)
+    return Factors(torch.cat(A), torch.cat([b * scale for b, scale in zip(B, scales, strict=True)], dim=1), 1.0)
 
 
 def wrap_linear(module: nn.Module) -> type[AdapterLayer] | None:

@@ -115,6 +115,27 @@ def export(
     export_command(artefact, out, format, rank, tolerance, fuse_qkv)
 
 
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="a few-shot recipe with an adapter")],
+    overrides: Overrides = None,
+    methods: Annotated[str, typer.Option(help="adapters, or adapter+initialiser, with commas between; or all")] = "all",
+    initializers: Annotated[
+        str, typer.Option(help="to combine with each method: names, none among them, or all")
+    ] = "none",
+    budget: Annotated[
+        str, typer.Option(help="defaults, rank (the recipe's for all) or parameters (equal)")
+    ] = "defaults",
+    seeds: Annotated[Optional[str], typer.Option(help="such as 1,2,3; the recipe's if not given")] = None,  # noqa: UP045
+    lr: Annotated[Optional[str], typer.Option(help="learning rates to choose from on validation pictures")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="folder; runs/compare-RECIPE if not given")] = None,  # noqa: UP045
+) -> None:
+    """Run several methods on the same data and splits; writes a table and a Pareto plot. Call again to go on."""
+    from .compare import compare_command
+
+    compare_command(config, overrides or [], methods, initializers, budget, seeds, lr, out)
+
+
 @app.command("list")
 def list_parts(kind: Annotated[Optional[str], typer.Argument(help="adapter, backbone, data or task")] = None) -> None:  # noqa: UP045
     """List the registered adapters, backbones, data sets and tasks."""

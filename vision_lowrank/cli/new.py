@@ -65,7 +65,7 @@ class {title}(WeightUpdate):
         self.B = nn.Parameter(torch.zeros(out_features, config.r, **like))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
-    def factors(self) -> Factors:
+    def own_factors(self) -> Factors:
         """A (r, in), B (out, r) and the scale; a method without this form overrides `delta` and `forward`."""
         return Factors(self.A, self.B, self.scale)
 

@@ -2,16 +2,18 @@
 
 A layer's ΔW = s · B A, A (k, in), B (out, k), at module path p:
 
-========== =============================================== ===================================== ====================
-format     tensors                                         scale                                 read by
-========== =============================================== ===================================== ====================
-peft       ``base_model.model.p.lora_A.weight``, ``lora_B`` alpha = s · k in adapter_config.json ``PeftModel``
-diffusers  ``PREFIX.p.lora_A.weight``, ``lora_B``           multiplied into B, so that it is 1    ``load_lora_weights``
-kohya      ``lora_unet_p.lora_down.weight``, ``lora_up``    ``.alpha`` = s · k beside each pair   WebUI, ComfyUI, …
-========== =============================================== ===================================== ====================
+========= =============================================== ========================================= =================
+format    tensors                                         scale                                     read by
+========= =============================================== ========================================= =================
+peft      ``base_model.model.p.lora_A.weight``, ``lora_B`` alpha = s · k in adapter_config.json      ``PeftModel``
+diffusers ``COMPONENT.p.lora_A.weight``, ``lora_B``        multiplied into B, so that it is 1        diffusers
+kohya     ``lora_unet_p.lora_down.weight``, ``lora_up``    ``.alpha`` = s · k, the same everywhere   WebUI, ComfyUI, …
+========= =============================================== ========================================= =================
 
 The diffusers layout has no place for a scale that every version and every other reader of it knows: without one they
-all take 1. In kohya names dots become underscores.
+all take 1. In kohya names dots become underscores. A kohya file may hold another alpha for every layer, but diffusers
+0.42 silently gives such attention layers the most frequent one; so alpha is that of the first layer everywhere, and a
+layer with another s · k has the ratio in its B.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ def write_diffusers(pairs: Mapping[str, Factors], names: Sequence[str], out: Pat
 
 
 def write_kohya(pairs: Mapping[str, Factors], names: Sequence[str], out: Path, component: str) -> Path:
-    """One file in the layout of kohya's sd-scripts, with an explicit alpha for every layer.
+    """One file in the layout of kohya's sd-scripts, with an explicit alpha beside every pair.
 
     Args:
         pairs: module path -> factors.
@@ -105,19 +107,20 @@ def write_kohya(pairs: Mapping[str, Factors], names: Sequence[str], out: Path, c
         UserError: two layers whose names are the same without dots.
     """
     state: dict[str, Tensor] = {}
-    alphas = {key: pair.scale * len(pair.A) for key, pair in pairs.items()}
+    first = next(iter(pairs.values()))
+    alpha = first.scale * len(first.A) or 1.0
     for key, pair in pairs.items():
         name = f"{COMPONENTS[component]}_{key.replace('.', '_')}"
         if f"{name}.alpha" in state:
             raise UserError(f"kohya's format calls two layers '{name}', '{key}' among them: use the diffusers format.")
         state[f"{name}.lora_down.weight"] = pair.A
-        state[f"{name}.lora_up.weight"] = pair.B
-        state[f"{name}.alpha"] = torch.tensor(alphas[key])
-    dims = {len(pair.A) for pair in pairs.values()}
+        state[f"{name}.lora_up.weight"] = pair.B * (pair.scale * len(pair.A) / alpha)
+        state[f"{name}.alpha"] = torch.tensor(alpha)
+    ranks = {len(pair.A) for pair in pairs.values()}
     metadata = {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(dims.pop()) if len(dims) == 1 else "Dynamic",
-        "ss_network_alpha": str(next(iter(alphas.values()))) if len(set(alphas.values())) == 1 else "Dynamic",
+        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": str(alpha),
     }
     return save_tensors(file_in(out, WEIGHTS), state, metadata)
 

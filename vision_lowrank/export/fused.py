@@ -63,7 +63,7 @@ def _stack(parent: str, pairs: Mapping[str, Factors], attention: SplitAttention)
     heights = [getattr(attention, part).out_features for part in PARTS]
     present = {part: pairs[f"{parent}.{part}"] for part in PARTS if f"{parent}.{part}" in pairs}
     A = torch.cat([pair.A for pair in present.values()])
-    scale = next(iter(present.values())).scale
+    scale = next(iter(present.values())).scale or 1.0
     B = A.new_zeros(sum(heights), len(A))
     row = column = 0
     for part, height in zip(PARTS, heights, strict=True):

@@ -88,7 +88,7 @@ def _collector(sums: dict[str, Tensor], name: str, layer: AdapterLayer) -> Calla
     def collect(weight: Tensor) -> None:
         gradient = layer.oriented(weight.grad).to("cpu", torch.promote_types(weight.dtype, torch.float32))
         weight.grad = None
-        sums[name] = sums[name].add_(gradient) if name in sums else gradient.clone()
+        sums[name] = sums[name].add_(gradient) if name in sums else gradient
 
     return collect
 

@@ -1,3 +1,4 @@
+# ruff: noqa: ANN001 (Triton takes no annotation but tl.constexpr)
 """Base product and low-rank path in one CUDA kernel, written in Triton: y = x Wᵀ + b + s · h Bᵀ.
 
 x (N, in), W (out, in), b (out,), h (N, r), B (out, r) -> y (N, out), all of one type (fp16, bf16 or fp32) and of any
@@ -55,7 +56,7 @@ CANDIDATES = (
     (Blocks(32, 64, 32), 2, 5),
 )
 
-if triton is not None:  # the arguments of a kernel carry no annotation but tl.constexpr
+if triton is not None:
 
     @triton.jit
     def low_rank_kernel(
@@ -119,10 +120,7 @@ if triton is not None:  # the arguments of a kernel carry no annotation but tl.c
         tl.store(y + m[:, None] * out + n[None, :], total.to(y.dtype.element_ty), mask=inside)
 
     tuned_kernel = triton.autotune(
-        [
-            triton.Config(blocks._asdict(), num_warps=warps, num_stages=stages)
-            for blocks, warps, stages in CANDIDATES
-        ],
+        [triton.Config(blocks._asdict(), num_warps=warps, num_stages=stages) for blocks, warps, stages in CANDIDATES],
         key=["magnitude", "out", "inner", "rank", "x_col", "w_col"],
     )(low_rank_kernel)
 

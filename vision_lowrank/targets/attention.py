@@ -128,6 +128,14 @@ class SplitAttention(nn.Module):
         source.in_proj_weight = _stack([linear.weight for linear in linears])
         source.in_proj_bias = _stack([linear.bias for linear in linears])
 
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """q, k and v before the heads; adapted projections of one input may compute together what they share."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        together = [linear.forward_together for linear in projections if hasattr(linear, "forward_together")]
+        if together and query is key and key is value:
+            return together[0](projections, query)
+        return [linear(x) for linear, x in zip(projections, (query, key, value), strict=True)]
+
     def _heads(self, x: Tensor) -> Tensor:
         """(B, L, H·d) -> (B, H, L, d)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -172,13 +180,16 @@ class SplitMultiheadAttention(SplitAttention):
         """Arguments and results of ``nn.MultiheadAttention.forward``."""
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal is only a hint: give attn_mask too.")
+        one_input = query is key and key is value
         batched = query.dim() == 3
         if not batched:
             query, key, value = query[None], key[None], value[None]
             key_padding_mask = key_padding_mask[None] if key_padding_mask is not None else None
         elif not self.batch_first:
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
-        q, k, v = self._heads(self.q_proj(query)), self._heads(self.k_proj(key)), self._heads(self.v_proj(value))
+        if one_input:
+            key = value = query
+        q, k, v = (self._heads(x) for x in self._project(query, key, value))
         dropout = self.dropout if self.training else 0.0
         causal = is_causal and key_padding_mask is None and not need_weights
         mask = None if causal else _join(_additive(attn_mask, q), _additive(key_padding_mask, q), q)
@@ -204,7 +215,7 @@ class SplitOpenClipAttention(SplitAttention):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """(B, L, E) -> (B, L, E); `attn_mask` (L, L) or (B·H, L, L) is added, or True where a key is hidden."""
-        q, k, v = self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
+        q, k, v = (self._heads(y) for y in self._project(x, x, x))
         mask = _join(_additive(attn_mask, q), None, q)
         dropout = self.attn_drop.p if self.training else 0.0
         mask = mask.to(q.dtype) if mask is not None else None
@@ -234,8 +245,8 @@ class SplitTimmAttention(SplitAttention):
         return self._attend(x, None, attn_mask, is_causal)
 
     def _attend(self, x: Tensor, rope: Tensor | None, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-        v = self._heads(self.v_proj(x))
-        q, k = self.q_norm(self._heads(self.q_proj(x))), self.k_norm(self._heads(self.k_proj(x)))
+        q, k, v = (self._heads(y) for y in self._project(x, x, x))
+        q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = self._rotate(q, rope).type_as(v), self._rotate(k, rope).type_as(v)
         y = F.scaled_dot_product_attention(

@@ -8,6 +8,7 @@ moves batches to the device, gathers outputs over processes, checkpoints and res
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +91,10 @@ class Task(nn.Module):
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
         """Metrics of one set from its gathered outputs; names without the set's name."""
         raise NotImplementedError
+
+    def untrained(self) -> AbstractContextManager[Any]:
+        """Context in which the task evaluates as if nothing had been added to the base model; the default: as it is."""
+        return nullcontext()
 
     def trained_state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold: everything that a stage may change.

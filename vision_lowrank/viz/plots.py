@@ -159,6 +159,33 @@ def accuracy_by_shots(rows: Iterable[Mapping[str, object]], title: str = "accura
         return _svg(figure, title)
 
 
+def pareto(points: Iterable[tuple[str, float, float, float]], title: str, baseline: float | None = None) -> str:
+    """Accuracy against trained parameters, a labelled point per method; the best for their size are joined by a line.
+
+    Args:
+        points: (method, parameters > 0, mean accuracy, std), accuracies as fractions.
+        title: written above the plot.
+        baseline: accuracy of the untrained model, as a dotted line.
+    """
+    rows = sorted(points, key=lambda row: (row[1], -row[2]))
+    with mpl.rc_context(SETTINGS):
+        figure, axes = _figure(680, 420, (48, 170, 30, 36))
+        best = [row for index, row in enumerate(rows) if all(row[2] > other[2] for other in rows[:index])]
+        axes.plot([row[1] for row in best], [row[2] for row in best], color=ACCENT, lw=1.5)
+        for name, size, mean, std in rows:
+            leads = any(name == row[0] for row in best)
+            axes.errorbar(size, mean, std, color=ACCENT if leads else MUTED, marker="o", ms=5, lw=0.8)
+            axes.annotate(
+                _short(name), (size, mean), (6, 3), textcoords="offset points", fontsize=8.5,
+                color=INK if leads else MUTED,
+            )  # fmt: skip
+        if baseline is not None:
+            axes.axhline(baseline, color=MUTED, lw=1, ls=":")
+        axes.set_xscale("log")
+        _decorate(axes, title, "trained parameters", percent=True)
+        return _svg(figure, title)
+
+
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], gap: float = 13) -> None:
     """Names at the right edge, at the height of their lines' ends, pushed apart to be `gap` units from each other."""
     if not ends:

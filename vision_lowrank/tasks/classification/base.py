@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +106,15 @@ class ClassificationTask(Task):
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
         """``accuracy`` and its kin, as in :mod:`vision_lowrank.metrics.classification`."""
         return classification_metrics(outputs["logits"], outputs["label"])
+
+    @contextmanager
+    def untrained(self) -> Iterator[None]:
+        """With the adapter off; what trains afterwards is left as it was."""
+        flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        with getattr(self.classifier.model, "disable_adapter", nullcontext)():
+            yield
+        for parameter, flag in flags:  # PEFT lets everything train when it puts adapters back
+            parameter.requires_grad_(flag)
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
         """The classifier as an artefact folder."""

@@ -1,0 +1,314 @@
+"""Several methods on the same data and splits: a fair table, and what each costs.
+
+A sweep folder::
+
+    METHOD/lr-RATE/seed-N/    the runs, as :mod:`vision_lowrank.experiment` makes them
+    baseline.json             of the model without adapter
+    METHOD/cost.json          step time against the first method, measured in turns
+    comparison.json           everything below, with versions and commands
+    comparison.md, .csv       the table
+    pareto.svg                accuracy against trained parameters
+
+METHOD is an adapter, or ``adapter+initialiser``. The recipe says where adapters sit and how long they train; of another
+adapter than the recipe's own, all other options are that method's defaults. Learning rates, where several are given,
+are chosen per method by the first seed's validation accuracy, never by test data. Calling :func:`compare` again goes on
+where it stopped. A method that cannot run here is listed with its reason and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+from .adapters.base import PLACES
+from .config import RunConfig, environment, load_config
+from .engine.loop import Engine
+from .errors import UserError, near_miss
+from .experiment import build_task, open_run, run_seed, summarise
+from .files import write_text
+from .registry import registry
+from .viz.plots import pareto
+
+Budget = Literal["defaults", "rank", "parameters"]
+BUDGETS = ("defaults", "rank", "parameters")
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+ROUNDS = 10
+SELECT = "val/accuracy"
+
+
+class Entry(NamedTuple):
+    """One method of a comparison."""
+
+    adapter: str
+    initializer: str | None = None
+
+    @property
+    def name(self) -> str:
+        """``lora`` or ``lora+pissa``."""
+        return f"{self.adapter}+{self.initializer}" if self.initializer else self.adapter
+
+
+def entries(methods: str, initializers: str = "none") -> list[Entry]:
+    """From what the command line says to the methods of a sweep, each once, in order.
+
+    Args:
+        methods: comma-separated adapters or ``adapter+initialiser``, or ``all`` registered adapters of ours.
+        initializers: comma-separated initialisers, ``none`` among them, or ``all`` (with none); each is combined with
+            every method that names none itself.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    ours = [part.name for part in registry.list("adapter") if part.name != "peft"]
+    starts = ["none", *(part.name for part in registry.list("initializer"))]
+    starts = starts if initializers == "all" else _split(initializers)
+    found = []
+    for method in ours if methods == "all" else _split(methods):
+        adapter, plus, start = method.partition("+")
+        for name in [start] if plus else starts:
+            registry.get("adapter", adapter)
+            if name != "none":
+                registry.get("initializer", name)
+            found.append(Entry(adapter, None if name == "none" else name))
+    return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to compare.
+
+    Attributes:
+        recipe: a few-shot recipe with an adapter.
+        entries: methods.
+        folder: where results go.
+        overrides: settings for all methods, such as ``engine.steps=100``.
+        budget: ``defaults`` leaves every method its own size, ``rank`` gives all the recipe's rank, ``parameters``
+            gives each the rank that comes nearest to the recipe's number of trained parameters.
+        rates: learning rates to choose from; empty for the recipe's own.
+    """
+
+    recipe: Path
+    entries: Sequence[Entry]
+    folder: Path
+    overrides: Sequence[str] = ()
+    budget: Budget = "defaults"
+    rates: Sequence[float] = ()
+
+    def base(self) -> RunConfig:
+        """The recipe itself.
+
+        Raises:
+            UserError: an unknown budget, or a recipe without an adapter.
+        """
+        if self.budget not in BUDGETS:
+            raise UserError(f"unknown budget '{self.budget}'.{near_miss(self.budget, BUDGETS)} Known: {BUDGETS}.")
+        config = load_config(self.recipe, self.overrides)
+        if config.adapter is None or not hasattr(config.task, "seeds"):
+            raise UserError(f"{self.recipe}: compare needs a few-shot recipe with an adapter.")
+        return config
+
+    def config(self, entry: Entry, r: int | None = None) -> RunConfig:
+        """The recipe with another method, at the rank `r` or the method's own."""
+        base = self.base()
+        if entry.adapter == base.adapter.type:
+            changes = [f"adapter.r={r}"] if r and "r" in base.adapter.options else []
+        else:
+            target = registry.get("adapter", entry.adapter).target
+            own = getattr(target, "places", PLACES)
+            section = {"type": entry.adapter, "towers": base.adapter.towers, "layers": base.adapter.layers}
+            section["modules"] = base.adapter.modules if own == PLACES else own
+            changes = [f"adapter={json.dumps(section | ({'r': r} if r else {}))}"]
+        start = json.dumps({"type": entry.initializer}) if entry.initializer else "null"
+        return load_config(self.recipe, [*self.overrides, *changes, f"initializer={start}"])
+
+
+def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Run what is missing of a sweep and write its files.
+
+    Args:
+        sweep: what to compare.
+        say: told what is being done, one line at a time.
+
+    Returns:
+        What ``comparison.json`` holds.
+
+    Raises:
+        UserError: no method could run; the message is the first one's.
+    """
+    base, rows, started = sweep.base(), [], time.perf_counter()
+    for index, entry in enumerate(sweep.entries):
+        minutes = (time.perf_counter() - started) / 60
+        say(f"method {index + 1} of {len(sweep.entries)}: {entry.name} ({minutes:.0f} min so far)")
+        try:
+            rows.append(_row(sweep, entry, say))
+        except UserError as error:
+            rows.append({"method": entry.name, "failed": str(error)})
+            say(f"{entry.name} left out: {error}")
+    done = [row for row in rows if "failed" not in row]
+    if not done:
+        raise UserError(rows[0]["failed"] if rows else "compare: no method was named.")
+    result = {
+        "recipe": str(sweep.recipe),
+        "overrides": list(sweep.overrides),
+        "budget": sweep.budget,
+        "rates": list(sweep.rates),
+        "seeds": list(base.task.seeds),
+        "environment": environment(),
+        "baseline": done[0]["baseline"],
+        "rows": rows,
+    }
+    write_text(sweep.folder / "comparison.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    header, lines = table(result)
+    write_text(sweep.folder / "comparison.md", markdown(header, lines))
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *lines])
+    write_text(sweep.folder / "comparison.csv", buffer.getvalue())
+    write_text(sweep.folder / "pareto.svg", figure(result))
+    return result
+
+
+def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the untrained model first, then every method; accuracies in percent, mean ± spread."""
+    names = [name for name in result["baseline"] if name.endswith("/accuracy")]
+    header = ["method", "lr", "r", *(name.removesuffix("/accuracy") for name in names)]
+    header += ["trained parameters", "step (ratio)", "step memory (MiB)"]
+    lines = [["untrained", "", "", *(_percent(result["baseline"][name]) for name in names), "0", "", ""]]
+    for row in result["rows"]:
+        if "failed" in row:
+            lines.append([row["method"], f"left out: {row['failed']}", *[""] * (len(header) - 2)])
+            continue
+        cells = [_percent(row["metrics"][name]) for name in names]
+        cost = [f"{row['trained_parameters']:,}", f"{row['step_ratio']:.2f}", f"{row['peak_memory'] / 2**20:.0f}"]
+        lines.append([row["method"], f"{row['lr']:g}", str(row["r"] or ""), *cells, *cost])
+    return header, lines
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |\n" for row in rows)
+
+
+def figure(result: Mapping[str, Any]) -> str:
+    """Accuracy on the first test set against trained parameters, as SVG."""
+    name = next(name for name in result["baseline"] if name.startswith("test/") and name.endswith("/accuracy"))
+    points = [
+        (row["method"], row["trained_parameters"], row["metrics"][name]["mean"], row["metrics"][name]["std"])
+        for row in result["rows"]
+        if "failed" not in row
+    ]
+    return pareto(points, name.removesuffix("/accuracy"), result["baseline"][name]["mean"])
+
+
+def _row(sweep: Sweep, entry: Entry, say: Callable[[str], None]) -> dict[str, Any]:
+    """Choose the rate, train every seed, and measure."""
+    config = sweep.config(entry, _rank(sweep, entry))
+    rates = list(sweep.rates) or [config.engine.lr]
+    seeds = config.task.seeds
+    validation = {}
+    for rate in rates if len(rates) > 1 else []:
+        say(f"{entry.name}: learning rate {rate:g}, seed {seeds[0]}")
+        validation[rate] = _seed(sweep, entry, config, rate, seeds[0])["metrics"][SELECT]
+    rate = max(validation, key=lambda each: validation[each]) if validation else rates[0]
+    results = []
+    for seed in seeds:
+        say(f"{entry.name}: learning rate {rate:g}, seed {seed}")
+        results.append(_seed(sweep, entry, config, rate, seed))
+    return {
+        "method": entry.name,
+        "adapter": config.adapter.model_dump(mode="json"),
+        "r": config.adapter.options.get("r"),
+        "lr": rate,
+        "validation": {f"{rate:g}": value for rate, value in validation.items()},
+        "baseline": summarise(each["baseline"] for each in results),
+        "metrics": summarise(each["metrics"] for each in results),
+        "trained_parameters": results[0]["facts"]["trainable_parameters"],
+        "peak_memory": results[0]["cost"]["peak_memory"],
+        "train_hashes": [each["facts"]["train_hash"] for each in results],
+        **_step_ratio(sweep, entry, config),
+    }
+
+
+def _seed(sweep: Sweep, entry: Entry, config: RunConfig, rate: float, seed: int) -> dict[str, Any]:
+    folder = sweep.folder / entry.name / f"lr-{rate:g}"
+    config = config.model_copy(update={"engine": config.engine.model_copy(update={"lr": rate})})
+    open_run(folder, config)
+    # With text prompts the model without its adapter is the same for all methods and seeds: it is evaluated once.
+    shared, own = sweep.folder / "baseline.json", folder / f"seed-{seed}" / "baseline.json"
+    if config.task.head == "text" and shared.is_file() and not own.is_file():
+        own.parent.mkdir(parents=True, exist_ok=True)
+        write_text(own, shared.read_text())
+    result = run_seed(config, seed, folder / f"seed-{seed}")
+    write_text(shared, json.dumps(result["baseline"]) + "\n")
+    return result
+
+
+def _rank(sweep: Sweep, entry: Entry) -> int | None:
+    """The rank that the budget gives a method; None for its own."""
+    base = sweep.base()
+    if sweep.budget == "defaults" or "r" not in sweep.config(entry).adapter.options:
+        return None
+    if sweep.budget == "rank":
+        return base.adapter.options["r"]
+    wanted = _trained(base)
+    counts = {}
+    for r in RANKS:
+        try:
+            counts[r] = _trained(sweep.config(Entry(entry.adapter), r))
+        except UserError:  # too large for a layer, or not divisible
+            continue
+    if not counts:
+        raise UserError(f"{entry.adapter}: no rank of {RANKS} fits the model.")
+    return min(counts, key=lambda r: abs(math.log(counts[r] / wanted)))
+
+
+def _trained(config: RunConfig) -> int:
+    """Number of trained parameters."""
+    return build_task(config, config.task.seeds[0]).describe()["trainable_parameters"]
+
+
+def _step_ratio(sweep: Sweep, entry: Entry, config: RunConfig) -> dict[str, float]:
+    """Median time of a step and its ratio to the first method's, both taking turns; kept for a sweep that goes on."""
+    path = sweep.folder / entry.name / "cost.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    first = sweep.entries[0]
+    configs = [sweep.config(first, _rank(sweep, first)), config]
+    times: list[list[float]] = [[], []]
+    with tempfile.TemporaryDirectory() as scratch:
+        closures = []
+        for index, each in enumerate(configs):
+            task = build_task(each, each.task.seeds[0])
+            engine = Engine(each.engine, task, Path(scratch) / str(index), seed=1)
+            engine.dry_step(task.stages()[0])
+            closures.append(engine.closure)
+        for _ in range(ROUNDS):
+            for closure, values in zip(closures, times, strict=True):
+                start = time.perf_counter()
+                closure()
+                values.append(time.perf_counter() - start)
+    ratio = median(own / other for other, own in zip(*times, strict=True))
+    cost = {"step_seconds": median(times[1]), "step_ratio": ratio}
+    write_text(path, json.dumps(cost) + "\n")
+    return cost
+
+
+def _percent(value: Mapping[str, float]) -> str:
+    spread = f" ± {100 * value['std']:.1f}" if value["n"] > 1 and value["std"] > 0 else ""
+    return f"{100 * value['mean']:.1f}{spread}"
+
+
+def _split(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError("compare: name at least one method, such as --methods lora,block_lora or --methods all.")
+    return names
