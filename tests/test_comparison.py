@@ -98,6 +98,7 @@ def test_the_files_hold_the_table_with_the_untrained_model_first(swept):
     assert len((sweep.folder / "comparison.csv").read_text().splitlines()) == 1 + len(lines)
     drawn = (sweep.folder / "pareto.svg").read_text()
     assert all(row["method"] in drawn for row in result["rows"])
+    assert "$" not in drawn  # numbers, not their formulas
     first = result["rows"][0]
     assert lines[1][header.index("trained parameters")] == f"{first['trained_parameters']:,}"
     assert 0.5 < first["step_ratio"] < 2  # the first method against itself

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..adapters.base import Factors
-from ..adapters.tuner import layer_factors, tuner_layers
+from ..adapters.tuner import AdapterLayer, layer_factors, tuner_layers
 from ..backbones.base import Backbone
 from ..errors import UserError
 from ..targets.attention import SplitAttention
@@ -124,6 +124,8 @@ def _factors_of_all(
     for path, layer in tuner_layers(model):
         if name in layer._get_available_adapters():
             key = path.removeprefix(prefix)
+            if isinstance(layer, AdapterLayer):
+                layer.check_mergeable(key)
             pairs[key], errors[key] = _factors(layer, name, rank, TOLERANCE if tolerance is None else tolerance)
     if not pairs:
         raise UserError(f"the model has no adapter '{name}' to export.")

@@ -182,6 +182,8 @@ def pareto(points: Iterable[tuple[str, float, float, float]], title: str, baseli
         if baseline is not None:
             axes.axhline(baseline, color=MUTED, lw=1, ls=":")
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         _decorate(axes, title, "trained parameters", percent=True)
         return _svg(figure, title)
 

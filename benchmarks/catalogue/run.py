@@ -1,0 +1,48 @@
+"""Every adapter with every initialiser on the built-in emoji, 4 shots of the Fluent style.
+
+    python benchmarks/catalogue/run.py                          # about two hours on two cores; goes on if interrupted
+    python benchmarks/catalogue/run.py --methods lora,lora_xs   # only these, and nothing is written here
+
+It is ``vision-lowrank compare`` with fixed settings: configs/fewshot/emoji_lora.yaml, 100 steps, three seeds, each
+method at its own default size, its learning rate chosen on validation pictures. Writes ``results.json`` beside this
+file. With ``--methods`` two processes can share the work before the full command collects it; ``lora`` must come first
+in both, because step times are measured against the first method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vision_lowrank.comparison import Sweep, compare, entries, table
+from vision_lowrank.files import write_text
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RATES = (5e-4, 2e-3, 8e-3)
+OVERRIDES = ("engine.steps=100", "engine.tensorboard=false", "engine.checkpoint_every=0")
+
+
+def main() -> None:
+    """Run what is missing and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", help="adapters with commas between, lora first; all of them if not given")
+    arguments = parser.parse_args()
+    chosen = entries(arguments.methods or "all", "all")
+    chosen.sort(key=lambda entry: entry.adapter != "lora")
+    recipe = ROOT / "configs" / "fewshot" / "emoji_lora.yaml"
+    folder = ROOT / "runs" / "catalogue"
+    result = compare(
+        Sweep(recipe, chosen, folder, OVERRIDES, "defaults", RATES), lambda line: print(line, file=sys.stderr)
+    )
+    for line in table(result)[1]:
+        print("  ".join(line))
+    if not arguments.methods:
+        result |= {"command": "python benchmarks/catalogue/run.py", "recipe": str(recipe.relative_to(ROOT))}
+        write_text(HERE / "results.json", json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
