@@ -162,3 +162,23 @@ def test_mistakes_are_one_line_and_exit_code_2(shapes, capsys, options, message)
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_first_method_that_cannot_run_does_not_stop_the_others(shapes, tmp_path):
+    result = compare(Sweep(shapes, entries("rand_lora+pissa,lora"), tmp_path, SHORT))
+    assert ["failed" in row for row in result["rows"]] == [True, False]
+
+
+def test_overrides_reach_every_method_that_knows_them(shapes):
+    given = (*SHORT, "adapter.r=8", "adapter.dropout=0.1", "adapter.init_lora_weights=gaussian")
+    sweep = Sweep(shapes, [Entry("slora")], shapes.parent / "none", given)
+    options = sweep.config(Entry("slora")).adapter.options
+    assert (options["r"], options["dropout"]) == (8, 0.1)
+    assert sweep.config(Entry("lora")).adapter.options["init_lora_weights"] == "gaussian"
+
+
+def test_a_method_far_from_the_target_says_so(shapes, tmp_path):
+    result = compare(Sweep(shapes, entries("lora,loldu"), tmp_path, (*SHORT, "adapter.r=16"), "parameters"))
+    header, lines = table(result)
+    sizes = [line[header.index("trained parameters")] for line in lines[1:]]
+    assert [f"(target {result['target']:,})" in size for size in sizes] == [False, True]

@@ -3,21 +3,23 @@
 A sweep folder::
 
     METHOD/lr-RATE/seed-N/    the runs, as :mod:`vision_lowrank.experiment` makes them
-    baseline.json             of the model without adapter
-    METHOD/cost.json          step time against the first method, measured in turns
+    baseline-HASH.json        of the model without adapter
+    METHOD/cost.json          step time against the recipe's own adapter, measured in turns
     comparison.json           everything below, with versions and commands
     comparison.md, .csv       the table
     pareto.svg                accuracy against trained parameters
 
 METHOD is an adapter, or ``adapter+initialiser``. The recipe says where adapters sit and how long they train; of another
-adapter than the recipe's own, all other options are that method's defaults. Learning rates, where several are given,
-are chosen per method by the first seed's validation accuracy, never by test data. Calling :func:`compare` again goes on
-where it stopped. A method that cannot run here is listed with its reason and does not stop the others.
+adapter than the recipe's own, all other options are that method's defaults, but for overrides that it knows. Learning
+rates, where several are given, are chosen per method by the first seed's validation accuracy, never by test data.
+Calling :func:`compare` again goes on where it stopped. A method that cannot run here is listed with its reason and does
+not stop the others.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -30,7 +32,8 @@ from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from .adapters.base import PLACES
-from .config import RunConfig, environment, load_config
+from .adapters.section import AdapterSection
+from .config import RunConfig, environment, load_config, to_tree
 from .engine.loop import Engine
 from .errors import UserError, near_miss
 from .experiment import build_task, open_run, run_seed, summarise
@@ -114,6 +117,8 @@ class Sweep:
         config = load_config(self.recipe, self.overrides)
         if config.adapter is None or not hasattr(config.task, "seeds"):
             raise UserError(f"{self.recipe}: compare needs a few-shot recipe with an adapter.")
+        if self.budget != "defaults" and "r" not in config.adapter.options:
+            raise UserError(f"budget '{self.budget}' goes by the recipe's rank, and {config.adapter.type} has none.")
         return config
 
     def config(self, entry: Entry, r: int | None = None) -> RunConfig:
@@ -126,7 +131,9 @@ class Sweep:
             own = getattr(target, "places", PLACES)
             section = {"type": entry.adapter, "towers": base.adapter.towers, "layers": base.adapter.layers}
             section["modules"] = base.adapter.modules if own == PLACES else own
-            changes = [f"adapter={json.dumps(section | ({'r': r} if r else {}))}"]
+            known = {f"adapter.{key}" for key in AdapterSection.keys(entry.adapter) - {"type"}}
+            given = [each for each in self.overrides if each.partition("=")[0].strip() in known]
+            changes = [f"adapter={json.dumps(section)}", *given, *([f"adapter.r={r}"] if r else [])]
         start = json.dumps({"type": entry.initializer}) if entry.initializer else "null"
         return load_config(self.recipe, [*self.overrides, *changes, f"initializer={start}"])
 
@@ -150,9 +157,10 @@ def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dic
         say(f"method {index + 1} of {len(sweep.entries)}: {entry.name} ({minutes:.0f} min so far)")
         try:
             rows.append(_row(sweep, entry, say))
-        except UserError as error:
-            rows.append({"method": entry.name, "failed": str(error)})
-            say(f"{entry.name} left out: {error}")
+        except (UserError, RuntimeError) as error:  # out of memory, for one
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
+            rows.append({"method": entry.name, "failed": reason})
+            say(f"{entry.name} left out: {reason}")
     done = [row for row in rows if "failed" not in row]
     if not done:
         raise UserError(rows[0]["failed"] if rows else "compare: no method was named.")
@@ -163,6 +171,7 @@ def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dic
         "rates": list(sweep.rates),
         "seeds": list(base.task.seeds),
         "environment": environment(),
+        "target": _trained(base) if sweep.budget == "parameters" else None,
         "baseline": done[0]["baseline"],
         "rows": rows,
     }
@@ -187,7 +196,10 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             lines.append([row["method"], f"left out: {row['failed']}", *[""] * (len(header) - 2)])
             continue
         cells = [_percent(row["metrics"][name]) for name in names]
-        cost = [f"{row['trained_parameters']:,}", f"{row['step_ratio']:.2f}", f"{row['peak_memory'] / 2**20:.0f}"]
+        size = f"{row['trained_parameters']:,}"
+        if result["budget"] == "parameters" and not 2 / 3 < row["trained_parameters"] / result["target"] < 3 / 2:
+            size += f" (target {result['target']:,})"
+        cost = [size, f"{row['step_ratio']:.2f}", f"{row['peak_memory'] / 2**20:.0f}"]
         lines.append([row["method"], f"{row['lr']:g}", str(row["r"] or ""), *cells, *cost])
     return header, lines
 
@@ -217,7 +229,10 @@ def _row(sweep: Sweep, entry: Entry, say: Callable[[str], None]) -> dict[str, An
     validation = {}
     for rate in rates if len(rates) > 1 else []:
         say(f"{entry.name}: learning rate {rate:g}, seed {seeds[0]}")
-        validation[rate] = _seed(sweep, entry, config, rate, seeds[0])["metrics"][SELECT]
+        metrics = _seed(sweep, entry, config, rate, seeds[0])["metrics"]
+        if SELECT not in metrics:
+            raise UserError("there are no validation pictures to choose a learning rate by: give one --lr.")
+        validation[rate] = metrics[SELECT]
     rate = max(validation, key=lambda each: validation[each]) if validation else rates[0]
     results = []
     for seed in seeds:
@@ -243,7 +258,10 @@ def _seed(sweep: Sweep, entry: Entry, config: RunConfig, rate: float, seed: int)
     config = config.model_copy(update={"engine": config.engine.model_copy(update={"lr": rate})})
     open_run(folder, config)
     # With text prompts the model without its adapter is the same for all methods and seeds: it is evaluated once.
-    shared, own = sweep.folder / "baseline.json", folder / f"seed-{seed}" / "baseline.json"
+    tree = to_tree(config)
+    base = json.dumps([tree["backbone"], tree["data"], {**tree["task"], "seeds": None, "shots": None}])
+    shared = sweep.folder / f"baseline-{hashlib.sha256(base.encode()).hexdigest()[:8]}.json"
+    own = folder / f"seed-{seed}" / "baseline.json"
     if config.task.head == "text" and shared.is_file() and not own.is_file():
         own.parent.mkdir(parents=True, exist_ok=True)
         write_text(own, shared.read_text())
@@ -277,12 +295,11 @@ def _trained(config: RunConfig) -> int:
 
 
 def _step_ratio(sweep: Sweep, entry: Entry, config: RunConfig) -> dict[str, float]:
-    """Median time of a step and its ratio to the first method's, both taking turns; kept for a sweep that goes on."""
+    """Median time of a step and its ratio to the recipe's own adapter, both taking turns; kept for when it goes on."""
     path = sweep.folder / entry.name / "cost.json"
     if path.is_file():
         return json.loads(path.read_text())
-    first = sweep.entries[0]
-    configs = [sweep.config(first, _rank(sweep, first)), config]
+    configs = [sweep.base(), config]
     times: list[list[float]] = [[], []]
     with tempfile.TemporaryDirectory() as scratch:
         closures = []

@@ -44,6 +44,7 @@ WORST_MISTAKES = 24
 
 def build_task(config: RunConfig, seed: int) -> Task:
     """The task that `config` names, with its data, model and adapter; its random weights depend on `seed` alone."""
+    Runtime()  # chooses this process's device before anything computes on one
     seed_everything(seed, Stream.BUILD)
     return registry.get("task", config.task.type).target(config, seed)
 

@@ -5,8 +5,7 @@
 
 It is ``vision-lowrank compare`` with fixed settings: configs/fewshot/emoji_lora.yaml, 100 steps, three seeds, each
 method at its own default size, its learning rate chosen on validation pictures. Writes ``results.json`` beside this
-file. With ``--methods`` two processes can share the work before the full command collects it; ``lora`` must come first
-in both, because step times are measured against the first method.
+file. With ``--methods`` two processes can share the work before the full command collects it.
 """
 
 from __future__ import annotations
@@ -28,10 +27,9 @@ OVERRIDES = ("engine.steps=100", "engine.tensorboard=false", "engine.checkpoint_
 def main() -> None:
     """Run what is missing and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", help="adapters with commas between, lora first; all of them if not given")
+    parser.add_argument("--methods", help="adapters with commas between; all of them if not given")
     arguments = parser.parse_args()
     chosen = entries(arguments.methods or "all", "all")
-    chosen.sort(key=lambda entry: entry.adapter != "lora")
     recipe = ROOT / "configs" / "fewshot" / "emoji_lora.yaml"
     folder = ROOT / "runs" / "catalogue"
     result = compare(

@@ -19,6 +19,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shlex
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,6 +37,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import vision_lowrank as vl
+from vision_lowrank.adapters.base import PLACES
 from vision_lowrank.adapters.options import build, options
 from vision_lowrank.adapters.tuner import layer_factors, tuner_layers
 from vision_lowrank.backbones.base import Backbone
@@ -100,21 +103,23 @@ def build_side(name: str, split: Backbone, unsplit: Backbone, pixels: Tensor) ->
         model = copy.deepcopy(split).requires_grad_(True)
     else:
         model = shared_copy(unsplit if name == "floor_unsplit" else split)
-    targets = list(select(model, ("vision",), "all", MODULES)) if name != "floor_unsplit" else []
-    if name.startswith("floor"):
+    if name != "full":  # all sides go down to the gradient of the first block's input
         first = model.get_submodule(model.towers["vision"].blocks[0])
         first.register_forward_pre_hook(lambda module, args: (args[0].requires_grad_(), *args[1:]))
-    elif name == "merged_lora":
+    if name in ("floor", "floor_unsplit", "full"):
+        return as_side(model.train(), pixels)
+    targets = list(select(model, ("vision",), "all", MODULES))
+    if name == "merged_lora":
         for target in targets:
             model.set_submodule(target, MergedLora(model.get_submodule(target)))
     elif name.startswith("peft_lora"):
         model = peft.get_peft_model(model, peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
         if name == "peft_lora_fused":
             vl.accelerate_peft(model)
-    elif name != "full":
+    else:
         part = vl.registry.get("adapter", name)
         config = build(part, {"r": RANK} if "r" in options(part.config or part.target) else {})
-        modules = getattr(config, "beyond_linears", ()) or MODULES
+        modules = MODULES if getattr(config, "places", PLACES) == PLACES else config.places
         model = vl.attach(model, config, towers=("vision",), modules=modules, check=False).to(pixels.device)
     return as_side(model.train(), pixels)
 
@@ -123,9 +128,11 @@ def as_side(model: nn.Module, pixels: Tensor) -> Side:
     """One step of `model`, which leaves nothing behind."""
     trained = [p for p in model.parameters() if p.requires_grad]
     layers = tuner_layers(model)
+    adding = [module for module in model.modules() if hasattr(module, "extra_losses")]
 
     def step() -> None:
-        model.encode_image(pixels).square().mean().backward()
+        loss = model.encode_image(pixels).square().mean()
+        (loss + sum(sum(module.extra_losses().values()) for module in adding)).backward()
         for parameter in trained:
             parameter.grad = None
 
@@ -214,9 +221,14 @@ def main() -> None:
         for batch in arguments.batches:
             key = f"{model}, batch {batch}, {device_name(arguments.device)}"
             done = entries.get(key, {"sides": {}, "refused": {}})
-            if not set(names) <= {*done["sides"], *done["refused"]}:
-                entries[key] = measure(model, batch, names, arguments.rounds, arguments.device)
-                result = {"command": "python benchmarks/step_cost/run.py", "entries": entries}
+            measured = {*done["sides"], *done["refused"]}
+            if not set(names) <= measured:
+                wanted = [name for name in known if name in names or name in measured]
+                entries[key] = measure(model, batch, wanted, arguments.rounds, arguments.device)
+                result = {
+                    "command": shlex.join(["python", "benchmarks/step_cost/run.py", *sys.argv[1:]]),
+                    "entries": entries,
+                }
                 write_text(arguments.out, json.dumps(result, indent=1) + "\n")
             console.print(table(key, entries[key]))
 

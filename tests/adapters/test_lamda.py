@@ -2,12 +2,18 @@
 
 import math
 
+import peft
 import pytest
 import torch
 from fixtures.small_layers import IN, OUT, R, inputs, layer_of, model, train, trained_parameters, update_of
+from fixtures.tiny_tasks import Regression, settings
+from torch import nn
 
 from vision_lowrank.adapters.lamda import LamdaConfig
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.adapters.phases import begin_phase
+from vision_lowrank.engine import Engine
+from vision_lowrank.engine.hooks import Hook
 from vision_lowrank.errors import UserError
 from vision_lowrank.selection.spectrum import allocate_ranks
 
@@ -119,3 +125,52 @@ def test_impossible_options_are_refused():
         LamdaConfig(eta=-1)
     with pytest.raises(UserError, match="smallest must be from 1 to the average rank r = 4"):
         model(LamdaConfig(r=R, ranks="spectrum", candidates=[8, 16]))
+
+
+class Halves(Regression):
+    """Two stages on a LaMDA layer, announced to the adapter as the tasks do."""
+
+    def __init__(self):
+        super().__init__(stages=2, select="val/score")
+        torch.manual_seed(1)
+        host = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.adapted = peft.get_peft_model(host, LamdaConfig(r=3, alpha=3, eta=0.5, target_modules=["0"]))
+
+    def begin_stage(self, stage):
+        begin_phase(self.adapted, stage.name)
+
+    def predict(self, x):
+        return self.adapted(x).squeeze(-1)
+
+
+class Interrupt(Hook):
+    def __init__(self, step):
+        self.step = step
+
+    def after_step(self, engine):
+        if engine.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stop", [2, 5, 6, 8, 11])
+def test_lamda_resumes_in_mid_schedule_and_between_stages_bit_for_bit(stop, tmp_path):
+    options = settings(checkpoint_every=1, eval_every=2)
+    whole = Halves()
+    Engine(options, whole, tmp_path / "whole", seed=1, hooks=[Interrupt(99)]).fit()
+    with pytest.raises(KeyboardInterrupt):
+        Engine(options, Halves(), tmp_path / "parts", seed=1, hooks=[Interrupt(stop)]).fit()
+    resumed = Halves()
+    Engine(options, resumed, tmp_path / "parts", seed=1, hooks=[Interrupt(99)]).fit()
+    pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_lamda_that_is_not_active_is_left_alone():
+    attached = model(LamdaConfig(r=R, eta=0.5))
+    attached.add_adapter("second", LamdaConfig(r=R, eta=0.5, target_modules=["0"]))
+    attached.set_adapter("second")
+    optimizer = torch.optim.AdamW(trained_parameters(attached))
+    for update in layer_of(attached).weight_update.values():
+        update.set_progress(optimizer, 10, 10)
+    attached.set_adapter("default")
+    assert sum(p.numel() for p in trained_parameters(attached)) == R * R + R * OUT

@@ -8,6 +8,7 @@ from torch import nn
 from vision_lowrank.adapters.loldu import Loldu, LolduConfig, ldu
 from vision_lowrank.adapters.tuner import adapter_layers
 from vision_lowrank.errors import ArtefactError, UserError
+from vision_lowrank.tasks.base import Task
 
 SHAPES = [(7, 5), (5, 7), (6, 6)]
 shapes = pytest.mark.parametrize("shape", SHAPES)
@@ -178,3 +179,16 @@ def test_wrong_rank_is_refused(options, message):
 def test_initialiser_is_refused():
     with pytest.raises(UserError, match="Loldu defines its own start"):
         update()[1].start_from(None)
+
+
+def test_a_checkpoint_of_other_factors_is_refused_by_the_task(tmp_path):
+    class Holder(Task):
+        def __init__(self, seed):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.model = peft.get_peft_model(nn.Sequential(nn.Linear(6, 4)), LolduConfig(target_modules=["0"]))
+
+    one = Holder(0)
+    Holder(0).load_trained_state(one.trained_state())
+    with pytest.raises(ArtefactError, match="belongs to other LU factors"):
+        Holder(1).load_trained_state(one.trained_state())

@@ -464,3 +464,11 @@ def test_targets_without_mlp_or_inside_it_are_refused(targets, message):
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         attached(Block(), ["mlp"], **options)
+
+
+def test_a_refused_initializer_leaves_the_backbone_as_it_was():
+    backbone = vl.load_backbone("tiny-clip")
+    names = [name for name, _ in vl.split_attention(backbone).named_modules()]
+    with pytest.raises(UserError, match="mixlora defines its own start"):
+        vl.attach(backbone, MixLoraConfig(r=2, experts=2), initializer=vl.Pissa())
+    assert [name for name, _ in backbone.named_modules()] == names

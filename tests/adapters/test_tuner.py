@@ -9,7 +9,15 @@ from transformers.pytorch_utils import Conv1D
 
 from vision_lowrank.adapters import tuner
 from vision_lowrank.adapters.block_lora import BlockLora, BlockLoraConfig
-from vision_lowrank.adapters.tuner import AdapterLayer, check_peft, layer_factors, register_method, tuner_layers
+from vision_lowrank.adapters.sora import SoraConfig
+from vision_lowrank.adapters.tuner import (
+    AdapterLayer,
+    adapter_layers,
+    check_peft,
+    layer_factors,
+    register_method,
+    tuner_layers,
+)
 from vision_lowrank.errors import UserError
 
 
@@ -169,3 +177,34 @@ def test_only_the_adapter_trains_and_extra_modules_on_request():
     assert [name for name in names if "1.modules_to_save" in name]
     assert not [name for name in names if "base_layer" in name]
     assert isinstance(model.base_model.model[0], AdapterLayer)
+
+
+def test_all_linear_is_known_before_the_weights_are_looked_at():
+    model = peft.get_peft_model(
+        nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), SoraConfig(r=2, target_modules="all-linear")
+    )
+    assert [name for name, _ in adapter_layers(model)] == ["base_model.model.0", "base_model.model.1"]
+    assert model.peft_config["default"].layers == 2
+
+
+def test_weights_of_a_second_adapter_are_counted_once():
+    config = {"r": 2, "target_modules": r"[01].*"}
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), SoraConfig(**config))
+    model.add_adapter("second", SoraConfig(**config))
+    assert model.peft_config["second"].layers == 2
+
+
+def test_layers_that_share_a_weight_are_not_merged():
+    host = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    host[1].weight = host[0].weight
+    model = peft.get_peft_model(host, SoraConfig(r=2, target_modules=["0", "1"]))
+    with pytest.raises(UserError, match="share a weight"):
+        model.merge_adapter()
+
+
+def test_what_follows_an_adapted_linear_may_work_in_place():
+    host = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True))
+    model = peft.get_peft_model(host, SoraConfig(r=2, target_modules=["0"]))
+    x = torch.randn(3, 2, 8)
+    model(x).sum().backward()
+    assert model.base_model.model[0].weight_update["default"].B.grad.any()

@@ -14,6 +14,7 @@ from fixtures.hosts import HOSTS
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.comp_lora import CompLoraConfig
 from vision_lowrank.adapters.lamda import LamdaConfig
+from vision_lowrank.adapters.loldu import LolduConfig
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.lora_xs import LoraXsConfig
 from vision_lowrank.adapters.slora import SloraConfig
@@ -205,3 +206,27 @@ def test_a_gradient_of_zero_is_refused_by_name(start):
     zero = [lambda model: HOSTS["timm"].run(model).sum() * 0]
     with pytest.raises(UserError, match=r"no usable gradient at '.*blocks\.0\.attn\..*warm the head up"):
         initialize(fresh("slora", "timm"), start, zero)
+
+
+@every_adapter
+@pytest.mark.parametrize("start", [name for name, start in STARTS.items() if start.keeps_output])
+def test_the_output_is_kept_under_autocast_too(start, adapter):
+    model = started(adapter, "timm", start)
+    with torch.autocast("cpu", torch.bfloat16):
+        difference = (output(model, "timm") - output(pristine("timm"), "timm")).norm() / output(model, "timm").norm()
+    assert difference < 1e-3
+
+
+def test_a_method_that_defines_its_own_start_refuses_before_any_gradient_is_taken():
+    def never(model):
+        raise AssertionError("computed")
+
+    base = copy.deepcopy(pristine("timm"))
+    model = peft.get_peft_model(base, LolduConfig(target_modules=HOSTS["timm"].targets(base)))
+    with pytest.raises(UserError, match="loldu defines its own start: leave the initializer out"):
+        initialize(model, LoraGa(), [never])
+
+
+def test_lora_with_options_of_pefts_that_an_offset_cannot_have_is_refused():
+    with pytest.raises(UserError, match="cannot have layers_to_transform, use_dora too"):
+        LoraConfig(r=2, use_dora=True, layers_to_transform=[0]).with_offset()

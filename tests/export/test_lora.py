@@ -201,3 +201,31 @@ def test_layers_pruned_to_nothing_are_left_out(tmp_path):
         second.zero_()
     with pytest.raises(UserError, match="pruned to rank 0"):
         export_lora(model, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"bias": "all"}, "trained biases"), ({"modules_to_save": ["2"]}, "2 trained in full")],
+)
+def test_what_a_plain_lora_does_not_hold_is_refused(options, reason, tmp_path):
+    host = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.LayerNorm(8))
+    model = peft.get_peft_model(host, peft.LoraConfig(r=2, target_modules=["0"], **options))
+    with pytest.raises(UserError, match=reason):
+        export_lora(model, tmp_path / "lora")
+
+
+def test_one_of_several_active_adapters_must_be_named(tmp_path):
+    config = peft.LoraConfig(r=2, target_modules=["0"])
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(8, 8)), config)
+    model.add_adapter("second", config)
+    model.base_model.set_adapter(["default", "second"])
+    with pytest.raises(UserError, match=r"several adapters are active \(default, second\)"):
+        export_lora(model, tmp_path / "lora")
+    assert export_lora(model, tmp_path / "lora", adapter_name="second").exact
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(8, 8)), peft.LoraConfig(r=2, target_modules=["0"]))
+    model.base_model.model[0].lora_B["default"].weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="'0' has values that are not finite"):
+        export_lora(model, tmp_path / "lora")

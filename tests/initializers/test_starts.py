@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from vision_lowrank.config.schema import EngineConfig
+from vision_lowrank.engine.schedule import set_learning_rate
 from vision_lowrank.errors import UserError
 from vision_lowrank.initializers.base import Site
 from vision_lowrank.initializers.lora_ga import LoraGa
@@ -167,7 +169,10 @@ def test_lora_sb_at_full_rank_one_step_on_the_core_is_one_step_of_full_fine_tuni
 
 
 def test_lora_sb_learns_its_rate_from_the_run():
-    assert LoraSb().for_training(lr=1e-3, warmup_steps=20).lr == pytest.approx(5e-5)
+    config = EngineConfig(lr=1e-3, warmup_steps=20)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    first = set_learning_rate(torch.optim.SGD([weight], lr=config.lr), 0, config)
+    assert LoraSb().for_training(config.lr, config.warmup_steps).lr == pytest.approx(first)
     assert LoraSb().for_training(lr=1e-3, warmup_steps=0).lr == pytest.approx(1e-5)
     assert LoraSb(lr=0.5).for_training(lr=1e-3, warmup_steps=20).lr == 0.5
     with pytest.raises(UserError, match="give lr"):
@@ -211,3 +216,20 @@ def test_nystrom_refuses_what_could_not_learn():
         Nystrom(core="pinv")
     with pytest.raises(UserError, match="r = 13 is too large for 'layer'"):
         Nystrom().start(site((12, 20), r=13))
+
+
+def test_lora_ga_interleaved_triplets_give_a_the_odd_and_b_the_even_positions_from_zero():
+    place = site((12, 20))
+    A, _, B = LoraGa(direction="ArBr").start(place)
+    U, _, Vt = torch.linalg.svd(place.gradient, full_matrices=False)
+    assert (A @ Vt[0 : 2 * R : 2].T).abs().max() < 1e-12
+    assert (B.T @ U[:, 1 : 2 * R : 2]).abs().max() < 1e-12
+
+
+def test_nlora_warns_where_its_start_is_far_from_the_base(caplog):
+    with caplog.at_level("WARNING"):
+        Nystrom().start(site((12, 20)))
+        assert "layer starts" in caplog.text
+        caplog.clear()
+        Nystrom(residual=True).start(site((12, 20)))
+        assert not caplog.text

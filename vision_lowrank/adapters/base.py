@@ -185,8 +185,12 @@ class WeightUpdate(nn.Module):
         return None
 
     def factors(self) -> Factors | None:
-        """A, B and the scale of the whole ΔW, offset included: up to twice the rank of :meth:`own_factors`."""
-        own = self.own_factors()
+        """A, B and the scale of the whole ΔW, offset included: up to twice the rank of :meth:`own_factors`.
+
+        Under autocast too they are computed in their own type: an offset that cancels a rounded product would not.
+        """
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            own = self.own_factors()
         if own is None or self.offset_B is None:
             return own
         if self.offset_A is None:

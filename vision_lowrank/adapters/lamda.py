@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 from ..errors import UserError, near_miss
 from ..registry import register
 from ..selection.spectrum import allocate_ranks
-from .base import AdapterConfig
+from .base import AdapterConfig, WeightUpdate
 from .svd import truncated_svd
 from .three_factor import ThreeFactor, Trains
 from .tuner import register_method
@@ -86,6 +86,11 @@ class LamdaConfig(AdapterConfig):
         if not self.eta >= 0:
             raise UserError(f"eta = {self.eta}: it is a share of training, 0 or more.")
 
+    def begin_phase(self, updates: Mapping[str, WeightUpdate], phase: str) -> None:
+        """Every stage of a run trains B anew and freezes it by its own length."""
+        for update in updates.values():
+            update.thaw()
+
     def prepare(self, weights: Mapping[str, Tensor]) -> None:
         """Give every layer its rank, unless a saved config has them already."""
         if self.ranks == "spectrum" and self.rank_pattern is None:
@@ -115,9 +120,16 @@ class Lamda(ThreeFactor):
             self.core.copy_(torch.diag(sigma / self.scale / root.square()))
         self.hold_output()
 
+    def thaw(self) -> None:
+        """Train all columns of B again."""
+        self.frozen = 0
+        self.B.requires_grad_(True)
+
     @torch.no_grad()
     def set_progress(self, optimizer: Optimizer, step: int, steps: int) -> None:
         """Hold the frozen columns of B at their values and freeze those that are due after `step` of `steps`."""
+        if not self.core.requires_grad:
+            return  # another adapter is being trained
         r = self.B.shape[1]
         due = min(r, math.floor(r * step / (self.eta * steps))) if self.eta * steps > 0 else r
         self.B[:, : self.frozen] = self.kept[:, : self.frozen]

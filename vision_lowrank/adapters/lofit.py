@@ -95,6 +95,16 @@ class LofitConfig(MethodConfig):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} = {getattr(self, name)}: it must be 0 or more.")
 
+    def prepare(self, weights: Mapping[str, Tensor]) -> None:
+        """Refuse chosen heads of layers that are not adapted.
+
+        Raises:
+            UserError: there are some.
+        """
+        for name in self.selection or {}:
+            if name not in weights:
+                raise UserError(f"selection: '{name}' is not adapted.{near_miss(name, weights)}")
+
     def inspect(self, name: str, module: nn.Module, parent: nn.Module) -> None:
         """Note how many heads the layer's input has.
 
@@ -109,6 +119,9 @@ class LofitConfig(MethodConfig):
             counts = [width // self.head_dim]
         if not counts or width % counts[0]:
             raise UserError(f"the input of '{name}', {width} wide, has no known number of heads: set head_dim.")
+        odd = [head for head in (self.selection or {}).get(name, []) if not 0 <= head < counts[0]]
+        if odd:
+            raise UserError(f"selection: '{name}' has heads 0 to {counts[0] - 1}, not {odd[0]}.")
         self.head_counts[name] = counts[0]
 
     def phases(self) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ Reconstructed: learning rates and targets for vision (no source gives them).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -127,8 +128,17 @@ class Loldu(WeightUpdate):
         Raises:
             ArtefactError: z was trained with other factors.
         """
+        self.check_state(state)
+        return state
+
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse a diagonal that was trained with other factors.
+
+        Raises:
+            ArtefactError: it was.
+        """
         if not {"checksum", "permutation"} <= state.keys():
-            return state  # the loader names what is missing
+            return  # the loader names what is missing
         saved, own = state["checksum"].to(self.checksum), self.checksum
         same_rows = torch.equal(state["permutation"].to(self.permutation), self.permutation)
         if not same_rows or (saved - own).norm() > CHECKSUM_TOLERANCE * own.norm():
@@ -136,7 +146,6 @@ class Loldu(WeightUpdate):
                 "a saved LoLDU diagonal belongs to other LU factors than those of this weight: it was trained on other "
                 "base weights, or this machine pivots differently; export it to plain LoRA where it was trained."
             )
-        return state
 
     @torch.no_grad()
     def facts(self) -> dict[str, float]:

@@ -18,13 +18,14 @@ With an initialiser ΔW = s · (B A - B_0 A_0) carries an offset that PEFT's lay
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import peft
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..registry import register
 from .base import AdapterConfig, Factors, Start, WeightUpdate, check_common, check_rank, scale_of
 from .tuner import register_method
@@ -65,9 +66,19 @@ class LoraConfig(peft.LoraConfig):
         return {name: value for name, value in super().to_dict().items() if name not in OWN}
 
     def with_offset(self) -> OffsetLoraConfig:
-        """The same LoRA for layers that can carry an offset."""
-        same = ("r", *OWN, "target_modules", "exclude_modules", "modules_to_save")
-        return OffsetLoraConfig(**{name: getattr(self, name) for name in same})
+        """The same LoRA for layers that can carry an offset.
+
+        Raises:
+            UserError: it has options of PEFT's that those layers do not know, such as ``use_dora``.
+        """
+        same = {
+            name: getattr(self, name) for name in ("r", *OWN, "target_modules", "exclude_modules", "modules_to_save")
+        }
+        plain = LoraConfig(**same)
+        odd = [each.name for each in fields(self) if getattr(self, each.name) != getattr(plain, each.name)]
+        if odd:
+            raise UserError(f"lora with an initializer cannot have {', '.join(odd)} too: leave one of them out.")
+        return OffsetLoraConfig(**same)
 
 
 @dataclass

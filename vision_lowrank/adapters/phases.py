@@ -25,7 +25,8 @@ def begin_phase(model: nn.Module, phase: str) -> None:
     config = _config(model)
     if config:
         name = model.active_adapters[0]
-        updates = {path: layer.weight_update[name] for path, layer in adapter_layers(model)}
+        layers = adapter_layers(model)
+        updates = {path: layer.weight_update[name] for path, layer in layers if name in layer.weight_update}
         config.begin_phase(updates, phase)
 
 

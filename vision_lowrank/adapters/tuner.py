@@ -36,7 +36,12 @@ try:
         PEFT_TYPE_TO_TUNER_MAPPING,
     )
     from peft.tuners.lora import Linear as PeftLoraLinear
-    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+    from peft.tuners.tuners_utils import (
+        BaseTuner,
+        BaseTunerLayer,
+        _maybe_include_all_linear_layers,
+        check_adapters_to_merge,
+    )
 except ImportError as error:
     raise ImportError(
         f"peft {peft.__version__} moved what vision_lowrank builds on ({error}): use peft 0.21."
@@ -208,6 +213,7 @@ class AdapterTuner(BaseTuner):
         """As PEFT's, but the config sees all weights first, and a refused layer leaves the model as it was."""
         config = self.peft_config[adapter_name]
         try:
+            config = _maybe_include_all_linear_layers(config, model)
             config.prepare(self._target_weights(model, config))
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except UserError:
@@ -240,16 +246,29 @@ class AdapterTuner(BaseTuner):
                 f"{peft_config.method} cannot adapt '{current_key}', a {kind}: choose linears that are not quantised."
             )
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """As PEFT's, which expects a weight of whatever is put back."""
+        if hasattr(new_module, "base_layer") or hasattr(new_module, "weight"):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)
+
     def _check_merge_allowed(self) -> None:
         """Refuse before the first layer is merged, where any layer cannot be."""
         super()._check_merge_allowed()
+        owners: dict[int, str] = {}
         for name, layer in adapter_layers(self.model):
             layer.check_mergeable(name)
+            for weight in layer.base_layer.parameters():
+                if (first := owners.setdefault(id(weight), name)) != name:
+                    raise UserError(f"'{first}' and '{name}' share a weight, so neither adapter can be merged into it.")
 
     def _target_weights(self, model: nn.Module, config: MethodConfig) -> dict[str, Tensor]:
         """Weights (out, in) of the linears that `config` targets, by name."""
         weights = {}
         for name, module in model.named_modules():
+            if name.endswith(".base_layer"):
+                continue  # counted with the layer around it
             linear = module.base_layer if isinstance(module, AdapterLayer) else module
             targeted = config.target_modules is not None and self._check_target_module_exists(config, name)
             if targeted and isinstance(linear, nn.Linear | Conv1D):

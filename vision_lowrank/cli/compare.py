@@ -28,7 +28,7 @@ def compare_command(
     """Run the sweep, print its table, say where everything is."""
     if seeds:
         overrides = [*overrides, f"task.seeds=[{','.join(map(str, _numbers('--seeds', seeds, int)))}]"]
-    folder = out or Path("runs") / f"compare-{config.stem}"
+    folder = out or Path("runs") / (f"compare-{config.stem}" + ("" if budget == "defaults" else f"-{budget}"))
     sweep = Sweep(
         config,
         entries(methods, initializers),

@@ -128,7 +128,7 @@ def compare(
     ] = "defaults",
     seeds: Annotated[Optional[str], typer.Option(help="such as 1,2,3; the recipe's if not given")] = None,  # noqa: UP045
     lr: Annotated[Optional[str], typer.Option(help="learning rates to choose from on validation pictures")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="folder; runs/compare-RECIPE if not given")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="folder; runs/compare-RECIPE[-BUDGET] if not given")] = None,  # noqa: UP045
 ) -> None:
     """Run several methods on the same data and splits; writes a table and a Pareto plot. Call again to go on."""
     from .compare import compare_command

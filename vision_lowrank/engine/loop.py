@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config.schema import EngineConfig
 from ..errors import ArtefactError, UserError, near_miss
@@ -279,7 +279,7 @@ class Engine:
                 torch.nn.utils.clip_grads_with_norm_(clipped, self.settings.clip_norm, _norm(clipped))
             self.optimizer.step()
             for module in self._proximal:
-                module.proximal_step(self.optimizer.param_groups[0]["lr"])  # type: ignore[operator]
+                self._proximal_step(module)
         self._skipped = 0 if finite else self._skipped + 1
         if self._skipped > MAX_SKIPPED:
             raise TrainingDiverged(self._diverged(f"the gradient has not been finite for {self._skipped} steps"))
@@ -288,6 +288,13 @@ class Engine:
         self._tell_progress()
         self._call("after_step")
         return float(norm)
+
+    def _proximal_step(self, module: nn.Module) -> None:
+        """The module's own step, with the learning rate of its parameters; none where it does not train."""
+        own = {id(parameter) for parameter in module.parameters(recurse=False)}
+        rates = [group["lr"] for group in self.optimizer.param_groups for p in group["params"] if id(p) in own]
+        if rates:
+            module.proximal_step(rates[0])  # type: ignore[operator]
 
     def _tell_progress(self) -> None:
         """Let parts that change with training, such as LaMDA's freezing, know how far it is."""

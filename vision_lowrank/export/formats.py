@@ -90,7 +90,7 @@ def write_diffusers(pairs: Mapping[str, Factors], names: Sequence[str], out: Pat
     state = {}
     for key, pair in pairs.items():
         state[f"{component}.{key}.lora_A.weight"] = pair.A
-        state[f"{component}.{key}.lora_B.weight"] = pair.B * pair.scale
+        state[f"{component}.{key}.lora_B.weight"] = pair.B.float() * pair.scale
     return save_tensors(file_in(out, WEIGHTS), state, {})
 
 
@@ -114,7 +114,7 @@ def write_kohya(pairs: Mapping[str, Factors], names: Sequence[str], out: Path, c
         if f"{name}.alpha" in state:
             raise UserError(f"kohya's format calls two layers '{name}', '{key}' among them: use the diffusers format.")
         state[f"{name}.lora_down.weight"] = pair.A
-        state[f"{name}.lora_up.weight"] = pair.B * (pair.scale * len(pair.A) / alpha)
+        state[f"{name}.lora_up.weight"] = pair.B.float() * (pair.scale * len(pair.A) / alpha)
         state[f"{name}.alpha"] = torch.tensor(alpha)
     ranks = {len(pair.A) for pair in pairs.values()}
     metadata = {

@@ -100,7 +100,7 @@ def export_lora(
     if not isinstance(model, PeftModel):
         raise UserError(f"export_lora needs a model with adapters, not a {type(model).__name__}.")
     name = model.active_adapters[0] if adapter_name is None else adapter_name
-    _refuse_altered(model, name)
+    _refuse_more(model, name, adapter_name is None)
     prefix = "base_model.model." + ("model." if isinstance(model.get_base_model(), Backbone) else "")
     modules = {path.removeprefix(prefix): module for path, module in model.named_modules()}
     pairs, errors = _factors_of_all(model, prefix, name, rank, tolerance)
@@ -127,6 +127,10 @@ def _factors_of_all(
             if isinstance(layer, AdapterLayer):
                 layer.check_mergeable(key)
             pairs[key], errors[key] = _factors(layer, name, rank, TOLERANCE if tolerance is None else tolerance)
+            if not all(tensor.isfinite().all() for tensor in pairs[key][:2]):
+                raise UserError(
+                    f"'{key}' has values that are not finite: its training diverged; there is nothing to use."
+                )
     if not pairs:
         raise UserError(f"the model has no adapter '{name}' to export.")
     if rank is not None and tolerance is not None:
@@ -192,8 +196,18 @@ def truncate(delta: Tensor, rank: int | None, tolerance: float) -> tuple[Factors
     return Factors((Vt[:rank]).float(), (U[:, :rank] * sigma[:rank]).float(), 1.0), error
 
 
-def _refuse_altered(model: PeftModel, name: str) -> None:
+def _refuse_more(model: PeftModel, name: str, active: bool) -> None:
+    """Refuse adapters that are more than what B A on the same base says."""
     config = model.peft_config.get(name)
+    if active and len(model.active_adapters) > 1:
+        names = ", ".join(model.active_adapters)
+        raise UserError(f"several adapters are active ({names}), and a file holds one: give adapter_name, or merge.")
+    if getattr(config, "bias", "none") != "none":
+        raise UserError(f"bias = '{config.bias}' trained biases, which a plain LoRA does not hold: merge it instead.")
+    if saved := getattr(config, "modules_to_save", None):
+        raise UserError(
+            f"{', '.join(sorted(saved))} trained in full, which a plain LoRA does not hold: merge it instead."
+        )
     start = getattr(config, "init_lora_weights", None)
     altered = isinstance(start, str) and start.startswith(ALTERING)
     if altered or getattr(config, "kasa_config", None) is not None:

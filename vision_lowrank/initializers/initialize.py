@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from torch import Tensor, nn
 
+from ..adapters.base import WeightUpdate
 from ..adapters.tuner import AdapterLayer, adapter_layers
 from ..errors import UserError
 from .base import Initializer, Site
@@ -41,8 +42,10 @@ def initialize(
     """
     layers = {name: layer for name, layer in adapter_layers(model) if adapter_name in layer.weight_update}
     config = model.peft_config[adapter_name]
-    if any(layer.weight_update[adapter_name].own_factors() is None for layer in layers.values()) or not layers:
-        raise UserError(f"{config.peft_type} has no factors that an initializer could set: leave the initializer out.")
+    fixed = [each for each in layers.values() if not takes_start(each.weight_update[adapter_name])]
+    if fixed or not layers:
+        method = str(getattr(config.peft_type, "value", config.peft_type)).lower()
+        raise UserError(f"{method} defines its own start: leave the initializer out.")
     if initializer.needs_gradient and not losses:
         raise UserError(f"{initializer.type} looks at gradients: give losses, one function per calibration batch.")
     gradients = weight_gradients(model, layers, losses) if initializer.needs_gradient and losses else {}
@@ -55,6 +58,11 @@ def initialize(
             if initializer.keeps_output:
                 update.hold_output()
     config.initializer, config.offset = initializer.type, initializer.keeps_output
+
+
+def takes_start(update: WeightUpdate) -> bool:
+    """Whether the update has factors that an initialiser can set."""
+    return type(update).start_from is not WeightUpdate.start_from
 
 
 def weight_gradients(model: nn.Module, layers: dict[str, AdapterLayer], losses: Losses) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ approximation of G. The singular values of G are not used, so the size of the lo
 η B A from W; here it is carried as an offset: the output is unchanged and W is not touched.
 
 ``direction`` says which triplets go where: ``ArB2r`` (the paper's) I = 1..r and J = r+1..2r, ``A2rBr`` the reverse,
-``ArBr`` I odd and J even, ``random`` a random split. ``size``: ``stable`` is the c above, ``unit`` c = 1, ``gd``
-c = 1 / η, ``weight`` the mean of √(σ_i(W) / η) over i ≤ r. ``norm_clip`` shrinks A and B where η B A has a larger
-entry than W. ``variant: peft`` is what PEFT 0.21 computes instead, for comparison only: A of unit rows and
+``ArBr`` I = 2, 4, … and J = 1, 3, …, ``random`` a random split. ``size``: ``stable`` is the c above, ``unit`` c = 1,
+``gd`` c = 1 / η, ``weight`` the mean of √(σ_i(W) / η) over i ≤ r. ``norm_clip`` shrinks A and B where η B A has a
+larger entry than W. ``variant: peft`` is what PEFT 0.21 computes instead, for comparison only: A of unit rows and
 B = U S out^(1/4) / √γ, which depends on the size of the loss.
 """
 
@@ -72,7 +72,7 @@ class LoraGa(GradientInitializer):
         if self.direction == "random":
             order = torch.randperm(2 * r, generator=torch.Generator().manual_seed(self.seed))
         if self.direction == "ArBr":
-            return order[0::2], order[1::2]
+            return order[1::2], order[0::2]
         first, second = order[:r], order[r:]
         return (second, first) if self.direction == "A2rBr" else (first, second)
 

@@ -13,6 +13,7 @@ approximation of W. The paper does not subtract it: the output at the start diff
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
@@ -24,6 +25,10 @@ from ..errors import UserError
 from ..registry import register
 from .base import Initializer, Site
 
+logger = logging.getLogger(__name__)
+
+# Share of the weight's norm above which the start may hurt: residual=true takes it back.
+LARGE_SHIFT = 0.1
 # Relative size of the singular values of A_W that the pseudo-inverse leaves out: A_W is badly conditioned.
 RCOND = 1e-3
 
@@ -69,4 +74,9 @@ class Nystrom(Initializer):
             raise UserError(
                 f"the first {site.r} rows and columns of '{site.name}' are zero: choose another initializer."
             )
-        return start._replace(core=torch.linalg.pinv(start.core, rtol=RCOND)) if self.core == "pinv" else start
+        if self.core == "pinv":
+            return start._replace(core=torch.linalg.pinv(start.core, rtol=RCOND))
+        shift = float(site.scale * (start.B @ start.core @ start.A).norm() / site.weight.norm())
+        level = logging.WARNING if shift > LARGE_SHIFT and not self.residual else logging.DEBUG
+        logger.log(level, "%s starts %.0f%% of its weight's norm away from the base", site.name, 100 * shift)
+        return start

@@ -44,7 +44,7 @@ def is_plain(module: nn.Module, forward: object = None) -> bool:
         forward: what the class's forward must be; None for any.
     """
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks) or "forward" in module.__dict__:
+    if any(hooks) or "forward" in module.__dict__ or nn.modules.module._has_any_global_hook():
         return False
     return forward is None or type(module).forward is forward
 

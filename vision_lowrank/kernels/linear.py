@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .triton_linear import triton_linear, triton_wins
 
@@ -69,8 +70,9 @@ def fused_linears(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
     """The outputs (..., out_i) of linears with one input x (..., in) and one dropout, whose mask they share.
 
     All tensors have one type, which is also that of the result; under autocast they are cast to its type. Where the
-    function does not apply (a base weight that trains, mixed types, tensor subclasses, ``torch.compile`` and
-    tracing), the branches are computed one by one with :func:`reference`.
+    function does not apply (a base weight that trains, mixed types, tensor subclasses, ``torch.compile``, tracing,
+    ``torch.func``, forward-mode differentiation and meta tensors), the branches are computed one by one with
+    :func:`reference`.
     """
     tensors = [tensor for branch in branches for tensor in branch[:4]]
     if not _fusable(x, branches, tensors):
@@ -124,7 +126,8 @@ class _LowRankLinears(torch.autograd.Function):
         outputs = [h]
         for weight, bias, own, B, scale in zip(weights, biases, _split(h, As), Bs, settings.scales, strict=True):
             y = low_rank_addmm(rows, weight, bias, own.T, B, scale)
-            outputs.append(y.view(*x.shape[:-1], len(weight)))
+            # A view would forbid the user's in-place operations on it: autograd refuses them on views of a function.
+            outputs.append(torch.ops.aten._unsafe_view(y, [*x.shape[:-1], len(weight)]))
         return tuple(outputs)
 
     @staticmethod
@@ -214,7 +217,9 @@ def _split(h: Tensor, As: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _fusable(x: Tensor, branches: Sequence[Branch], tensors: Sequence[Tensor | None]) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.is_meta:
+        return False
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
     given = [x, *(tensor for tensor in tensors if tensor is not None)]
     types = {tensor.dtype for tensor in given}

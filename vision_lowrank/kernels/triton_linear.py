@@ -148,9 +148,14 @@ def triton_linear(
     bias_or_any = y if bias is None else bias
     sizes = (*y.shape, x.shape[1], h.shape[1])
     strides = (*x.stride(), *weight.stride(), *h.stride(), *B.stride())
-    tf32 = x.is_cuda and torch.backends.cuda.matmul.allow_tf32
-    options = {"HAS_BIAS": bias is not None, "PRECISION": "tf32" if tf32 else "ieee"}
+    options = {"HAS_BIAS": bias is not None, "PRECISION": "tf32" if x.is_cuda and _tf32() else "ieee"}
     arguments = (x, weight, bias_or_any, h, B, y, scale, *sizes, *strides, _magnitude(x))
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        _launch(blocks, y, arguments, options)
+    return y
+
+
+def _launch(blocks: Blocks | None, y: Tensor, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     if blocks is None:
         tuned_kernel[lambda meta: (triton.cdiv(len(y), meta["M"]) * triton.cdiv(y.shape[1], meta["N"]),)](
             *arguments, **options
@@ -158,7 +163,6 @@ def triton_linear(
     else:
         grid = (triton.cdiv(len(y), blocks.M) * triton.cdiv(y.shape[1], blocks.N),)
         low_rank_kernel[grid](*arguments, **options, **blocks._asdict())
-    return y
 
 
 def triton_wins(
@@ -178,7 +182,7 @@ def triton_wins(
     if triton is None or x.dtype not in TYPES or not x.numel() or torch.version.hip:
         return False
     layout = (x.stride(1) == 1, weight.stride(1) == 1, bias is None)
-    key = (x.device, x.dtype, _magnitude(x), *weight.shape, h.shape[1], layout, torch.backends.cuda.matmul.allow_tf32)
+    key = (x.device, x.dtype, _magnitude(x), *weight.shape, h.shape[1], layout, _tf32())
     if key not in _FASTER:
         if torch.cuda.is_current_stream_capturing():
             return False
@@ -201,6 +205,12 @@ def _milliseconds(function: Callable[..., Tensor], *arguments: Any) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end)
+
+
+def _tf32() -> bool:
+    """Whether products in fp32 may use TF32. Reading the older ``allow_tf32`` fails once the newer name was set."""
+    matmul = torch.backends.cuda.matmul
+    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
 
 def _magnitude(x: Tensor) -> int:

@@ -114,6 +114,10 @@ class Task(nn.Module):
         if own.keys() != state.keys():
             odd = sorted(own.keys() ^ state.keys())
             raise KeyError(f"checkpoint and model differ in {len(odd)} tensors, such as {odd[0]}")
+        for path, module in self.named_modules():
+            if hasattr(module, "check_state"):
+                prefix = f"{path}."
+                module.check_state({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])
