@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vision_lowrank.viz.plots import accuracy_by_shots
+from vision_lowrank.viz.text import percent
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -25,12 +26,6 @@ BEGIN, END = "<!-- emoji_fewshot: made by benchmarks/render.py -->\n", "<!-- end
 def results() -> dict[str, Any]:
     """The committed results."""
     return json.loads((ROOT / "benchmarks" / "emoji_fewshot" / "results.json").read_text())
-
-
-def percent(value: dict[str, float]) -> str:
-    """``mean ± spread`` in percent."""
-    spread = f" ± {100 * value['std']:.1f}" if value["n"] > 1 and value["std"] > 0 else ""
-    return f"{100 * value['mean']:.1f}{spread}"
 
 
 def accuracy_table(result: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -40,6 +41,7 @@ from .experiment import build_task, open_run, run_seed, summarise
 from .files import write_text
 from .registry import registry
 from .viz.plots import pareto
+from .viz.text import percent
 
 Budget = Literal["defaults", "rank", "parameters"]
 BUDGETS = ("defaults", "rank", "parameters")
@@ -106,6 +108,7 @@ class Sweep:
     budget: Budget = "defaults"
     rates: Sequence[float] = ()
 
+    @cached_property
     def base(self) -> RunConfig:
         """The recipe itself.
 
@@ -121,9 +124,14 @@ class Sweep:
             raise UserError(f"budget '{self.budget}' goes by the recipe's rank, and {config.adapter.type} has none.")
         return config
 
+    @cached_property
+    def target(self) -> int:
+        """Number of parameters that the recipe's own adapter trains."""
+        return _trained(self.base)
+
     def config(self, entry: Entry, r: int | None = None) -> RunConfig:
         """The recipe with another method, at the rank `r` or the method's own."""
-        base = self.base()
+        base = self.base
         if entry.adapter == base.adapter.type:
             changes = [f"adapter.r={r}"] if r and "r" in base.adapter.options else []
         else:
@@ -151,7 +159,7 @@ def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dic
     Raises:
         UserError: no method could run; the message is the first one's.
     """
-    base, rows, started = sweep.base(), [], time.perf_counter()
+    base, rows, started = sweep.base, [], time.perf_counter()
     for index, entry in enumerate(sweep.entries):
         minutes = (time.perf_counter() - started) / 60
         say(f"method {index + 1} of {len(sweep.entries)}: {entry.name} ({minutes:.0f} min so far)")
@@ -171,7 +179,7 @@ def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dic
         "rates": list(sweep.rates),
         "seeds": list(base.task.seeds),
         "environment": environment(),
-        "target": _trained(base) if sweep.budget == "parameters" else None,
+        "target": sweep.target if sweep.budget == "parameters" else None,
         "baseline": done[0]["baseline"],
         "rows": rows,
     }
@@ -185,17 +193,35 @@ def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dic
     return result
 
 
+def step_times(configs: Sequence[RunConfig], rounds: int) -> list[list[float]]:
+    """Seconds of forward and backward of one batch: for each config, `rounds` times, the configs taking turns."""
+    times: list[list[float]] = [[] for _ in configs]
+    with tempfile.TemporaryDirectory() as scratch:
+        closures = []
+        for index, config in enumerate(configs):
+            task = build_task(config, config.task.seeds[0])
+            engine = Engine(config.engine, task, Path(scratch) / str(index), seed=1)
+            engine.dry_step(task.stages()[0])
+            closures.append(engine.closure)
+        for _ in range(rounds):
+            for closure, values in zip(closures, times, strict=True):
+                start = time.perf_counter()
+                closure()
+                values.append(time.perf_counter() - start)
+    return times
+
+
 def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the untrained model first, then every method; accuracies in percent, mean ± spread."""
     names = [name for name in result["baseline"] if name.endswith("/accuracy")]
     header = ["method", "lr", "r", *(name.removesuffix("/accuracy") for name in names)]
     header += ["trained parameters", "step (ratio)", "step memory (MiB)"]
-    lines = [["untrained", "", "", *(_percent(result["baseline"][name]) for name in names), "0", "", ""]]
+    lines = [["untrained", "", "", *(percent(result["baseline"][name]) for name in names), "0", "", ""]]
     for row in result["rows"]:
         if "failed" in row:
             lines.append([row["method"], f"left out: {row['failed']}", *[""] * (len(header) - 2)])
             continue
-        cells = [_percent(row["metrics"][name]) for name in names]
+        cells = [percent(row["metrics"][name]) for name in names]
         size = f"{row['trained_parameters']:,}"
         if result["budget"] == "parameters" and not 2 / 3 < row["trained_parameters"] / result["target"] < 3 / 2:
             size += f" (target {result['target']:,})"
@@ -272,12 +298,10 @@ def _seed(sweep: Sweep, entry: Entry, config: RunConfig, rate: float, seed: int)
 
 def _rank(sweep: Sweep, entry: Entry) -> int | None:
     """The rank that the budget gives a method; None for its own."""
-    base = sweep.base()
     if sweep.budget == "defaults" or "r" not in sweep.config(entry).adapter.options:
         return None
     if sweep.budget == "rank":
-        return base.adapter.options["r"]
-    wanted = _trained(base)
+        return sweep.base.adapter.options["r"]
     counts = {}
     for r in RANKS:
         try:
@@ -286,7 +310,7 @@ def _rank(sweep: Sweep, entry: Entry) -> int | None:
             continue
     if not counts:
         raise UserError(f"{entry.adapter}: no rank of {RANKS} fits the model.")
-    return min(counts, key=lambda r: abs(math.log(counts[r] / wanted)))
+    return min(counts, key=lambda r: abs(math.log(counts[r] / sweep.target)))
 
 
 def _trained(config: RunConfig) -> int:
@@ -299,29 +323,11 @@ def _step_ratio(sweep: Sweep, entry: Entry, config: RunConfig) -> dict[str, floa
     path = sweep.folder / entry.name / "cost.json"
     if path.is_file():
         return json.loads(path.read_text())
-    configs = [sweep.base(), config]
-    times: list[list[float]] = [[], []]
-    with tempfile.TemporaryDirectory() as scratch:
-        closures = []
-        for index, each in enumerate(configs):
-            task = build_task(each, each.task.seeds[0])
-            engine = Engine(each.engine, task, Path(scratch) / str(index), seed=1)
-            engine.dry_step(task.stages()[0])
-            closures.append(engine.closure)
-        for _ in range(ROUNDS):
-            for closure, values in zip(closures, times, strict=True):
-                start = time.perf_counter()
-                closure()
-                values.append(time.perf_counter() - start)
+    times = step_times([sweep.base, config], ROUNDS)
     ratio = median(own / other for other, own in zip(*times, strict=True))
     cost = {"step_seconds": median(times[1]), "step_ratio": ratio}
     write_text(path, json.dumps(cost) + "\n")
     return cost
-
-
-def _percent(value: Mapping[str, float]) -> str:
-    spread = f" ± {100 * value['std']:.1f}" if value["n"] > 1 and value["std"] > 0 else ""
-    return f"{100 * value['mean']:.1f}{spread}"
 
 
 def _split(text: str) -> list[str]:

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from vision_lowrank.comparison import step_times
 from vision_lowrank.config import RunConfig, environment, load_config
-from vision_lowrank.engine import Engine
-from vision_lowrank.experiment import build_task, run
+from vision_lowrank.experiment import run
 from vision_lowrank.files import write_text
 
 HERE = Path(__file__).parent
@@ -62,21 +60,8 @@ def benchmark(methods: Sequence[str], shots_list: Sequence[int]) -> dict[str, An
 
 def step_seconds(shots: int = 4) -> dict[str, float]:
     """Median time of forward and backward of one batch, the methods taking turns."""
-    closures = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for method in METHODS:
-            config = recipe(method, shots)
-            task = build_task(config, 1)
-            engine = Engine(config.engine, task, Path(scratch) / method, seed=1)
-            engine.dry_step(task.stages()[0])
-            closures[method] = engine.closure
-        times: dict[str, list[float]] = {method: [] for method in METHODS}
-        for _ in range(ROUNDS):
-            for method, closure in closures.items():
-                start = time.perf_counter()
-                closure()
-                times[method].append(time.perf_counter() - start)
-    return {method: median(values) for method, values in times.items()}
+    times = step_times([recipe(method, shots) for method in METHODS], ROUNDS)
+    return {method: median(values) for method, values in zip(METHODS, times, strict=True)}
 
 
 def sweep(methods: Sequence[str], shots_list: Sequence[int]) -> dict[str, Any]:

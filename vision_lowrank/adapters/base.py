@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ..errors import UserError, near_miss
 
 SCALINGS = ("rslora", "lora")
+SCALING_HELP = "`rslora`: alpha / sqrt(r); `lora`: alpha / r"
 # Where an adapter sits unless its method or the user says otherwise: logical names of modules.
 PLACES = ("q", "k", "v")
 
@@ -114,9 +115,7 @@ class AdapterConfig(MethodConfig):
     r: int = field(default=2, metadata={"help": "rank"})
     alpha: float = field(default=1.0, metadata={"help": "numerator of the scale"})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the adapter; the recipe has 0.25"})
-    scaling: Literal["rslora", "lora"] = field(
-        default="rslora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
-    )
+    scaling: Literal["rslora", "lora"] = field(default="rslora", metadata={"help": SCALING_HELP})
     initializer: str | None = field(default=None, metadata={"help": "set by attach"})
     offset: bool = field(default=False, metadata={"help": "set by attach"})
 
@@ -128,6 +127,13 @@ class AdapterConfig(MethodConfig):
     def scale(self) -> float:
         """The factor before B A."""
         return scale_of(self.alpha, self.r, self.scaling)
+
+
+@dataclass
+class LoraScaledConfig(AdapterConfig):
+    """Base of configs whose papers have LoRA's own scale, alpha / r."""
+
+    scaling: Literal["rslora", "lora"] = field(default="lora", metadata={"help": SCALING_HELP})
 
 
 class Factors(NamedTuple):

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, near_miss
 from ..registry import register
-from .base import AdapterConfig, Factors, WeightUpdate, check_rank
+from .base import Factors, LoraScaledConfig, WeightUpdate, check_rank
 from .svd import truncated_svd
 from .tuner import register_method
 
@@ -48,7 +48,7 @@ REDUCE = ("mean", "sum")
     paper="arXiv 2412.06071",
 )
 @dataclass
-class KasaConfig(AdapterConfig):
+class KasaConfig(LoraScaledConfig):
     """Options of KaSA.
 
     Attributes:
@@ -62,9 +62,6 @@ class KasaConfig(AdapterConfig):
 
     r: int = field(default=8, metadata={"help": "rank, and number of singular components removed"})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
-    scaling: Literal["rslora", "lora"] = field(
-        default="lora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
-    )
     beta: float = field(default=1e-4, metadata={"help": "weight of the size penalty on the singular values"})
     gamma: float = field(default=1e-3, metadata={"help": "weight of the orthogonality penalty"})
     reduce: Literal["mean", "sum"] = field(

@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 from ..errors import UserError, near_miss
 from ..registry import register
 from ..selection.spectrum import allocate_ranks
-from .base import AdapterConfig, WeightUpdate
+from .base import LoraScaledConfig, WeightUpdate
 from .svd import truncated_svd
 from .three_factor import ThreeFactor, Trains
 from .tuner import register_method
@@ -48,7 +48,7 @@ STARTS, RANKS = ("spectral", "identity", "lora"), ("equal", "spectrum")
     paper="arXiv 2406.12832",
 )
 @dataclass
-class LamdaConfig(AdapterConfig):
+class LamdaConfig(LoraScaledConfig):
     """Options of LaMDA and LaMDA++.
 
     Attributes:
@@ -62,9 +62,6 @@ class LamdaConfig(AdapterConfig):
 
     r: int = field(default=16, metadata={"help": "rank; with `ranks: spectrum` the average rank"})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
-    scaling: Literal["rslora", "lora"] = field(
-        default="lora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
-    )
     start: Literal["spectral", "identity", "lora"] = field(
         default="spectral", metadata={"help": "singular vectors of W, the same with a core of ones, or LoRA's"}
     )

@@ -68,7 +68,6 @@ class LofitConfig(MethodConfig):
     # What every update asks of its config.
     scale: ClassVar[float] = 1.0
     dropout: ClassVar[float] = 0.0
-    offset: ClassVar[bool] = False
 
     heads: int | float = field(default=0.03, metadata={"help": "number of heads (3) or share of all heads (0.03)"})
     per_tower: bool = field(default=True, metadata={"help": "choose that many in each tower, not in all together"})

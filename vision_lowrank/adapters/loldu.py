@@ -26,14 +26,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArtefactError
 from ..registry import register
-from .base import AdapterConfig, Factors, MethodConfig, WeightUpdate, check_common, check_rank
+from .base import Factors, LoraScaledConfig, MethodConfig, WeightUpdate, check_common, check_rank
 from .tuner import register_method
 
 SMALLEST_PIVOT = 1e-7
@@ -48,13 +48,10 @@ CHECKSUM_TOLERANCE = 1e-2
     paper="arXiv 2410.13618",
 )
 @dataclass
-class LolduConfig(AdapterConfig):
+class LolduConfig(LoraScaledConfig):
     """Options of LoLDU."""
 
     r: int | None = field(default=None, metadata={"help": "number of diagonal entries; all min(in, out) if not given"})
-    scaling: Literal["rslora", "lora"] = field(
-        default="lora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
-    )
     train_scaling: bool = field(default=False, metadata={"help": "train the scale too, one number per layer"})
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import register
-from .base import AdapterConfig, Factors, Start, WeightUpdate, check_common, check_rank, scale_of
+from .base import SCALING_HELP, AdapterConfig, Factors, Start, WeightUpdate, check_common, check_rank, scale_of
 from .tuner import register_method
 
 OWN = ("alpha", "dropout", "scaling")
@@ -43,9 +43,7 @@ class LoraConfig(peft.LoraConfig):
     r: int = field(default=2, metadata={"help": "rank"})
     alpha: float = field(default=1.0, metadata={"help": "numerator of the scale"})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the adapter; the recipe has 0.25"})
-    scaling: Literal["rslora", "lora"] = field(
-        default="rslora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
-    )
+    scaling: Literal["rslora", "lora"] = field(default="rslora", metadata={"help": SCALING_HELP})
     lora_alpha: float = field(init=False, default=1.0)
     lora_dropout: float = field(init=False, default=0.0)
     use_rslora: bool = field(init=False, default=True)

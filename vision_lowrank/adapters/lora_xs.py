@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, near_miss
 from ..registry import register
-from .base import AdapterConfig
+from .base import LoraScaledConfig
 from .svd import truncated_svd
 from .three_factor import ThreeFactor, Trains
 from .tuner import register_method
@@ -39,7 +39,7 @@ FACTORS = ("svd", "random")
     paper="arXiv 2405.17604",
 )
 @dataclass
-class LoraXsConfig(AdapterConfig):
+class LoraXsConfig(LoraScaledConfig):
     """Options of LoRA-XS.
 
     Raises:
@@ -48,9 +48,6 @@ class LoraXsConfig(AdapterConfig):
 
     r: int = field(default=16, metadata={"help": "rank; r² parameters train per linear"})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
-    scaling: Literal["rslora", "lora"] = field(
-        default="lora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
-    )
     factors: Literal["svd", "random"] = field(
         default="svd", metadata={"help": "frozen factors: of the SVD of W, or Kaiming-uniform"}
     )

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, near_miss
 from ..registry import register
-from .base import AdapterConfig, WeightUpdate, check_rank
+from .base import LoraScaledConfig, WeightUpdate, check_rank
 from .lora import OffsetLora
 from .tuner import AdapterLayer, register_method, wrap_linear
 
@@ -110,7 +110,7 @@ def balance_loss(routings: list[Routing], scope: str) -> Tensor:
     paper="arXiv 2404.15159",
 )
 @dataclass
-class MixLoraConfig(AdapterConfig):
+class MixLoraConfig(LoraScaledConfig):
     """Options of MixLoRA.
 
     Raises:
@@ -122,9 +122,6 @@ class MixLoraConfig(AdapterConfig):
 
     r: int = field(default=8, metadata={"help": "rank of each expert and of attention's LoRA"})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
-    scaling: Literal["rslora", "lora"] = field(
-        default="lora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
-    )
     experts: int = field(default=8, metadata={"help": "number of experts E in each MLP"})
     top_k: int = field(default=2, metadata={"help": "number of experts k that a token uses"})
     balance: float = field(default=1e-2, metadata={"help": "weight of the balance loss"})

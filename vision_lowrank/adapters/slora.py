@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import UserError, near_miss
 from ..initializers.nystrom import nystrom_blocks
 from ..registry import register
-from .base import AdapterConfig
+from .base import LoraScaledConfig
 from .three_factor import ThreeFactor, Trains
 from .tuner import register_method
 
@@ -37,7 +37,7 @@ TRAINS = {"all": Trains(True, True, True), "middle": Trains(A=False, core=True, 
     paper="arXiv 2502.14482",
 )
 @dataclass
-class SloraConfig(AdapterConfig):
+class SloraConfig(LoraScaledConfig):
     """Options of SLoRA.
 
     Raises:
@@ -46,9 +46,6 @@ class SloraConfig(AdapterConfig):
 
     r: int = field(default=8, metadata={"help": "rank"})
     alpha: float = field(default=8.0, metadata={"help": "numerator of the scale"})
-    scaling: Literal["rslora", "lora"] = field(
-        default="lora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
-    )
     train: Literal["all", "middle"] = field(
         default="all", metadata={"help": "`all` three factors, or the `middle` one only (IntTune)"}
     )

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, near_miss
 from ..registry import register
-from .base import AdapterConfig, Factors, Start, WeightUpdate, check_rank
+from .base import Factors, LoraScaledConfig, Start, WeightUpdate, check_rank
 from .tuner import register_method
 
 
@@ -64,7 +64,7 @@ THRESHOLDS = ("lr", "constant")
     paper="arXiv 2311.11696",
 )
 @dataclass
-class SoraConfig(AdapterConfig):
+class SoraConfig(LoraScaledConfig):
     """Options of SoRA.
 
     Raises:
@@ -73,9 +73,6 @@ class SoraConfig(AdapterConfig):
 
     r: int = field(default=16, metadata={"help": "largest rank of a layer"})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
-    scaling: Literal["rslora", "lora"] = field(
-        default="lora", metadata={"help": "`rslora`: alpha / sqrt(r); `lora`: alpha / r"}
-    )
     lam: float = field(
         default=0.2, metadata={"help": "lambda, the strength of sparsity; 0.1 to 0.6 with `threshold: lr`"}
     )

@@ -34,6 +34,7 @@ from ..targets.attention import split_attention
 from ..version import __version__
 from .attach import Attachment, detach, inject
 from .folder import CONFIG, replaced
+from .preserve import preserved
 
 TENSORS, RECORD, CARD = "adapter_model.safetensors", "vision_lowrank.json", "README.md"
 FORMAT = 1
@@ -292,18 +293,13 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 @contextmanager
 def _evaluating(model: PeftModel, adapter_name: str) -> Iterator[None]:
     """Evaluation mode with one adapter active; everything is put back as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     active = model.active_adapters[0]
-    model.eval()
-    if active != adapter_name:
-        model.set_adapter(adapter_name)
-    try:
-        yield
-    finally:
+    with preserved(model):
+        model.eval()
         if active != adapter_name:
-            model.set_adapter(active)
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+            model.set_adapter(adapter_name)
+        try:
+            yield
+        finally:
+            if active != adapter_name:
+                model.set_adapter(active)

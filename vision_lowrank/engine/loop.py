@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config.schema import EngineConfig
 from ..errors import ArtefactError, UserError, near_miss
@@ -278,8 +278,7 @@ class Engine:
                 clipped = parameters(self.optimizer, clipped=True)
                 torch.nn.utils.clip_grads_with_norm_(clipped, self.settings.clip_norm, _norm(clipped))
             self.optimizer.step()
-            for module in self._proximal:
-                self._proximal_step(module)
+            self._proximal_steps()
         self._skipped = 0 if finite else self._skipped + 1
         if self._skipped > MAX_SKIPPED:
             raise TrainingDiverged(self._diverged(f"the gradient has not been finite for {self._skipped} steps"))
@@ -289,12 +288,15 @@ class Engine:
         self._call("after_step")
         return float(norm)
 
-    def _proximal_step(self, module: nn.Module) -> None:
-        """The module's own step, with the learning rate of its parameters; none where it does not train."""
-        own = {id(parameter) for parameter in module.parameters(recurse=False)}
-        rates = [group["lr"] for group in self.optimizer.param_groups for p in group["params"] if id(p) in own]
-        if rates:
-            module.proximal_step(rates[0])  # type: ignore[operator]
+    def _proximal_steps(self) -> None:
+        """The modules' own steps, with the learning rate of their parameters; none where these do not train."""
+        if not self._proximal:
+            return
+        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
+        for module in self._proximal:
+            own = [rates[id(p)] for p in module.parameters(recurse=False) if id(p) in rates]
+            if own:
+                module.proximal_step(own[0])  # type: ignore[operator]
 
     def _tell_progress(self) -> None:
         """Let parts that change with training, such as LaMDA's freezing, know how far it is."""

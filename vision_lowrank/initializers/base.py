@@ -45,8 +45,8 @@ class Initializer(Section):
 
     @property
     def keeps_output(self) -> bool:
-        """Whether attaching leaves the output unchanged."""
-        return True
+        """Whether attaching leaves the output unchanged: as an option `residual` says, where there is one."""
+        return getattr(self, "residual", True)
 
     def start(self, site: Site) -> Start:
         """Factors for one layer.

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from torch import Tensor, nn
 
 from ..adapters.base import WeightUpdate
+from ..adapters.preserve import preserved
 from ..adapters.tuner import AdapterLayer, adapter_layers
 from ..errors import UserError
 from .base import Initializer, Site
@@ -71,11 +72,9 @@ def weight_gradients(model: nn.Module, layers: dict[str, AdapterLayer], losses: 
     The adapters of `layers` are off, the model is in evaluation mode, and everything is put back.
     """
     sums: dict[str, Tensor] = {}
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
     handles = []
     try:
-        with model.disable_adapter(), torch.enable_grad(), _bar() as bar:  # type: ignore[operator]
+        with preserved(model), model.disable_adapter(), torch.enable_grad(), _bar() as bar:  # type: ignore[operator]
             model.requires_grad_(False).eval()
             for name, layer in layers.items():
                 weight = layer.base_layer.weight.requires_grad_()
@@ -85,10 +84,6 @@ def weight_gradients(model: nn.Module, layers: dict[str, AdapterLayer], losses: 
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode
     return sums
 
 

@@ -42,11 +42,6 @@ class LoraSb(GradientInitializer):
     )
     residual: bool = Field(False, description="start at the base's output, by an offset (an ablation)")
 
-    @property
-    def keeps_output(self) -> bool:
-        """As `residual` says."""
-        return self.residual
-
     def start(self, site: Site) -> Start:
         """Factors from the signs of one layer's gradient.
 

@@ -57,11 +57,6 @@ class Nystrom(Initializer):
             raise UserError("core = pinv adds a matrix of the weight's own size: set residual=true with it.")
         return self
 
-    @property
-    def keeps_output(self) -> bool:
-        """As `residual` says."""
-        return self.residual
-
     def start(self, site: Site) -> Start:
         """The blocks of ``site.weight``.
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from ...adapters.preserve import preserved
 from ...adapters.section import attach_section
 from ...backbones.load import load_backbone
 from ...config.schema import RunConfig
@@ -110,11 +111,8 @@ class ClassificationTask(Task):
     @contextmanager
     def untrained(self) -> Iterator[None]:
         """With the adapter off; what trains afterwards is left as it was."""
-        flags = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
-        with getattr(self.classifier.model, "disable_adapter", nullcontext)():
+        with preserved(self), getattr(self.classifier.model, "disable_adapter", nullcontext)():
             yield
-        for parameter, flag in flags:  # PEFT lets everything train when it puts adapters back
-            parameter.requires_grad_(flag)
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
         """The classifier as an artefact folder."""
