@@ -131,3 +131,14 @@ def test_text_head_needs_a_text_tower(recipe):
 def test_nothing_to_train_is_said(recipe):
     with pytest.raises(UserError, match="nothing trains"):
         experiment.run(load_config(recipe, ["adapter=null"]))
+
+
+def test_recomputed_dropout_reaches_the_kernel_and_changes_no_number(recipe):
+    results = []
+    for recompute in ("true", "false"):
+        overrides = ["adapter.dropout=0.3", "task.seeds=[1]", f"engine.recompute_dropout={recompute}"]
+        config = load_config(recipe, [*overrides, f"name=recompute-{recompute}"])
+        results.append(experiment.run(config)["seeds"]["1"])
+    recomputed, kept = results
+    assert recomputed["metrics"] == kept["metrics"]
+    assert recomputed["cost"]["peak_memory"] < kept["cost"]["peak_memory"]

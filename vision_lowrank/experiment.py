@@ -33,6 +33,7 @@ from .engine.runtime import Runtime
 from .engine.seeding import Stream, seed_everything
 from .errors import ArtefactError, UserError
 from .files import write_text
+from .kernels.linear import recompute_dropout
 from .metrics.classification import confusion_matrix
 from .registry import registry
 from .targets.coverage import coverage
@@ -62,6 +63,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     """
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
+    recompute_dropout(config.engine.recompute_dropout)
     folder = run_folder(config)
     open_run(folder, config)
     seeds = getattr(config.task, "seeds", (config.seed,))

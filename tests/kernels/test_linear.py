@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vision_lowrank.kernels.linear import Branch, fused_linear, fused_linears, reference
+from vision_lowrank.kernels.linear import Branch, fused_linear, fused_linears, recompute_dropout, reference
 
 OUTS, RANKS, SCALES, WIDTH = (4, 6, 3), (2, 1, 3), (0.5, 2.0, -1.0), 5
 
@@ -73,10 +73,51 @@ def test_output_that_is_not_used_costs_no_gradient():
 
 def test_keeps_only_the_input_and_its_projection():
     x = torch.randn(64, WIDTH, dtype=torch.float64, requires_grad=True)
-    for dropout in (0.0, 0.3):
+    for dropout, mask in ((0.0, 0), (0.3, x.numel())):
         group = branches(dropout)
         long = [t for t in kept(lambda group=group: fused_linears(x, group)) if 64 in t.shape]
-        assert sorted(t.numel() for t in long) == sorted([x.numel(), 64 * sum(RANKS)])
+        wide = [t.numel() for t in long if t.dtype == torch.float64]
+        assert sorted(wide) == sorted([x.numel(), 64 * sum(RANKS)])
+        assert sum(t.nbytes for t in long if t.dtype != torch.float64) == mask
+
+
+@pytest.fixture
+def recomputing():
+    recompute_dropout(True)
+    yield
+    recompute_dropout(False)
+
+
+def test_recomputed_dropout_keeps_no_mask(recomputing):
+    x = torch.randn(64, WIDTH, dtype=torch.float64, requires_grad=True)
+    group = branches(0.3)
+    long = [t for t in kept(lambda: fused_linears(x, group)) if 64 in t.shape]
+    assert sorted(t.numel() for t in long) == sorted([x.numel(), 64 * sum(RANKS)])
+
+
+def test_recomputed_dropout_changes_no_bit(recomputing):
+    group = branches(0.4)
+    x = torch.randn(20, WIDTH, dtype=torch.float64, requires_grad=True)
+
+    def gradients():
+        torch.manual_seed(2)
+        total = sum(y.square().sum() for y in fused_linears(x, group))
+        return torch.autograd.grad(total, (x, *(b.A for b in group), *(b.B for b in group)))
+
+    recomputed = gradients()
+    recompute_dropout(False)
+    for one, other in zip(recomputed, gradients(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("p", [1e-9, 0.1, 1 - 1e-9])
+def test_dropout_keeps_the_mean_for_every_probability(p):
+    # levels of 2⁻¹⁶: what is scaled must be what was drawn, or 0.1 would be off in the mean
+    x, A = torch.ones(2000, 400, dtype=torch.float64), torch.ones(1, 400, dtype=torch.float64)
+    y = fused_linear(x, torch.zeros(1, 400).double(), None, A, torch.ones(1, 1).double(), 1.0, p)
+    assert y.isfinite().all()
+    if p < 0.5:
+        assert y.mean().item() == pytest.approx(400, rel=2e-3)
 
 
 def test_keeps_no_input_for_a_frozen_down_projection():

@@ -42,6 +42,9 @@ class EngineConfig(Section):
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up from 0")
     clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm to this; null = off")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; trained weights stay fp32")
+    recompute_dropout: bool = Field(
+        False, description="draw adapters' dropout masks again in the backward pass: less memory, same results"
+    )
     compile: bool = Field(False, description="torch.compile the training step")
     eval_every: int = Field(0, ge=0, description="evaluate on the validation split every N steps; 0 = only at the end")
     patience: int = Field(0, ge=0, description="stop after N evaluations without a better validation metric; 0 = never")

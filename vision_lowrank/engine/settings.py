@@ -12,7 +12,15 @@ from ..errors import ConfigError, near_miss
 from ..tasks.base import Stage
 
 # Settings that may differ between a run and its resumption: they do not change what is computed.
-FREE_SETTINGS = {"checkpoint_every", "log_every", "eval_batch_size", "workers", "threads", "tensorboard"}
+FREE_SETTINGS = {
+    "checkpoint_every",
+    "eval_batch_size",
+    "log_every",
+    "recompute_dropout",
+    "tensorboard",
+    "threads",
+    "workers",
+}
 
 
 def stage_settings(config: EngineConfig, stage: Stage) -> EngineConfig:

@@ -13,8 +13,10 @@ and with the gradients g_i = ∂L/∂y_i::
     dB_i = s_i · (h_i g_i)ᵀ                       (out_i, r_i)
 
 What is kept for the backward pass is h, and x where some A_i trains. Composed of separate operators, the same step
-passes over y and over dx again to add the update's parts; here the products accumulate. ΔW is never formed, and
-dropout keeps a seed instead of a mask: the backward pass draws the same mask again.
+passes over y and over dx again to add the update's parts; here the products accumulate. ΔW is never formed.
+
+Dropout keeps one byte per element of x, its mask, or with :func:`recompute_dropout` only a seed, from which the
+backward pass draws the same mask again. Its factor 1 / (1 - p) goes to h and dh instead of to x.
 
 h and dh lie with one row per rank: with N and out in the thousands and r below a hundred, CPU libraries are two to six
 times faster at these thin products when their long side is contiguous. h is an output of the function, so that
@@ -34,6 +36,18 @@ from torch.autograd import forward_ad
 from .triton_linear import triton_linear, triton_wins
 
 PLAIN_TENSORS = (Tensor, nn.Parameter)
+
+_recompute_dropout = False
+
+
+def recompute_dropout(enabled: bool) -> None:
+    """Whether fused linears draw the masks of dropout again in the backward pass instead of keeping them.
+
+    Of the adapters' share of the memory it saves a fifth where A trains, and costs the time of a second drawing.
+    Results are the same bit for bit. It holds for the whole process, as do switches of ``torch.backends``.
+    """
+    global _recompute_dropout
+    _recompute_dropout = enabled
 
 
 class Branch(NamedTuple):
@@ -80,13 +94,14 @@ def fused_linears(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
     dropout = branches[0].dropout
     seed = int(torch.randint(2**62, (), device="cpu")) if dropout else 0
     settings = _Settings(tuple(branch.scale for branch in branches), dropout, seed)
+    mask = settings.draw_mask(x) if dropout and not _recompute_dropout else None
     device = x.device.type
     if not torch.is_autocast_enabled(device):
-        return list(_LowRankLinears.apply(settings, x, *tensors)[1:])
+        return list(_LowRankLinears.apply(settings, mask, x, *tensors)[1:])
     dtype = torch.get_autocast_dtype(device)
     tensors = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
     with torch.autocast(device, enabled=False):
-        return list(_LowRankLinears.apply(settings, x.to(dtype), *tensors)[1:])
+        return list(_LowRankLinears.apply(settings, mask, x.to(dtype), *tensors)[1:])
 
 
 def reference(x: Tensor, branch: Branch) -> Tensor:
@@ -114,15 +129,38 @@ class _Settings(NamedTuple):
     dropout: float
     seed: int
 
+    @property
+    def levels(self) -> int:
+        """How many of the 2¹⁶ values of a short integer keep their element."""
+        return min(max(round((1 - self.dropout) * 2**16), 1), 2**16 - 1)
+
+    @property
+    def keep(self) -> float:
+        """1 - p as drawn, within 2⁻¹⁷ of what was asked."""
+        return self.levels / 2**16
+
+    def draw_mask(self, x: Tensor) -> Tensor:
+        """Which elements of x (..., in) dropout keeps, as booleans (N, in): the same for the same seed and shape."""
+        generator = torch.Generator(x.device).manual_seed(self.seed)
+        rows = (x.numel() // x.shape[-1], x.shape[-1])
+        if x.device.type != "cpu":
+            return torch.empty(rows, dtype=torch.bool, device=x.device).bernoulli_(self.keep, generator=generator)
+        # On a CPU `bernoulli_` takes as long as the linear itself; four elements from one draw, an eighth of that.
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+        return (bits.view(torch.int16)[: x.numel()] < self.levels - 2**15).view(rows)
+
 
 class _LowRankLinears(torch.autograd.Function):
-    """(settings, x, W_1, b_1, A_1, B_1, W_2, …) -> (h, y_1, y_2, …)."""
+    """(settings, dropout's mask, x, W_1, b_1, A_1, B_1, W_2, …) -> (h, y_1, y_2, …)."""
 
     @staticmethod
-    def forward(settings: _Settings, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(settings: _Settings, mask: Tensor | None, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
         weights, biases, As, Bs = (tensors[i::4] for i in range(4))
-        h = _stack(As) @ (rows * _mask(rows, settings) if settings.dropout else rows).T
+        if settings.dropout:
+            h = (_stack(As) @ (rows * (settings.draw_mask(x) if mask is None else mask)).T).div_(settings.keep)
+        else:
+            h = _stack(As) @ rows.T
         outputs = [h]
         for weight, bias, own, B, scale in zip(weights, biases, _split(h, As), Bs, settings.scales, strict=True):
             y = low_rank_addmm(rows, weight, bias, own.T, B, scale)
@@ -132,26 +170,35 @@ class _LowRankLinears(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        settings, x, *tensors = inputs
-        A_trains, B_trains = (any(ctx.needs_input_grad[i::4]) for i in (4, 5))
+        settings, mask, x, *tensors = inputs
+        A_trains, B_trains = (any(ctx.needs_input_grad[i::4]) for i in (5, 6))
         ctx.settings, ctx.shape = settings, x.shape
         ctx.set_materialize_grads(False)
         weights, As, Bs = (tensors[i::4] for i in (0, 2, 3))
-        ctx.save_for_backward(x if A_trains else None, output[0] if B_trains else None, *weights, *As, *Bs)
+        ctx.save_for_backward(
+            mask if A_trains or ctx.needs_input_grad[2] else None,
+            x if A_trains else None,
+            output[0] if B_trains else None,
+            *weights,
+            *As,
+            *Bs,
+        )
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, h, *tensors = ctx.saved_tensors
+        mask, x, h, *tensors = ctx.saved_tensors
         settings, n = ctx.settings, len(grads)
         weights, As, Bs = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
-        _, x_needs, *needs = ctx.needs_input_grad
+        _, _, x_needs, *needs = ctx.needs_input_grad
         result: list[Tensor | None] = [None] * (4 * n)
         with torch.autocast(weights[0].device.type, enabled=False):
             rows = [None if g is None else g.reshape(-1, g.shape[-1]) for g in grads]
             dh = _hidden_gradient(rows, Bs, As, settings.scales, grad_h)
             if dh is None:
-                return (None, None, *result)
-            mask = _mask(dh.new_empty(dh.shape[1], ctx.shape[-1]), settings) if settings.dropout else None
+                return (None, None, None, *result)
+            if settings.dropout:
+                dh = dh / settings.keep
+                mask = settings.draw_mask(dh.new_empty(ctx.shape)) if mask is None else mask
             if any(needs[2::4]):
                 source = x.reshape(-1, ctx.shape[-1])
                 dA = dh @ (source if mask is None else source * mask)
@@ -163,7 +210,7 @@ class _LowRankLinears(torch.autograd.Function):
                     for g, part, scale in zip(rows, own, settings.scales, strict=True)
                 ]
             dx = _input_gradient(rows, weights, dh, _stack(As), mask).view(ctx.shape) if x_needs else None
-        return (None, dx, *(tensor if need else None for tensor, need in zip(result, needs, strict=True)))
+        return (None, None, dx, *(tensor if need else None for tensor, need in zip(result, needs, strict=True)))
 
 
 def _hidden_gradient(
@@ -199,13 +246,6 @@ def _input_gradient(
     for g, weight in pairs:
         dx.addmm_(g, weight)
     return dx
-
-
-def _mask(like: Tensor, settings: _Settings) -> Tensor:
-    """Dropout's factors, 0 or 1 / (1 - p): the same for the same seed, shape and type."""
-    keep = 1 - settings.dropout
-    generator = torch.Generator(like.device).manual_seed(settings.seed)
-    return torch.empty_like(like).bernoulli_(keep, generator=generator).div_(keep)
 
 
 def _stack(As: Sequence[Tensor]) -> Tensor:
