@@ -150,8 +150,7 @@ def measure(model: str, batch: int, names: Sequence[str], rounds: int, device: s
     for name in track(names, f"{model}, batch {batch}: memory"):
         try:
             sides[name] = build_side(name, split, unsplit, pixels)
-            sides[name].step()
-            peaks[name] = peak_bytes(sides[name].step)
+            peaks[name] = peak_bytes(sides[name].step)  # and a first step, which is not timed
         except (vl.UserError, RuntimeError, ValueError) as error:  # listed, so that no method is missing silently
             sides.pop(name, None)
             refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"

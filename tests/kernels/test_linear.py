@@ -8,20 +8,23 @@ from torch.utils.checkpoint import checkpoint
 from vision_lowrank.kernels.linear import Branch, fused_linear, fused_linears, recompute_dropout, reference
 
 OUTS, RANKS, SCALES, WIDTH = (4, 6, 3), (2, 1, 3), (0.5, 2.0, -1.0), 5
+OFFSETS = (0, 2, 1)
 
 
-def branches(dropout=0.0, dtype=torch.float64):
-    """Three linears on one input, the second without bias."""
+def branches(dropout=0.0, dtype=torch.float64, offsets=(0, 0, 0)):
+    """Three linears on one input, the second without bias, with offsets of the given ranks."""
     made = []
-    for out, r, scale in zip(OUTS, RANKS, SCALES, strict=True):
+    for out, r, scale, r0 in zip(OUTS, RANKS, SCALES, offsets, strict=True):
+        offset = (torch.randn(r0, WIDTH, dtype=dtype), torch.randn(out, r0, dtype=dtype)) if r0 else None
         weight, bias = torch.randn(out, WIDTH, dtype=dtype), torch.randn(out, dtype=dtype) if out != 6 else None
         A, B = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((r, WIDTH), (out, r)))
-        made.append(Branch(weight, bias, A, B, scale, dropout))
+        made.append(Branch(weight, bias, A, B, scale, dropout, offset))
     return made
 
 
 def closed_form(x, branch):
-    merged = branch.weight + branch.scale * branch.B @ branch.A
+    delta = branch.B @ branch.A + (branch.offset[1] @ branch.offset[0] if branch.offset else 0)
+    merged = branch.weight + branch.scale * delta
     return x @ merged.T + (0 if branch.bias is None else branch.bias)
 
 
@@ -33,10 +36,11 @@ def kept(run):
     return tensors
 
 
+@pytest.mark.parametrize("offsets", [(0, 0, 0), OFFSETS])
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 3), (2, 1, 3, 2)])
-def test_equals_the_merged_weight_for_any_leading_shape(shape):
+def test_equals_the_merged_weight_for_any_leading_shape(shape, offsets):
     x = torch.randn(*shape, WIDTH, dtype=torch.float64)
-    group = branches()
+    group = branches(offsets=offsets)
     for y, branch in zip(fused_linears(x, group), group, strict=True):
         assert y.shape == (*shape, len(branch.weight))
         torch.testing.assert_close(y, closed_form(x, branch), rtol=1e-12, atol=1e-12)
@@ -44,10 +48,11 @@ def test_equals_the_merged_weight_for_any_leading_shape(shape):
         torch.testing.assert_close(y, reference(x, branch), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("offsets", [(0, 0, 0), (3, 0, 2)])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("count", [1, 3])
-def test_gradients_and_their_gradients_equal_finite_differences(dropout, count):
-    group = branches(dropout)[:count]
+def test_gradients_and_their_gradients_equal_finite_differences(dropout, count, offsets):
+    group = branches(dropout, offsets=offsets)[:count]
     x = torch.randn(2, 3, WIDTH, dtype=torch.float64, requires_grad=True)
 
     def run(x, *factors):
@@ -79,6 +84,21 @@ def test_keeps_only_the_input_and_its_projection():
         wide = [t.numel() for t in long if t.dtype == torch.float64]
         assert sorted(wide) == sorted([x.numel(), 64 * sum(RANKS)])
         assert sum(t.nbytes for t in long if t.dtype != torch.float64) == mask
+
+
+def test_offset_keeps_nothing_of_the_length_of_the_batch():
+    x = torch.randn(64, WIDTH, dtype=torch.float64, requires_grad=True)
+    group = branches(offsets=(1, 2, 3))
+    long = [t for t in kept(lambda: fused_linears(x, group)) if 64 in t.shape]
+    assert sorted(t.untyped_storage().nbytes() // 8 for t in long) == sorted([x.numel(), 64 * sum(RANKS)])
+
+
+def test_offset_that_trains_gets_its_gradient():
+    branch = branches(offsets=(2, 0, 0))[0]
+    A0 = branch.offset[0].requires_grad_()
+    x = torch.randn(3, WIDTH, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(fused_linear(x, *branch).sum(), A0)
+    torch.testing.assert_close(gradient, torch.autograd.grad(closed_form(x, branch).sum(), A0)[0])
 
 
 @pytest.fixture

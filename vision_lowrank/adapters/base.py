@@ -195,13 +195,20 @@ class WeightUpdate(nn.Module):
 
         Under autocast too they are computed in their own type: an offset that cancels a rounded product would not.
         """
+        own, offset = self.factors_beside_offset()
+        if own is None or offset is None:
+            return own
+        return own._replace(A=torch.cat([own.A, offset[0]]), B=torch.cat([own.B, offset[1]], dim=1))
+
+    def factors_beside_offset(self) -> tuple[Factors | None, tuple[Tensor, Tensor] | None]:
+        """:meth:`factors` in two parts: what trains, and a frozen A_0 (r_0, in), B_0 (out, r_0) beside it or None."""
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             own = self.own_factors()
-        if own is None or self.offset_B is None:
-            return own
-        if self.offset_A is None:
-            return own._replace(B=own.B + self.offset_B)
-        return own._replace(A=torch.cat([own.A, self.offset_A]), B=torch.cat([own.B, self.offset_B], dim=1))
+            if own is None or self.offset_B is None:
+                return own, None
+            if self.offset_A is None:
+                return own._replace(B=own.B + self.offset_B), None
+        return own, (self.offset_A, self.offset_B)
 
     def export_factors(self) -> Factors | None:
         """:meth:`factors` as an export writes them: where a method can drop directions exactly, without these."""

@@ -137,10 +137,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         ]
         if None in dropouts or (len(updates) > 1 and any(dropouts)):
             return None
+        weight = self.oriented(base.weight)
+        if len(updates) == 1:
+            own, offset = updates[0].factors_beside_offset()
+            return None if own is None else Branch(weight, base.bias, *own, dropouts[0], offset)
         factors = [update.factors() for update in updates]
-        if None in factors:
-            return None
-        return Branch(self.oriented(base.weight), base.bias, *stack(factors), dropouts[0])
+        return None if None in factors else Branch(weight, base.bias, *stack(factors))
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -191,8 +193,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
 def stack(factors: list[Factors]) -> Factors:
     """The sum of updates as one of the summed rank."""
-    if len(factors) == 1:
-        return factors[0]
     A, B, scales = zip(*factors, strict=True)
     return Factors(torch.cat(A), torch.cat([b * scale for b, scale in zip(B, scales, strict=True)], dim=1), 1.0)
 

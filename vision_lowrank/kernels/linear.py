@@ -18,6 +18,9 @@ passes over y and over dx again to add the update's parts; here the products acc
 Dropout keeps one byte per element of x, its mask, or with :func:`recompute_dropout` only a seed, from which the
 backward pass draws the same mask again. Its factor 1 / (1 - p) goes to h and dh instead of to x.
 
+A branch may carry a frozen offset A_0 (r_0, in), B_0 (out, r_0): ΔW = s · (B A + B_0 A_0). It is stacked with A and B
+inside the products; its gradients are not computed and its rows of h are not kept.
+
 h and dh lie with one row per rank: with N and out in the thousands and r below a hundred, CPU libraries are two to six
 times faster at these thin products when their long side is contiguous. h is an output of the function, so that
 autograd knows it: gradients of gradients are exact.
@@ -60,6 +63,7 @@ class Branch(NamedTuple):
         B: (out, r).
         scale: the factor before B A.
         dropout: probability of dropping an element of the update's input; 0 in evaluation.
+        offset: frozen A_0 (r_0, in) and B_0 (out, r_0), whose product is added to B A; or None.
     """
 
     weight: Tensor
@@ -68,27 +72,40 @@ class Branch(NamedTuple):
     B: Tensor
     scale: float
     dropout: float = 0.0
+    offset: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """W, b, A, B, A_0, B_0."""
+        return (*self[:4], *(self.offset or (None, None)))
 
 
 def fused_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scale: float,
+    dropout: float = 0.0,
+    offset: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """x Wᵀ + b + scale · (drop(x) Aᵀ) Bᵀ: (..., in) -> (..., out).
 
     Arguments are those of :class:`Branch`; A and B may be results of other operations.
     """
-    return fused_linears(x, [Branch(weight, bias, A, B, scale, dropout)])[0]
+    return fused_linears(x, [Branch(weight, bias, A, B, scale, dropout, offset)])[0]
 
 
 def fused_linears(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
     """The outputs (..., out_i) of linears with one input x (..., in) and one dropout, whose mask they share.
 
     All tensors have one type, which is also that of the result; under autocast they are cast to its type. Where the
-    function does not apply (a base weight that trains, mixed types, tensor subclasses, ``torch.compile``, tracing,
-    ``torch.func``, forward-mode differentiation and meta tensors), the branches are computed one by one with
+    function does not apply (a base weight or offset that trains, mixed types, tensor subclasses, ``torch.compile``,
+    tracing, ``torch.func``, forward-mode differentiation and meta tensors), the branches are computed one by one with
     :func:`reference`.
     """
-    tensors = [tensor for branch in branches for tensor in branch[:4]]
+    tensors = [tensor for branch in branches for tensor in branch.tensors]
     if not _fusable(x, branches, tensors):
         return [reference(x, branch) for branch in branches]
     dropout = branches[0].dropout
@@ -106,10 +123,11 @@ def fused_linears(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
 
 def reference(x: Tensor, branch: Branch) -> Tensor:
     """The same as :func:`fused_linear` by separate operators, for any types: the update is computed in A's."""
-    weight, bias, A, B, scale, dropout = branch
+    weight, bias, A, B, A0, B0 = branch.tensors
+    A, B = _join(A, A0), _join(B, B0, dim=1)
     y = F.linear(x, weight, bias)
-    h = F.linear(F.dropout(x.to(A.dtype), dropout), A)
-    return (y + F.linear(h * scale, B)).to(y.dtype)
+    h = F.linear(F.dropout(x.to(A.dtype), branch.dropout), A)
+    return (y + F.linear(h * branch.scale, B)).to(y.dtype)
 
 
 def low_rank_addmm(x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, B: Tensor, scale: float) -> Tensor:
@@ -151,19 +169,21 @@ class _Settings(NamedTuple):
 
 
 class _LowRankLinears(torch.autograd.Function):
-    """(settings, dropout's mask, x, W_1, b_1, A_1, B_1, W_2, …) -> (h, y_1, y_2, …)."""
+    """(settings, dropout's mask, x, W, b, A, B, A_0, B_0 of each branch) -> (h, y_1, y_2, …)."""
 
     @staticmethod
     def forward(settings: _Settings, mask: Tensor | None, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
-        weights, biases, As, Bs = (tensors[i::4] for i in range(4))
+        weights, biases, *factors = (tensors[i::6] for i in range(6))
+        As, Bs = _with_offsets(*factors)
         if settings.dropout:
-            h = (_stack(As) @ (rows * (settings.draw_mask(x) if mask is None else mask)).T).div_(settings.keep)
+            hidden = (_stack(As) @ (rows * (settings.draw_mask(x) if mask is None else mask)).T).div_(settings.keep)
         else:
-            h = _stack(As) @ rows.T
-        outputs = [h]
-        for weight, bias, own, B, scale in zip(weights, biases, _split(h, As), Bs, settings.scales, strict=True):
-            y = low_rank_addmm(rows, weight, bias, own.T, B, scale)
+            hidden = _stack(As) @ rows.T
+        parts = _split(hidden, As)
+        outputs = [_own_rows(hidden, As, factors[0])]
+        for weight, bias, part, B, scale in zip(weights, biases, parts, Bs, settings.scales, strict=True):
+            y = low_rank_addmm(rows, weight, bias, part.T, B, scale)
             # A view would forbid the user's in-place operations on it: autograd refuses them on views of a function.
             outputs.append(torch.ops.aten._unsafe_view(y, [*x.shape[:-1], len(weight)]))
         return tuple(outputs)
@@ -171,66 +191,69 @@ class _LowRankLinears(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         settings, mask, x, *tensors = inputs
-        A_trains, B_trains = (any(ctx.needs_input_grad[i::4]) for i in (5, 6))
+        A_trains, B_trains = (any(ctx.needs_input_grad[i::6]) for i in (5, 6))
         ctx.settings, ctx.shape = settings, x.shape
         ctx.set_materialize_grads(False)
-        weights, As, Bs = (tensors[i::4] for i in (0, 2, 3))
         ctx.save_for_backward(
             mask if A_trains or ctx.needs_input_grad[2] else None,
             x if A_trains else None,
             output[0] if B_trains else None,
-            *weights,
-            *As,
-            *Bs,
+            *(tensor for i in (0, 2, 3, 4, 5) for tensor in tensors[i::6]),
         )
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         mask, x, h, *tensors = ctx.saved_tensors
         settings, n = ctx.settings, len(grads)
-        weights, As, Bs = tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
+        weights, *factors = (tensors[i * n : (i + 1) * n] for i in range(5))
         _, _, x_needs, *needs = ctx.needs_input_grad
-        result: list[Tensor | None] = [None] * (4 * n)
+        result: list[Tensor | None] = [None] * (6 * n)
         with torch.autocast(weights[0].device.type, enabled=False):
             rows = [None if g is None else g.reshape(-1, g.shape[-1]) for g in grads]
-            dh = _hidden_gradient(rows, Bs, As, settings.scales, grad_h)
-            if dh is None:
+            As, Bs = _with_offsets(*factors)
+            parts = _hidden_gradients(rows, Bs, factors[0], settings.scales, grad_h)
+            if parts is None:
                 return (None, None, None, *result)
+            dh = _stack(parts)
             if settings.dropout:
                 dh = dh / settings.keep
                 mask = settings.draw_mask(dh.new_empty(ctx.shape)) if mask is None else mask
-            if any(needs[2::4]):
+            if any(needs[2::6]):
                 source = x.reshape(-1, ctx.shape[-1])
-                dA = dh @ (source if mask is None else source * mask)
-                result[2::4] = dA.split([len(A) for A in As])
-            if any(needs[3::4]):
-                own = _split(h, As)
-                result[3::4] = [
+                dA = _own_rows(dh, As, factors[0]) @ (source if mask is None else source * mask)
+                result[2::6] = _split(dA, factors[0])
+            if any(needs[3::6]):
+                result[3::6] = [
                     None if g is None else (part @ g).mul_(scale).T
-                    for g, part, scale in zip(rows, own, settings.scales, strict=True)
+                    for g, part, scale in zip(rows, _split(h, factors[0]), settings.scales, strict=True)
                 ]
             dx = _input_gradient(rows, weights, dh, _stack(As), mask).view(ctx.shape) if x_needs else None
         return (None, None, dx, *(tensor if need else None for tensor, need in zip(result, needs, strict=True)))
 
 
-def _hidden_gradient(
+def _hidden_gradients(
     rows: Sequence[Tensor | None],
     Bs: Sequence[Tensor],
     As: Sequence[Tensor],
     scales: Sequence[float],
     grad_h: Tensor | None,
-) -> Tensor | None:
-    """dh (R, N); None if no output was used. `grad_h` is given only where gradients are differentiated again."""
+) -> list[Tensor] | None:
+    """dh (r_i + r_0, N) of each branch, As without and Bs with offsets; None if no output was used.
+
+    `grad_h` is given only where gradients are differentiated again.
+    """
     known = next((g.T for g in rows if g is not None), grad_h)
     if known is None:
         return None
     width = known.shape[1]
     parts = [
-        known.new_zeros(len(A), width) if g is None else (B.T @ g.T).mul_(scale)
-        for g, A, B, scale in zip(rows, As, Bs, scales, strict=True)
+        known.new_zeros(B.shape[1], width) if g is None else (B.T @ g.T).mul_(scale)
+        for g, B, scale in zip(rows, Bs, scales, strict=True)
     ]
-    dh = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return dh if grad_h is None else dh + grad_h
+    if grad_h is None:
+        return parts
+    own = _split(grad_h, As)
+    return [part + F.pad(more, (0, 0, 0, len(part) - len(more))) for part, more in zip(parts, own, strict=True)]
 
 
 def _input_gradient(
@@ -248,12 +271,29 @@ def _input_gradient(
     return dx
 
 
-def _stack(As: Sequence[Tensor]) -> Tensor:
-    return As[0] if len(As) == 1 else torch.cat(list(As))
+def _join(own: Tensor, offset: Tensor | None, dim: int = 0) -> Tensor:
+    return own if offset is None else torch.cat([own, offset], dim=dim)
 
 
-def _split(h: Tensor, As: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return (h,) if len(As) == 1 else h.split([len(A) for A in As])
+def _with_offsets(
+    As: Sequence[Tensor], Bs: Sequence[Tensor], A0s: Sequence[Tensor | None], B0s: Sequence[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor]]:
+    return list(map(_join, As, A0s)), [_join(B, B0, dim=1) for B, B0 in zip(Bs, B0s, strict=True)]
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _split(stacked: Tensor, As: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (stacked,) if len(As) == 1 else stacked.split([len(A) for A in As])
+
+
+def _own_rows(stacked: Tensor, joined: Sequence[Tensor], As: Sequence[Tensor]) -> Tensor:
+    """Without the offsets' rows, in memory of its own: a slice would keep them alive."""
+    if len(stacked) == sum(map(len, As)):
+        return stacked
+    return torch.cat([part[: len(A)] for part, A in zip(_split(stacked, joined), As, strict=True)])
 
 
 def _fusable(x: Tensor, branches: Sequence[Branch], tensors: Sequence[Tensor | None]) -> bool:
@@ -267,5 +307,9 @@ def _fusable(x: Tensor, branches: Sequence[Branch], tensors: Sequence[Tensor | N
         one_type = torch.float64 not in types
     else:
         one_type = len(types) == 1
-    frozen = not any(b.weight.requires_grad or (b.bias is not None and b.bias.requires_grad) for b in branches)
+    frozen = not any(
+        tensor is not None and tensor.requires_grad
+        for b in branches
+        for tensor in (b.weight, b.bias, *(b.offset or ()))
+    )
     return one_type and frozen and all(type(tensor) in PLAIN_TENSORS for tensor in given)
