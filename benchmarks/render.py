@@ -1,18 +1,19 @@
-"""Write the README's tables from the committed result JSONs: ``python benchmarks/render.py``; ``--check`` compares."""
+"""Write the documents' tables from the committed JSON: ``python benchmarks/render.py``; ``--check`` compares."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from vision_lowrank import comparison
 from vision_lowrank.viz.plots import accuracy_by_shots
 from vision_lowrank.viz.text import percent
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 NAMES = {"linear_probe": "linear probe", "lora": "LoRA", "block_lora": "Block-LoRA", "comp_lora": "Comp-LoRA"}
 SETS = {
     "trained style (Fluent)": "test/fluent/accuracy",
@@ -20,47 +21,35 @@ SETS = {
     "retention: Noto": "retention/noto/accuracy",
     "retention: Twemoji": "retention/twemoji/accuracy",
 }
-BEGIN, END = "<!-- emoji_fewshot: made by benchmarks/render.py -->\n", "<!-- end -->"
+Result = Mapping[str, Any]
 
 
-def results() -> dict[str, Any]:
-    """The committed results."""
-    return json.loads((ROOT / "benchmarks" / "emoji_fewshot" / "results.json").read_text())
-
-
-def accuracy_table(result: dict[str, Any]) -> str:
+def accuracy_table(result: Result) -> str:
     """Accuracy by method and number of shots, the untrained model first."""
-    lines = ["| shots | method | " + " | ".join(SETS) + " |", "|---|---|" + "---|" * len(SETS)]
     first = next(row for row in result["rows"] if row["method"] == "lora")
-    lines.append("| 0 | zero-shot | " + " | ".join(percent(first["baseline"][name]) for name in SETS.values()) + " |")
+    lines = [["0", "zero-shot", *(percent(first["baseline"][name]) for name in SETS.values())]]
     for row in result["rows"]:
-        cells = [percent(row["metrics"][name]) for name in SETS.values()]
-        lines.append(f"| {row['shots']} | {NAMES[row['method']]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([str(row["shots"]), NAMES[row["method"]], *(percent(row["metrics"][n]) for n in SETS.values())])
+    return comparison.markdown(["shots", "method", *SETS], lines)
 
 
-def cost_table(result: dict[str, Any]) -> str:
+def cost_table(result: Result) -> str:
     """Parameters, step time and memory of each method at 4 shots."""
-    seconds = result["step_seconds"]
-    lines = ["| method | trainable parameters | step | ratio to LoRA | peak memory |", "|---|---|---|---|---|"]
+    seconds, lines = result["step_seconds"], []
     for row in result["rows"]:
         if row["shots"] == 4:
             step = seconds[row["method"]]
-            lines.append(
-                f"| {NAMES[row['method']]} | {row['trainable_parameters']:,} | {1000 * step:.0f} ms | "
-                f"{step / seconds['lora']:.2f} | {row['peak_memory'] / 2**20:.0f} MiB |"
-            )
-    return "\n".join(lines)
+            cost = [f"{1000 * step:.0f} ms", f"{step / seconds['lora']:.2f}", f"{row['peak_memory'] / 2**20:.0f} MiB"]
+            lines.append([NAMES[row["method"]], f"{row['trainable_parameters']:,}", *cost])
+    return comparison.markdown(["method", "trainable parameters", "step", "ratio to LoRA", "peak memory"], lines)
 
 
-def section(result: dict[str, Any]) -> str:
-    """Everything between the markers."""
-    environment = result["environment"]
-    where = f"{environment['processor']}, {environment['cores']} cores, torch {environment['packages']['torch']}"
-    return f"{accuracy_table(result)}\n\n{cost_table(result)}\n\nMade by `{result['command']}` on {where}.\n"
+def emoji_fewshot(result: Result) -> str:
+    """Accuracies and costs of the main comparison."""
+    return f"{accuracy_table(result)}\n{cost_table(result)}"
 
 
-def figure(result: dict[str, Any]) -> str:
+def emoji_fewshot_figure(result: Result) -> str:
     """Accuracy on the trained style against shots, as SVG."""
     name = SETS["trained style (Fluent)"]
     rows = [
@@ -70,20 +59,89 @@ def figure(result: dict[str, Any]) -> str:
     return accuracy_by_shots(rows, title="accuracy on Fluent, unseen in pretraining")
 
 
+def catalogue(result: Result) -> str:
+    """Every adapter with every initialiser, and why some pairs do not exist."""
+    header, lines = comparison.table(result)
+    failed = [row for row in result["rows"] if "failed" in row]
+    ran = [line for line in lines if line[0] not in {row["method"] for row in failed}]
+    reasons: dict[str, list[str]] = {}
+    for row in failed:
+        reasons.setdefault(row["failed"], []).append(row["method"])
+    refused = "".join(f"* {', '.join(names)}: {reason}\n" for reason, names in reasons.items())
+    return f"{comparison.markdown(header, ran)}\nLeft out, with the message that a user gets:\n\n{refused}"
+
+
+def step_cost(result: Result) -> str:
+    """One table per model and batch, cheapest first."""
+    parts = []
+    for title, entry in result["entries"].items():
+        lines = [
+            [
+                f"`{name}`",
+                f"{1000 * row['seconds']:.0f} ms",
+                f"{row['ratio']:.2f}",
+                f"{row['cpu_ratio']:.2f}",
+                f"{row['peak_bytes'] / 2**20:.0f} MiB",
+                f"{row['trained_parameters']:,}",
+            ]
+            for name, row in sorted(entry["sides"].items(), key=lambda item: item[1]["ratio"])
+        ]
+        header = ["side", "step", "ratio to the floor", "of processor time", "peak memory", "trained"]
+        refused = "".join(f"\n`{name}` was left out: {reason}\n" for name, reason in entry["refused"].items())
+        parts.append(f"**{title}**, {entry['rounds']} rounds\n\n{comparison.markdown(header, lines)}{refused}")
+    return "\n".join(parts)
+
+
+class Section(NamedTuple):
+    """What stands between a pair of markers in a document, made from ``benchmarks/NAME/results.json``."""
+
+    name: str
+    document: str
+    text: Callable[[Result], str]
+    figure: Callable[[Result], str] | None = None
+
+    @property
+    def result(self) -> Result:
+        """The committed results."""
+        return json.loads((ROOT / "benchmarks" / self.name / "results.json").read_text())
+
+    def filled(self, document: str) -> str:
+        """The document with this section made anew."""
+        begin, end = f"<!-- {self.name}: made by benchmarks/render.py -->\n", "<!-- end -->"
+        head, _, rest = document.partition(begin)
+        _, _, tail = rest.partition(end)
+        result = self.result
+        return f"{head}{begin}{self.text(result)}\nMade by `{result['command']}` on {where(result)}.\n{end}{tail}"
+
+
+def where(result: Result) -> str:
+    """Machine and version."""
+    environment = result.get("environment") or next(iter(result["entries"].values()))["environment"]
+    return f"{environment['processor']}, {environment['cores']} cores, torch {environment['packages']['torch']}"
+
+
+SECTIONS = (
+    Section("emoji_fewshot", "README.md", emoji_fewshot, emoji_fewshot_figure),
+    Section("catalogue", "docs/benchmarks.md", catalogue, comparison.figure),
+    Section("step_cost", "docs/benchmarks.md", step_cost),
+)
+
+
 def main() -> None:
     """Write, or compare with ``--check``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="exit with 1 if the README is not what the JSON says")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a document is not what the JSON says")
     check = parser.parse_args().check
-    text = README.read_text()
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    result = results()
-    new = head + BEGIN + section(result) + END + tail
-    if check:
-        sys.exit(0 if new == text else "README.md differs from benchmarks/emoji_fewshot/results.json: run render.py")
-    README.write_text(new)
-    (ROOT / "docs" / "images" / "emoji_fewshot.svg").write_text(figure(result))
+    for section in SECTIONS:
+        path = ROOT / section.document
+        text = path.read_text()
+        new = section.filled(text)
+        if check and new != text:
+            sys.exit(f"{section.document} differs from benchmarks/{section.name}/results.json: run render.py")
+        if not check:
+            path.write_text(new)
+            if section.figure:
+                (ROOT / "docs" / "images" / f"{section.name}.svg").write_text(section.figure(section.result))
 
 
 if __name__ == "__main__":

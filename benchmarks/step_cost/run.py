@@ -223,11 +223,9 @@ def main() -> None:
             measured = {*done["sides"], *done["refused"]}
             if not set(names) <= measured:
                 wanted = [name for name in known if name in names or name in measured]
-                entries[key] = measure(model, batch, wanted, arguments.rounds, arguments.device)
-                result = {
-                    "command": shlex.join(["python", "benchmarks/step_cost/run.py", *sys.argv[1:]]),
-                    "entries": entries,
-                }
+                own = shlex.join(["python", "benchmarks/step_cost/run.py", *sys.argv[1:]])
+                entries[key] = {"command": own} | measure(model, batch, wanted, arguments.rounds, arguments.device)
+                result = {"command": "python benchmarks/step_cost/run.py", "entries": entries}
                 write_text(arguments.out, json.dumps(result, indent=1) + "\n")
             console.print(table(key, entries[key]))
 
