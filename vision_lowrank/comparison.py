@@ -194,19 +194,19 @@ def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dic
 
 
 def step_times(configs: Sequence[RunConfig], rounds: int) -> list[list[float]]:
-    """Seconds of forward and backward of one batch: for each config, `rounds` times, the configs taking turns."""
+    """Seconds of a training step on one batch: for each config, `rounds` times, the configs taking turns."""
     times: list[list[float]] = [[] for _ in configs]
     with tempfile.TemporaryDirectory() as scratch:
-        closures = []
+        engines = []
         for index, config in enumerate(configs):
             task = build_task(config, config.task.seeds[0])
-            engine = Engine(config.engine, task, Path(scratch) / str(index), seed=1)
+            engine = Engine(config.engine, task, Path(scratch) / str(index), seed=1, rule=config.rule)
             engine.dry_step(task.stages()[0])
-            closures.append(engine.closure)
+            engines.append(engine)
         for _ in range(rounds):
-            for closure, values in zip(closures, times, strict=True):
+            for engine, values in zip(engines, times, strict=True):
                 start = time.perf_counter()
-                closure()
+                engine.update()
                 values.append(time.perf_counter() - start)
     return times
 

@@ -105,7 +105,7 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     if path.is_file():
         return _read_json(path)
     task = build_task(config, seed)
-    engine = Engine(config.engine, task, folder, seed=seed)
+    engine = Engine(config.engine, task, folder, seed=seed, rule=config.rule)
     baseline = _baseline(engine, folder / "baseline.json")
     cost = _cost(engine)
     engine.fit()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..config.schema import EngineConfig
 from ..errors import ArtefactError, UserError, near_miss
+from ..optim import base as optim
 from ..tasks.base import Batch, Outputs, Stage, Task
 from .checkpoint import Checkpoint, CheckpointStore, Position
 from .evaluation import evaluate_sets
@@ -48,6 +49,7 @@ class Engine:
         task: what to train; moved to the device.
         folder: takes ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/``.
         seed: of everything random in the run.
+        rule: how gradients are made and what steps on them; None for plain training.
         hooks: called in order.
         identity: a hash of everything else the result depends on; a checkpoint of another identity is refused.
 
@@ -77,6 +79,7 @@ class Engine:
         folder: Path,
         *,
         seed: int,
+        rule: optim.Rule | None = None,
         hooks: Sequence[Hook] = (),
         identity: str = "",
     ) -> None:
@@ -87,6 +90,7 @@ class Engine:
         self.config = self.settings = config
         self.task = task.to(self.runtime.device)
         self.folder, self.seed, self.hooks, self.identity = Path(folder), seed, list(hooks), identity
+        self.rule = rule
         self.stage: Stage | None = None
         self.stage_index = self.step = self.global_step = 0
         self.losses: dict[str, float] = {}
@@ -154,7 +158,7 @@ class Engine:
         config = stage_settings(self.config, stage)
         self._begin(0, stage, config.model_copy(update={"steps": max(1, config.steps)}))
         self._load_step(next(self._batches()))
-        losses = self.closure()
+        losses = self.steps.gradients(self.closure)
         self.optimizer.zero_grad(set_to_none=True)
         return losses
 
@@ -165,6 +169,9 @@ class Engine:
         self.task.train()
         self.task.begin_stage(stage)
         self.task.to(self.runtime.device)
+        site = optim.Stage(self.task, config, self.seed, index)
+        self.steps = optim.Steps(site) if self.rule is None else self.rule.start(site)
+        self.steps.prepare()
 
     def _begin(self, index: int, stage: Stage, config: EngineConfig) -> None:
         """Enter a stage and build what its steps need."""
@@ -182,7 +189,7 @@ class Engine:
         groups = [group for group in self.task.parameter_groups() if group["params"]]
         if not groups:
             raise UserError(f"stage '{stage.name}' trains nothing: give it an adapter or a head that needs gradients.")
-        self.optimizer = torch.optim.AdamW(groups, config.lr, config.betas, weight_decay=config.weight_decay)
+        self.optimizer = self.steps.optimizer(groups)
         self._scaler = self.runtime.scaler(config.precision)
         self._skipped = 0
         self._selection = Selection(stage.select, config.patience)
@@ -224,7 +231,7 @@ class Engine:
         while self.step < config.steps and not selection.exhausted:
             lr = set_learning_rate(self.optimizer, self.step, config)
             self._load_step(next(batches))
-            norm = self._update()
+            norm = self.update()
             advance(f"loss {self.losses['loss']:.4f}")
             if self._due(config.log_every):
                 seconds = (time.perf_counter() - clock) / (self.step - counted)
@@ -266,9 +273,9 @@ class Engine:
             (self.seed, self.stage_index, self.step),
         )
 
-    def _update(self) -> float:
-        """One optimiser step; returns the gradient's norm before clipping. A gradient that is not finite is skipped."""
-        self.losses = self.closure()
+    def update(self) -> float:
+        """The current step; returns the gradient's norm before clipping. A gradient that is not finite is skipped."""
+        self.losses = self.steps.gradients(self.closure)
         if not math.isfinite(self.losses["loss"]):
             raise TrainingDiverged(self._diverged(f"the loss is {self.losses['loss']}"))
         self._call("after_backward")
@@ -285,6 +292,7 @@ class Engine:
         self.step += 1
         self.global_step += 1
         self._tell_progress()
+        self.steps.after_step(self.step)
         self._call("after_step")
         return float(norm)
 
@@ -336,6 +344,7 @@ class Engine:
             if not finished:
                 loop["optimizer"] = self.optimizer.state_dict()
                 loop["scaler"] = self._scaler.state_dict()
+                loop["rule"] = self.steps.state_dict()
                 loop["selection"] = self._selection.state_dict()
                 loop["skipped"] = self._skipped
             best = None if finished else self._selection.state
@@ -356,6 +365,7 @@ class Engine:
         """Put back what only the rest of a stage needs."""
         self.optimizer.load_state_dict(checkpoint.loop["optimizer"])
         self._scaler.load_state_dict(checkpoint.loop["scaler"])
+        self.steps.load_state_dict(checkpoint.loop["rule"])
         self._selection.load_state_dict(checkpoint.loop["selection"], checkpoint.best)
         self._skipped = checkpoint.loop["skipped"]
 
