@@ -71,7 +71,7 @@ def test_limit_case_is_plain_training(name, optimizer, tmp_path):
 @pytest.mark.parametrize("name", RULES)
 def test_frozen_weights_never_move(name, tmp_path):
     task = Adapted()
-    changes = {key for key in task.trained_state()}
+    changes = set(task.trained_state())
     before = {key: tensor.clone() for key, tensor in task.state_dict().items()}
     train(tmp_path, acting(name), task)
     for key, tensor in task.state_dict().items():

@@ -1,8 +1,8 @@
 """The typed schema of a run: every key, its type, its description and its only default.
 
-``task``, ``data``, ``adapter``, ``initializer`` and ``rule`` sections are validated by the type that the registry holds for their ``type``;
-unknown keys are errors everywhere. :mod:`vision_lowrank.config.load` turns files and overrides into a
-:class:`RunConfig`.
+``task``, ``data``, ``adapter``, ``initializer`` and ``rule`` sections are validated by the type that the registry holds
+for their ``type``; unknown keys are errors everywhere. :mod:`vision_lowrank.config.load` turns files and overrides into
+a :class:`RunConfig`.
 """
 
 from __future__ import annotations
