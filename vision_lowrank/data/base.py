@@ -52,6 +52,16 @@ class ImageSet:
             captions=tuple(self.captions[i] for i in indices) if self.captions else (),
         )
 
+    def of_classes(self, labels: Sequence[int]) -> ImageSet:
+        """The pictures of some classes, renumbered in the order of `labels`."""
+        number = {label: index for index, label in enumerate(labels)}
+        subset = self.subset([index for index, label in enumerate(self.labels) if label in number])
+        return replace(
+            subset,
+            classes=tuple(self.classes[label] for label in labels),
+            labels=tuple(number[label] for label in subset.labels),
+        )
+
     def by_class(self) -> list[list[int]]:
         """Indices of the pictures of each class, in order: ``result[label] = [i, …]``."""
         groups: list[list[int]] = [[] for _ in self.classes]
@@ -75,6 +85,8 @@ class Splits:
         val: pictures for selection (early stopping, best checkpoint); disjoint from `train` and every test set.
         tests: named test sets with the same classes as `train`; never used for selection.
         retention: named sets of what the model could do before (other styles or classes), evaluated zero-shot.
+        transfer: named sets with classes and prompt templates of their own, which the adapted model must recognise by
+            their prompts alone: new classes, other data sets, other domains.
         templates: prompt templates with one ``{}`` for the class name.
     """
 
@@ -82,6 +94,7 @@ class Splits:
     val: ImageSet
     tests: dict[str, ImageSet]
     retention: dict[str, ImageSet] = field(default_factory=dict)
+    transfer: dict[str, tuple[ImageSet, tuple[str, ...]]] = field(default_factory=dict)
     templates: tuple[str, ...] = ("a photo of a {}.",)
 
 
