@@ -44,6 +44,9 @@ from .viz.plots import pareto
 from .viz.text import percent
 
 Budget = Literal["defaults", "rank", "parameters"]
+# What a method may have beside its adapter: sections of a config, in the order in which they are written.
+OTHERS = ("initializer", "rule")
+NONE = "none"
 BUDGETS = ("defaults", "rank", "parameters")
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROUNDS = 10
@@ -51,40 +54,63 @@ SELECT = "val/accuracy"
 
 
 class Entry(NamedTuple):
-    """One method of a comparison."""
+    """One method of a comparison.
 
-    adapter: str
+    Attributes:
+        adapter: a registered adapter; None trains without one.
+        initializer: a registered initialiser, or None.
+        others: further parts as (section of the config, registered name), such as ``("rule", "glad")``.
+    """
+
+    adapter: str | None
     initializer: str | None = None
+    others: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
-        """``lora`` or ``lora+pissa``."""
-        return f"{self.adapter}+{self.initializer}" if self.initializer else self.adapter
+        """``lora``, ``lora+pissa`` or ``lora+pissa+glad``."""
+        parts = [self.adapter or NONE, self.initializer, *(name for _, name in self.others)]
+        return "+".join(part for part in parts if part)
 
 
-def entries(methods: str, initializers: str = "none") -> list[Entry]:
+def entries(methods: str, initializers: str = NONE) -> list[Entry]:
     """From what the command line says to the methods of a sweep, each once, in order.
 
     Args:
-        methods: comma-separated adapters or ``adapter+initialiser``, or ``all`` registered adapters of ours.
+        methods: ``all`` registered adapters of ours, or comma-separated methods: an adapter or ``none``, and after
+            plus signs the names of an initialiser, a gradient rule and so on, at most one of each kind.
         initializers: comma-separated initialisers, ``none`` among them, or ``all`` (with none); each is combined with
-            every method that names none itself.
+            every method that names nothing beside its adapter.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or two parts of one kind.
     """
     ours = [part.name for part in registry.list("adapter") if part.name != "peft"]
-    starts = ["none", *(part.name for part in registry.list("initializer"))]
+    starts = [NONE, *(part.name for part in registry.list("initializer"))]
     starts = starts if initializers == "all" else _split(initializers)
     found = []
     for method in ours if methods == "all" else _split(methods):
-        adapter, plus, start = method.partition("+")
-        for name in [start] if plus else starts:
+        adapter, *parts = method.split("+")
+        if adapter != NONE:
             registry.get("adapter", adapter)
-            if name != "none":
-                registry.get("initializer", name)
-            found.append(Entry(adapter, None if name == "none" else name))
+        found += [_entry(adapter, parts)] if parts else [_entry(adapter, [start]) for start in starts]
     return list(dict.fromkeys(found))
+
+
+def _entry(adapter: str, names: Sequence[str]) -> Entry:
+    """The method of an adapter and the names after it."""
+    known = {part.name: section for section in OTHERS for part in registry.list(section)}
+    chosen: dict[str, str] = {}
+    for name in names:
+        if name == NONE:
+            continue
+        if name not in known:
+            raise UserError(f"unknown part '{name}'.{near_miss(name, known)} Known: {', '.join(sorted(known))}.")
+        if known[name] in chosen:
+            raise UserError(f"{adapter}+{'+'.join(names)}: two of kind {known[name]}; name one of them.")
+        chosen[known[name]] = name
+    start = chosen.pop("initializer", None)
+    return Entry(None if adapter == NONE else adapter, start, tuple(sorted(chosen.items())))
 
 
 @dataclass(frozen=True)
@@ -132,7 +158,9 @@ class Sweep:
     def config(self, entry: Entry, r: int | None = None) -> RunConfig:
         """The recipe with another method, at the rank `r` or the method's own."""
         base = self.base
-        if entry.adapter == base.adapter.type:
+        if entry.adapter is None:
+            changes = ["adapter=null"]
+        elif entry.adapter == base.adapter.type:
             changes = [f"adapter.r={r}"] if r and "r" in base.adapter.options else []
         else:
             target = registry.get("adapter", entry.adapter).target
@@ -142,8 +170,10 @@ class Sweep:
             known = {f"adapter.{key}" for key in AdapterSection.keys(entry.adapter) - {"type"}}
             given = [each for each in self.overrides if each.partition("=")[0].strip() in known]
             changes = [f"adapter={json.dumps(section)}", *given, *([f"adapter.r={r}"] if r else [])]
-        start = json.dumps({"type": entry.initializer}) if entry.initializer else "null"
-        return load_config(self.recipe, [*self.overrides, *changes, f"initializer={start}"])
+        parts = {"initializer": entry.initializer, **dict(entry.others)}
+        for section in OTHERS:
+            changes.append(f"{section}={json.dumps({'type': parts[section]}) if parts.get(section) else 'null'}")
+        return load_config(self.recipe, [*self.overrides, *changes])
 
 
 def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -266,8 +296,8 @@ def _row(sweep: Sweep, entry: Entry, say: Callable[[str], None]) -> dict[str, An
         results.append(_seed(sweep, entry, config, rate, seed))
     return {
         "method": entry.name,
-        "adapter": config.adapter.model_dump(mode="json"),
-        "r": config.adapter.options.get("r"),
+        **{name: _dumped(getattr(config, name)) for name in ("adapter", *OTHERS)},
+        "r": config.adapter.options.get("r") if config.adapter else None,
         "lr": rate,
         "validation": {f"{rate:g}": value for rate, value in validation.items()},
         "baseline": summarise(each["baseline"] for each in results),
@@ -298,7 +328,8 @@ def _seed(sweep: Sweep, entry: Entry, config: RunConfig, rate: float, seed: int)
 
 def _rank(sweep: Sweep, entry: Entry) -> int | None:
     """The rank that the budget gives a method; None for its own."""
-    if sweep.budget == "defaults" or "r" not in sweep.config(entry).adapter.options:
+    adapter = sweep.config(entry).adapter
+    if sweep.budget == "defaults" or adapter is None or "r" not in adapter.options:
         return None
     if sweep.budget == "rank":
         return sweep.base.adapter.options["r"]
@@ -328,6 +359,10 @@ def _step_ratio(sweep: Sweep, entry: Entry, config: RunConfig) -> dict[str, floa
     cost = {"step_seconds": median(times[1]), "step_ratio": ratio}
     write_text(path, json.dumps(cost) + "\n")
     return cost
+
+
+def _dumped(section: Any) -> Any:
+    return None if section is None else section.model_dump(mode="json")
 
 
 def _split(text: str) -> list[str]:
