@@ -1,8 +1,8 @@
 """The typed schema of a run: every key, its type, its description and its only default.
 
-``task``, ``data``, ``adapter``, ``initializer`` and ``rule`` sections are validated by the type that the registry holds
-for their ``type``; unknown keys are errors everywhere. :mod:`vision_lowrank.config.load` turns files and overrides into
-a :class:`RunConfig`.
+``task``, ``data``, ``adapter``, ``initializer``, ``rule``, ``regularizer`` and ``selection`` sections are validated by
+the type that the registry holds for their ``type``; unknown keys are errors everywhere.
+:mod:`vision_lowrank.config.load` turns files and overrides into a :class:`RunConfig`.
 """
 
 from __future__ import annotations
@@ -70,12 +70,14 @@ class RunConfig(Section):
     adapter: Any = Field(None, description="`type` names a registered adapter; null = no adapter")
     initializer: Any = Field(None, description="`type` names a registered initialiser; null = the adapter's own start")
     rule: Any = Field(None, description="`type` names a registered gradient rule; null = plain training")
+    regularizer: Any = Field(None, description="`type` names a registered regulariser; null = the task's loss alone")
+    selection: Any = Field(None, description="`type` names a registered selection; null = the adapter sits as it says")
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig())
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         """Every section that has something against another says so."""
-        for section in (self.rule,):
-            if section is not None:
+        for section in (self.rule, self.regularizer, self.selection):
+            if section is not None and self.task is not None:  # a task section that was refused is None here
                 section.check(self)
         return self

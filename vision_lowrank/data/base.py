@@ -88,6 +88,9 @@ class Splits:
         transfer: named sets with classes and prompt templates of their own, which the adapted model must recognise by
             their prompts alone: new classes, other data sets, other domains.
         templates: prompt templates with one ``{}`` for the class name.
+        val_from_train: there are no validation pictures but those a sampler sets aside from `train` (ImageNet).
+        cached: ``cached(shots, seed)`` gives the few-shot selection (train, val) that is on disk, None where there is
+            none; see :func:`~vision_lowrank.data.samplers.draw_shots`.
     """
 
     train: ImageSet
@@ -96,6 +99,8 @@ class Splits:
     retention: dict[str, ImageSet] = field(default_factory=dict)
     transfer: dict[str, tuple[ImageSet, tuple[str, ...]]] = field(default_factory=dict)
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    val_from_train: bool = False
+    cached: Callable[[int, int], tuple[ImageSet, ImageSet | None] | None] | None = field(default=None, repr=False)
 
 
 class TransformedImages(Dataset):

@@ -54,8 +54,12 @@ def tuner_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def pairs(model: nn.Module) -> list[Pair]:
+def pairs(model: nn.Module, *, frozen_A: bool = False) -> list[Pair]:
     """The pair of every adapted layer that has one trained pair and nothing else.
+
+    Args:
+        model: where to look.
+        frozen_A: take layers too whose B trains alone beside a frozen A (LoRA-FA).
 
     Raises:
         UserError: a layer's ΔW is something else; the message names it.
@@ -63,8 +67,9 @@ def pairs(model: nn.Module) -> list[Pair]:
     found = []
     for name, layer in tuner_layers(model).items():
         own = list(_pairs(name, layer))
-        trained = sum(p.requires_grad for p in nn.Module.parameters(layer))  # type: ignore[arg-type]
-        if len(own) != 1 or trained != 2:
+        trained = {id(p) for p in nn.Module.parameters(layer) if p.requires_grad}  # type: ignore[arg-type]
+        allowed = [{id(pair.A), id(pair.B)} for pair in own] + [{id(pair.B)} for pair in own if frozen_A]
+        if len(own) != 1 or trained not in allowed:
             raise UserError(f"rule: '{name}' does not train one pair B A alone: use adapter.type=lora.")
         found += own
     if not found:
