@@ -20,7 +20,12 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__fi
 
 # Every rule once with options that act, and once with options that make it plain training (None: it has none).
 RULES = {
+    "allora": ({"eta": 3.0}, None),
+    "ggpo": ({"sigma": 0.3, "beta": 0.1}, {"sigma": 0.0, "beta": 0.0}),
     "glad": ({"rho": 0.3, "strength": 0.7}, {"strength": 0.0}),
+    "lisa": ({"blocks": 1, "interval": 3}, {"blocks": 2, "state": "keep"}),
+    "lora_pro": ({}, None),
+    "mgpo": ({"rho": 0.3}, {"rho": 0.0}),
 }
 
 
@@ -55,7 +60,7 @@ def test_every_rule_is_here():
 
 @pytest.mark.parametrize("name", RULES)
 def test_it_acts(name, tmp_path):
-    plain, ruled = train(tmp_path / "plain", None), train(tmp_path / "rule", acting(name))
+    plain, ruled = train(tmp_path / "plain", None, Adapted(rule=name)), train(tmp_path / "rule", acting(name))
     one, other = trained(plain), trained(ruled)
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
@@ -63,14 +68,14 @@ def test_it_acts(name, tmp_path):
 @pytest.mark.parametrize("name", [name for name, (_, limit) in RULES.items() if limit is not None])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_limit_case_is_plain_training(name, optimizer, tmp_path):
-    plain = train(tmp_path / "plain", None, optimizer=optimizer)
+    plain = train(tmp_path / "plain", None, Adapted(rule=name), optimizer=optimizer)
     limit = train(tmp_path / "rule", {"type": name, **RULES[name][1]}, optimizer=optimizer)
     assert_equal(trained(plain), trained(limit), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_frozen_weights_never_move(name, tmp_path):
-    task = Adapted()
+    task = Adapted(rule=name)
     changes = set(task.trained_state())
     before = {key: tensor.clone() for key, tensor in task.state_dict().items()}
     train(tmp_path, acting(name), task)
@@ -83,7 +88,9 @@ def test_frozen_weights_never_move(name, tmp_path):
 def test_resumed_run_equals_the_whole(name, tmp_path):
     whole = train(tmp_path / "whole", acting(name))
     engine, resumed = (
-        Engine(settings(), Adapted(), tmp_path / "cut", seed=4, rule=rule_of(acting(name)), hooks=[Interrupt(at)])
+        Engine(
+            settings(), Adapted(rule=name), tmp_path / "cut", seed=4, rule=rule_of(acting(name)), hooks=[Interrupt(at)]
+        )
         for at in (5, None)
     )
     with pytest.raises(ZeroDivisionError):
@@ -109,7 +116,7 @@ def test_step_with_an_infinite_gradient_is_skipped(name, tmp_path):
             losses["loss"].register_hook(lambda gradient: gradient * float("inf"))
             return losses
 
-    task = Spiked()
+    task = Spiked(rule=name)
     engine = Engine(settings(steps=1), task, tmp_path, seed=4, rule=rule_of(acting(name)))
     before = {key: tensor.clone() for key, tensor in task.state_dict().items()}
     engine.fit()
@@ -119,9 +126,14 @@ def test_step_with_an_infinite_gradient_is_skipped(name, tmp_path):
 
 @pytest.mark.parametrize("name", RULES)
 def test_mixed_precision_stays_close(name, tmp_path):
-    full = train(tmp_path / "full", acting(name), Adapted(dtype=torch.float32), optimizer="sgd", lr=1e-2)
+    full = train(tmp_path / "full", acting(name), Adapted(dtype=torch.float32, rule=name), optimizer="sgd", lr=1e-2)
     half = train(
-        tmp_path / "half", acting(name), Adapted(dtype=torch.float32), optimizer="sgd", lr=1e-2, precision="bf16"
+        tmp_path / "half",
+        acting(name),
+        Adapted(dtype=torch.float32, rule=name),
+        optimizer="sgd",
+        lr=1e-2,
+        precision="bf16",
     )
     assert_equal(trained(full), trained(half), rtol=0.1, atol=0.05)
 

@@ -18,11 +18,15 @@ the defaults are this project's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..registry import register
 from .base import Closure, Rule, Stage, Steps, norm
@@ -52,60 +56,70 @@ class GladSteps(Steps):
         super().__init__(stage)
         self.options = options
 
-    def gradients(self, closure: Closure) -> dict[str, float]:
-        """g' in ``.grad`` of the perturbed tensors; the losses are those at θ."""
-        options = self.options
-        losses = closure()
-        tensors = self._tensors()
-        own = [tensor.grad.clone() for tensor in tensors]
-        size = norm(own)
-        if not size.isfinite():
-            return losses  # the engine skips the step
-        here = [tensor.detach().clone() for tensor in tensors]
-        others = [p for p in self.stage.model.parameters() if p.grad is not None and not _among(p, tensors)]
-        kept = [p.grad.clone() for p in others]
-        try:
-            with torch.no_grad():
-                for tensor, g in zip(tensors, own, strict=True):
-                    tensor.add_(g, alpha=options.rho / (float(size) + 1e-12))
-            closure()
-        finally:
-            with torch.no_grad():
-                for tensor, value in zip(tensors, here, strict=True):
-                    tensor.copy_(value)
-        nearby = [tensor.grad for tensor in tensors]
-        for tensor, g in zip(tensors, self._combine(own, nearby), strict=True):
-            tensor.grad = g
-        for parameter, g in zip(others, kept, strict=True):
-            parameter.grad = g
-        return losses | {"glad_cosine": float(_dot(own, nearby) / (size * norm(nearby) + 1e-12))}
+    def prepare(self) -> None:
+        """Check that there is something to perturb."""
+        if not self.options.perturb_head:
+            adapter_tensors(self.stage.model)
 
-    def _tensors(self) -> list[Tensor]:
+    def gradients(self, closure: Closure) -> dict[str, float]:
+        """g' in ``.grad`` of the perturbed tensors, ∇L(θ) in that of others; the losses are those at θ."""
+        losses = closure()
+        own = {parameter: parameter.grad for parameter in self.stage.model.parameters()}
+        tensors = self._perturbed()
+        g = [own[tensor] for tensor in tensors]
+        size = norm(g)
+        if not g or not size.isfinite():
+            return losses  # the engine skips a step that is not finite
+        for parameter in own:
+            parameter.grad = None  # whatever the closure does to gradients, it must not write into these
+        with self._restored(tensors), torch.no_grad():
+            for tensor, direction in zip(tensors, g, strict=True):
+                tensor.add_(direction, alpha=self.options.rho / (float(size) + 1e-12))
+            with torch.enable_grad():
+                closure()
+        nearby = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]
+        for parameter, gradient in (own | dict(zip(tensors, self._combine(g, nearby), strict=True))).items():
+            parameter.grad = gradient
+        return losses | {"glad_cosine": float(_dot(g, nearby) / (size * norm(nearby) + 1e-12))}
+
+    def _perturbed(self) -> list[Tensor]:
+        """The tensors of θ that have a gradient."""
         model = self.stage.model
         tensors = list(model.parameters()) if self.options.perturb_head else adapter_tensors(model)
         return [tensor for tensor in tensors if tensor.grad is not None]
 
+    @contextmanager
+    def _restored(self, tensors: list[Tensor]) -> Iterator[None]:
+        """Put back at the end, bit for bit, `tensors` and the statistics of batch norms."""
+        norms = [module for module in self.stage.model.modules() if isinstance(module, _BatchNorm)]
+        kept = [(t, t.detach().clone()) for t in chain(tensors, *(module.buffers() for module in norms))]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
+
     def _combine(self, own: list[Tensor], nearby: list[Tensor]) -> list[Tensor]:
-        """g' from g and the gradient nearby."""
-        strength = self.options.strength
+        """g' from g and the gradient nearby: g - λ · (what the rule takes away)."""
+        pairs = list(zip(own, nearby, strict=True))
         if self.options.combine == "steer":
-            return [g + strength * (n - g) for g, n in zip(own, nearby, strict=True)]
-        if self.options.combine == "align":
-            along = _dot(own, nearby) / _dot(nearby, nearby).clamp_min(1e-24)
-            return [along * n + (1 - strength) * (g - along * n) for g, n in zip(own, nearby, strict=True)]
-        groups = [([g], [n]) for g, n in zip(own, nearby, strict=True)]
-        if not self.options.per_tensor:
-            groups = [(own, nearby)]
-        combined = []
-        for gs, ns in groups:
-            along = (_dot(gs, ns) / _dot(ns, ns).clamp_min(1e-24)).clamp_max(0)
-            combined += [g - strength * along * n for g, n in zip(gs, ns, strict=True)]
-        return combined
+            away = [g - n for g, n in pairs]
+        elif self.options.combine == "align":
+            along = _along(own, nearby)
+            away = [g - along * n for g, n in pairs]
+        elif self.options.per_tensor:
+            away = [_along([g], [n]).clamp_max(0) * n for g, n in pairs]
+        else:
+            along = _along(own, nearby).clamp_max(0)
+            away = [along * n for n in nearby]
+        return [g - self.options.strength * each for g, each in zip(own, away, strict=True)]
+
+
+def _along(own: list[Tensor], nearby: list[Tensor]) -> Tensor:
+    """⟨g, n⟩ / ⟨n, n⟩: times n it is the part of g along n."""
+    return _dot(own, nearby) / _dot(nearby, nearby).clamp_min(1e-24)
 
 
 def _dot(one: list[Tensor], other: list[Tensor]) -> Tensor:
     return sum((a * b).sum() for a, b in zip(one, other, strict=True))
-
-
-def _among(parameter: Tensor, tensors: list[Tensor]) -> bool:
-    return any(parameter is tensor for tensor in tensors)
