@@ -50,6 +50,9 @@ class Task(nn.Module):
     def begin_stage(self, stage: Stage) -> None:
         """Called before a stage starts or resumes: freeze, unfreeze, build heads."""
 
+    def begin_training(self) -> None:
+        """Called after :meth:`begin_stage` and the gradient rule: what requires a gradient now may change."""
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups of the current stage: dicts with ``params`` (list of named tuples' tensors) and options.
 

@@ -82,6 +82,10 @@ class ClassificationTask(Task):
                 self.retention[name] = ImageClassifier(classifier.model, "text", images.classes, splits.templates)
         self._evaluated = classifier
 
+    def begin_training(self) -> None:
+        """Remember which base weights train: the artefact must hold them."""
+        self.classifier.note_training()
+
     def image_sets(self, split: Literal["val", "test"]) -> dict[str, ImageSet]:
         """Validation pictures, or every test and retention set under ``test/…`` and ``retention/…``."""
         if split == "val":

@@ -7,26 +7,31 @@ reported beside the untrained model's, on the test sets and on the *retention* s
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...adapters.phases import begin_phase, phases
 from ...config.schema import RunConfig, Section
-from ...data.base import TransformedImages
 from ...data.samplers import few_shot
 from ...errors import UserError
 from ...registry import register
+from ...regularizers.base import Observed
 from ..base import Batch, Stage
 from .base import ClassificationTask, load_adapted, load_splits
 from .classifier import ImageClassifier
 from .heads import HeadName
+from .teacher import PROBE, Teacher
+from .views import rows, training_images
 
 
 class FewShotConfig(Section):
     """Options of ``task: {type: fewshot}``."""
+
+    takes_regularizer: ClassVar[bool] = True
 
     type: Literal["fewshot"] = "fewshot"
     shots: int = Field(4, ge=1, description="training pictures per class")
@@ -40,6 +45,10 @@ class FewShotConfig(Section):
     select: bool = Field(False, description="keep the best state on the validation pictures instead of the last")
     steps_per_shot: int | None = Field(
         None, ge=1, description="train for this many steps per shot (CLIP-LoRA: 500) instead of engine.steps"
+    )
+    views: int = Field(1, ge=1, description="random views of each picture in a batch; a contrastive term wants 2")
+    probe_steps: int | None = Field(
+        None, ge=1, description="steps of the `probe` stage, where there is one; null = as many as the stages after it"
     )
 
 
@@ -60,44 +69,72 @@ class FewShot(ClassificationTask):
         model = load_adapted(config, options.head, train, templates)
         super().__init__(ImageClassifier(model, options.head, splits.train.classes, templates), splits, val)
         self.options, self.seed, self.train_images = options, seed, train
+        self.regularizer: Any = config.regularizer.start() if config.regularizer else None
+        self._asks = config.regularizer.teacher if config.regularizer else None
+        self._teacher = Teacher(self.classifier)
+        self._probing = False
+        self._held: list[nn.Parameter] = []
 
     def stages(self) -> list[Stage]:
-        """The few-shot pictures, randomly cropped and flipped: one stage for each phase of the adapter."""
+        """The few-shot pictures, randomly cropped and flipped: one stage for each phase of the adapter.
+
+        Where a regulariser asks for the pretrained model's logits and the head is not there yet, the stage ``probe``
+        comes first: it trains the head alone.
+        """
+        options = self.options
+        transform = self.classifier.model.preprocess.training(options.crop, options.flip)
+        data = training_images(self.train_images, transform, self.seed, options.views)
+        length = {"steps": options.steps_per_shot * options.shots} if options.steps_per_shot else {}
+        probe = Stage(PROBE, data, {"steps": options.probe_steps} if options.probe_steps else length)
+        select = "val/accuracy" if options.select else None
+        return [probe] * (self._asks == "logits" and options.head != "text") + [
+            Stage(phase, data, length | settings, select) for phase, settings in phases(self.classifier.model).items()
+        ]
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Get the adapter ready for its phase, or hold it while the head trains alone."""
+        model, after_probe = self.classifier.model, self._probing
+        for parameter in self._held:
+            parameter.requires_grad_(True)
+        self._held, self._probing = [], stage.name == PROBE
+        if self._probing:
+            self._held = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            model.requires_grad_(False)
+            return
+        begin_phase(model, stage.name)
+        if self._asks and (after_probe or self._teacher.head is None):
+            self._teacher.keep_head()
+
+    def begin_training(self) -> None:
+        """Find out whether the text tower trains; if not, the prompts are encoded only once.
+
+        Raises:
+            UserError: nothing trains.
+        """
+        super().begin_training()
         if not any(p.requires_grad for p in self.parameters()):
             raise UserError(
                 "nothing trains: give an `adapter`, set task.head=linear or cosine, or use task.type=zeroshot."
             )
-        transform = self.classifier.model.preprocess.training(self.options.crop, self.options.flip)
-        per_shot = self.options.steps_per_shot
-        length = {"steps": per_shot * self.options.shots} if per_shot else {}
-        return [
-            Stage(
-                phase,
-                TransformedImages(self.train_images, transform, self.seed),
-                length | settings,
-                select="val/accuracy" if self.options.select else None,
-            )
-            for phase, settings in phases(self.classifier.model).items()
-        ]
-
-    def begin_stage(self, stage: Stage) -> None:
-        """Find out whether the text tower trains; if not, the prompts are encoded only once."""
-        begin_phase(self.classifier.model, stage.name)
-        tower = self.classifier.model.towers.get("text")
-        named = self.classifier.model.named_parameters()
-        self._text_trains = tower is not None and any(
-            p.requires_grad and any(f"{block}." in name for block in tower.blocks) for name, p in named
-        )
+        self._text_trains = "text" in self.classifier.model.trained_towers()
         if not self._text_trains:
             self.classifier.freeze_text()
+        if self._asks:
+            self._teacher.check_base()
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of a batch: image (B, 3, H, W), label (B,)."""
+        """Cross-entropy of a batch: image (B, 3, H, W), or (B, V, 3, H, W) with several views; label (B,)."""
         if self._text_trains:  # an evaluation may have encoded the prompts
             self.classifier.unfreeze_text()
-        logits = self.classifier(batch["image"])
-        loss = F.cross_entropy(logits, batch["label"])
-        return {"loss": loss, "accuracy": (logits.detach().argmax(dim=-1) == batch["label"]).float().mean()}
+        model, teacher = self.classifier.model, self._teacher
+        pixels, labels = rows(batch)
+        features = teacher.features(pixels) if self._probing else model.encode_image(pixels)
+        logits = self.classifier.head(model, features)
+        if self.regularizer is not None and not self._probing:
+            answers = partial(teacher.logits, pixels), partial(teacher.features, pixels)
+            self.regularizer.observe(Observed(logits, features, labels, self.classifier.scale, *answers))
+        loss = F.cross_entropy(logits, labels)
+        return {"loss": loss, "accuracy": (logits.detach().argmax(dim=-1) == labels).float().mean()}
 
     def describe(self) -> dict[str, Any]:
         """The base class's facts, and which pictures were drawn."""
