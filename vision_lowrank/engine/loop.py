@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..config.schema import EngineConfig
 from ..errors import ArtefactError, UserError, near_miss
-from ..optim import base as optim
+from ..optim.base import Rule, Steps
+from ..optim.base import Stage as Site
 from ..tasks.base import Batch, Outputs, Stage, Task
 from .checkpoint import Checkpoint, CheckpointStore, Position
 from .evaluation import evaluate_sets
@@ -79,7 +80,7 @@ class Engine:
         folder: Path,
         *,
         seed: int,
-        rule: optim.Rule | None = None,
+        rule: Rule | None = None,
         hooks: Sequence[Hook] = (),
         identity: str = "",
     ) -> None:
@@ -169,9 +170,10 @@ class Engine:
         self.task.train()
         self.task.begin_stage(stage)
         self.task.to(self.runtime.device)
-        site = optim.Stage(self.task, config, self.seed, index)
-        self.steps = optim.Steps(site) if self.rule is None else self.rule.start(site)
+        site = Site(self.task, config, self.seed, index)
+        self.steps = Steps(site) if self.rule is None else self.rule.start(site)
         self.steps.prepare()
+        self.task.begin_training()
 
     def _begin(self, index: int, stage: Stage, config: EngineConfig) -> None:
         """Enter a stage and build what its steps need."""
@@ -300,7 +302,8 @@ class Engine:
         """The modules' own steps, with the learning rate of their parameters; none where these do not train."""
         if not self._proximal:
             return
-        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
+        stepped = [(p, group["lr"]) for group in self.optimizer.param_groups for p in group["params"]]
+        rates = {id(p): lr for p, lr in stepped if p.grad is not None}
         for module in self._proximal:
             own = [rates[id(p)] for p in module.parameters(recurse=False) if id(p) in rates]
             if own:
