@@ -40,12 +40,13 @@ from .errors import UserError, near_miss
 from .experiment import build_task, open_run, run_seed, summarise
 from .files import write_text
 from .registry import registry
+from .tasks.base import measured_stage
 from .viz.plots import pareto
 from .viz.text import percent
 
 Budget = Literal["defaults", "rank", "parameters"]
 # What a method may have beside its adapter: sections of a config, in the order in which they are written.
-OTHERS = ("initializer", "rule")
+OTHERS = ("initializer", "rule", "regularizer", "selection")
 NONE = "none"
 BUDGETS = ("defaults", "rank", "parameters")
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -231,7 +232,7 @@ def step_times(configs: Sequence[RunConfig], rounds: int) -> list[list[float]]:
         for index, config in enumerate(configs):
             task = build_task(config, config.task.seeds[0])
             engine = Engine(config.engine, task, Path(scratch) / str(index), seed=1, rule=config.rule)
-            engine.dry_step(task.stages()[0])
+            engine.dry_step(measured_stage(task.stages()))
             engines.append(engine)
         for _ in range(rounds):
             for engine, values in zip(engines, times, strict=True):

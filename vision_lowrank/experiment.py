@@ -37,7 +37,7 @@ from .kernels.linear import recompute_dropout
 from .metrics.classification import confusion_matrix
 from .registry import registry
 from .targets.coverage import coverage
-from .tasks.base import Outputs, Task, count
+from .tasks.base import Outputs, Task, count, measured_stage
 from .viz.report import write_report
 
 WORST_MISTAKES = 24
@@ -153,7 +153,7 @@ def _cost(engine: Engine) -> dict[str, Any]:
     task = engine.task
     facts = {"total_parameters": count(task.parameters())}
     stages = task.stages()
-    return facts | ({"peak_memory": peak_bytes(lambda: engine.dry_step(stages[0]))} if stages else {})
+    return facts | ({"peak_memory": peak_bytes(lambda: engine.dry_step(measured_stage(stages)))} if stages else {})
 
 
 def _step_seconds(path: Path) -> dict[str, float]:

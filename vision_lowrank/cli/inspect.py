@@ -55,7 +55,7 @@ def inspect_recipe(path: Path, overrides: list[str]) -> None:
     table.add_row("trainable", f"{trainable:,} ({100 * trainable / total:.2f}%)")
     for stage in task.stages():
         with tempfile.TemporaryDirectory() as scratch:
-            engine = Engine(config.engine, task, Path(scratch), seed=config.seed)
+            engine = Engine(config.engine, task, Path(scratch), seed=config.seed, rule=config.rule)
             cost = step_cost(lambda: engine.dry_step(stage))  # noqa: B023 - called at once
         steps = stage.engine.get("steps", config.engine.steps)
         table.add_row(f"stage '{stage.name}'", f"{len(stage.data)} samples, {steps} steps")  # type: ignore[arg-type]

@@ -146,6 +146,7 @@ class Engine:
         self.metrics, outputs = evaluate_sets(
             self.task, sets, self.settings, self.runtime, self._display, seed=self.seed
         )
+        self.metrics |= self.task.summary(self.metrics)
         self.outputs |= outputs
         if self.metrics:
             name = self.stage.name if self.stage else None
@@ -171,7 +172,8 @@ class Engine:
         self.task.begin_stage(stage)
         self.task.to(self.runtime.device)
         site = Site(self.task, config, self.seed, index)
-        self.steps = Steps(site) if self.rule is None else self.rule.start(site)
+        start = stage.steps or (Steps if self.rule is None else self.rule.start)
+        self.steps = start(site)
         self.steps.prepare()
         self.task.begin_training()
 

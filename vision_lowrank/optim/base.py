@@ -55,6 +55,11 @@ class Rule(Section):
             UserError: the rule cannot work with another part of `config`; the message says why.
         """
 
+    @property
+    def moves_base(self) -> bool:
+        """Whether frozen weights are moved while losses and gradients are computed."""
+        return False
+
     def start(self, stage: Stage) -> Steps:
         """What does the work in one stage."""
         raise NotImplementedError

@@ -56,6 +56,11 @@ class Ggpo(Rule):
     ramp: Literal["none", "cosine"] = Field("none", description="`cosine`: noise grows from zero over the stage")
     grad_through_noise: bool = Field(True, description="the gradient to a layer's input sees the noise too")
 
+    @property
+    def moves_base(self) -> bool:
+        """The noise sits on frozen weights."""
+        return True
+
     def check(self, config: RunConfig) -> None:
         """Refuse runs without adapter, and noise beside compiled layers."""
         require_adapter("ggpo", config)

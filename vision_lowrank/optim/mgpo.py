@@ -47,6 +47,11 @@ class Mgpo(Rule):
     max_scale: float = Field(10.0, gt=0, allow_inf_nan=False, description="largest 1 / gbar")
     variant: Literal["paper", "code"] = Field("paper", description="`code`: what the authors' repository runs")
 
+    @property
+    def moves_base(self) -> bool:
+        """The repository's rule perturbs frozen weights, the paper's adapters alone."""
+        return self.variant == "code"
+
     def check(self, config: RunConfig) -> None:
         """Refuse runs without adapter and an optimiser without first moment."""
         require_adapter("mgpo", config)

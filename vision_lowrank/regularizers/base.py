@@ -75,6 +75,11 @@ class Regularizer(Section):
                 f"regularizer {name}: {odd} changes the frozen weights, so that the adapter switched off is not the "
                 "pretrained model it must compare with: use `initializer: {type: pissa}` or the adapter's own start."
             )
+        if config.rule is not None and config.rule.moves_base:
+            raise UserError(
+                f"regularizer {name}: rule '{config.rule.type}' moves the frozen weights while losses are computed, so "
+                "that there is no pretrained model to compare with: use another rule, or leave one of them out."
+            )
         if self.teacher == "logits" and getattr(config.task, "head", "text") != "text" and config.rule is not None:
             raise UserError(
                 f"regularizer {name}: a {config.task.head} head is first trained alone, where the rule "

@@ -46,6 +46,8 @@ class Selection(Section):
             UserError: no LoRA to place, or a precision or an optimiser that the search cannot use.
         """
         engine = config.engine
+        if not getattr(config.task, "takes_selection", False):
+            raise UserError(f"selection: task.type={config.task.type} cannot search: use task.type=fewshot.")
         if config.adapter is None or config.adapter.type != "lora":
             raise UserError("selection: it chooses where a LoRA sits: set adapter.type=lora, or leave it out.")
         start = config.adapter.options.get("init_lora_weights", True)
