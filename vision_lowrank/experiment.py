@@ -18,6 +18,7 @@ import io
 import json
 import shlex
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median, pstdev
@@ -149,11 +150,25 @@ def _baseline(engine: Engine, path: Path) -> dict[str, float]:
 
 
 def _cost(engine: Engine) -> dict[str, Any]:
-    """Parameters, and the peak tensor memory of one step (forward and backward), before anything is trained."""
+    """Parameters, and the peak tensor memory of one step (forward and backward), before anything is trained.
+
+    What the training will take is said before it starts.
+    """
     task = engine.task
     facts = {"total_parameters": count(task.parameters())}
     stages = task.stages()
-    return facts | ({"peak_memory": peak_bytes(lambda: engine.dry_step(measured_stage(stages)))} if stages else {})
+    if not stages:
+        return facts
+    stage = measured_stage(stages)
+    peak, started = peak_bytes(lambda: engine.dry_step(stage)), time.perf_counter()
+    engine.dry_step(stage)
+    seconds = time.perf_counter() - started
+    steps = sum(each.engine.get("steps", engine.config.steps) for each in stages)
+    engine.display.say(
+        f"{engine.folder}: {steps} steps of about {seconds:.2f} s, some {steps * seconds / 60:.1f} min without "
+        f"evaluation; a step needs {peak / 2**20:,.0f} MiB beside the weights"
+    )
+    return facts | {"peak_memory": peak}
 
 
 def _step_seconds(path: Path) -> dict[str, float]:

@@ -136,13 +136,27 @@ def compare(
         str, typer.Option(help="defaults, rank (the recipe's for all) or parameters (equal)")
     ] = "defaults",
     seeds: Annotated[Optional[str], typer.Option(help="such as 1,2,3; the recipe's if not given")] = None,  # noqa: UP045
+    shots: Annotated[Optional[str], typer.Option(help="such as 1,2,4,8,16; the recipe's if not given")] = None,  # noqa: UP045
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="data sets with commas between, or coop for its eleven; the recipe's if not given"),
+    ] = None,
+    data_root: Annotated[Optional[str], typer.Option(help="folder that holds the data sets of CoOp")] = None,  # noqa: UP045
+    protocol: Annotated[str, typer.Option(help="fewshot, base_to_novel or transfer")] = "fewshot",
     lr: Annotated[Optional[str], typer.Option(help="learning rates to choose from on validation pictures")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(help="folder; runs/compare-RECIPE[-BUDGET] if not given")] = None,  # noqa: UP045
 ) -> None:
-    """Run several methods on the same data and splits; writes a table and a Pareto plot. Call again to go on."""
-    from .compare import compare_command
+    """Run several methods on the same data and splits; writes a table and a Pareto plot. Call again to go on.
 
-    compare_command(config, overrides or [], methods, initializers, budget, seeds, lr, out)
+    With --shots, --data or --protocol it runs a grid and writes the tables that papers print.
+    """
+    from .compare import compare_command, grid_command
+
+    sweep = (config, overrides or [], methods, initializers, budget, seeds, lr, out)
+    if shots or data or protocol != "fewshot":
+        grid_command(*sweep, shots=shots, data=data, data_root=data_root, protocol=protocol)
+    else:
+        compare_command(*sweep)
 
 
 @app.command("list")

@@ -136,6 +136,8 @@ _ALL = (
 )  # fmt: skip
 
 COOP_SETS = {spec.key: spec for spec in _ALL}
+# Those with training pictures; the others are variants of ImageNet to test on.
+COOP_11 = tuple(spec.key for spec in _ALL if spec.sizes[0])
 
 
 def coop_set(name: str) -> CoopSet:

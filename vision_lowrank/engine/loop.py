@@ -101,7 +101,7 @@ class Engine:
         self._log = MetricsLog(
             self.folder, enabled=self.is_main, fresh=not len(self._store), tensorboard=config.tensorboard
         )
-        self._display = Display(enabled=self.is_main)
+        self.display = Display(enabled=self.is_main)
 
     @property
     def is_main(self) -> bool:
@@ -144,14 +144,14 @@ class Engine:
         """Evaluate every set of `split`; metrics are named ``{set}/{metric}``, ``outputs`` keeps the tensors."""
         sets = self.task.eval_sets(split)
         self.metrics, outputs = evaluate_sets(
-            self.task, sets, self.settings, self.runtime, self._display, seed=self.seed
+            self.task, sets, self.settings, self.runtime, self.display, seed=self.seed
         )
         self.metrics |= self.task.summary(self.metrics)
         self.outputs |= outputs
         if self.metrics:
             name = self.stage.name if self.stage else None
             self._log.write(name, self.step, self.global_step, self.metrics, split=split)
-            self._display.say("  ".join(f"{key} {value:.4g}" for key, value in self.metrics.items()))
+            self.display.say("  ".join(f"{key} {value:.4g}" for key, value in self.metrics.items()))
         self._call("on_evaluate", split, self.metrics)
         return self.metrics
 
@@ -220,7 +220,7 @@ class Engine:
         self._tell_progress()  # may take tensors out of the optimiser, as it did before the checkpoint
         if checkpoint:
             self._load_loop(checkpoint)
-        with self._display.track(stage.name, config.steps, done=self.step, every=config.log_every) as advance:
+        with self.display.track(stage.name, config.steps, done=self.step, every=config.log_every) as advance:
             self._train(advance)
         if self._selection.state is not None:
             self._load_trained(self._selection.state)
