@@ -1,4 +1,4 @@
-"""``python tools/benchmark_fewshot.py CONFIG --methods … --shots 1,2,4 --data …``: the same as ``vision-lowrank compare``."""
+"""``python tools/benchmark_fewshot.py CONFIG --methods … --shots 1,2,4``: the same as ``vision-lowrank compare``."""
 
 import sys
 
