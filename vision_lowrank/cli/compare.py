@@ -28,57 +28,31 @@ def compare_command(
     seeds: str | None,
     rates: str | None,
     out: Path | None,
-) -> None:
-    """Run the sweep, print its table, say where everything is."""
-    folder = out or Path("runs") / (f"compare-{config.stem}" + ("" if budget == "defaults" else f"-{budget}"))
-    sweep = _sweep(config, overrides, methods, initializers, budget, seeds, rates, folder)
-    result = _run(compare, sweep)
-    print_table(_shown(f"{config.stem} (budget: {budget}; accuracies in percent)", *table(result)))
-    for name in ("comparison.md", "comparison.csv", "comparison.json", "pareto.svg"):
-        print(folder / name)
-
-
-def grid_command(
-    config: Path,
-    overrides: list[str],
-    methods: str,
-    initializers: str,
-    budget: Budget,
-    seeds: str | None,
-    rates: str | None,
-    out: Path | None,
-    *,
     shots: str | None,
     data: str | None,
     data_root: str | None,
     protocol: Protocol,
 ) -> None:
-    """Run the grid, print its tables, say where everything is."""
-    folder = out or Path("runs") / f"benchmark-{config.stem}-{protocol}"
-    sweep = _sweep(config, overrides, methods, initializers, budget, seeds, rates, folder)
-    names = list(COOP_11) if data == "coop" else (data or "").replace(" ", "").split(",") if data else []
-    grid = Grid(sweep, protocol, _numbers("--shots", shots, int) if shots else (), names, data_root)
-    result = _run(benchmark, grid)
-    for title, header, lines in tables(result):
-        print_table(_shown(f"{title} (accuracies in percent)", header, lines))
-    for name in ("benchmark.md", "benchmark.csv", "benchmark.tex", "benchmark.json"):
-        print(folder / name)
-
-
-def _sweep(
-    config: Path,
-    overrides: list[str],
-    methods: str,
-    initializers: str,
-    budget: Budget,
-    seeds: str | None,
-    rates: str | None,
-    folder: Path,
-) -> Sweep:
+    """Run the sweep, or a grid of sweeps, print its tables, say where everything is."""
     if seeds:
         overrides = [*overrides, f"task.seeds=[{','.join(map(str, _numbers('--seeds', seeds, int)))}]"]
+    is_grid = bool(shots or data or data_root or protocol != "fewshot")
+    name = f"benchmark-{config.stem}-{protocol}" if is_grid else f"compare-{config.stem}"
+    folder = out or Path("runs") / (name if budget == "defaults" else f"{name}-{budget}")
     learning_rates = _numbers("--lr", rates, float) if rates else ()
-    return Sweep(config, entries(methods, initializers), folder, overrides, budget, learning_rates)
+    sweep = Sweep(config, entries(methods, initializers), folder, overrides, budget, learning_rates)
+    if is_grid:
+        names = [each.strip() for each in (data or "").split(",") if each.strip()]
+        names = list(COOP_11) if names == ["coop"] else names
+        grid = Grid(sweep, protocol, _numbers("--shots", shots, int) if shots else (), names, data_root)
+        shown, files = tables(_run(benchmark, grid)), [f"benchmark.{suffix}" for suffix in ("md", "csv", "tex", "json")]
+    else:
+        shown = [(f"{config.stem}, budget {budget}", *table(_run(compare, sweep)))]
+        files = [*(f"comparison.{suffix}" for suffix in ("md", "csv", "json")), "pareto.svg"]
+    for title, header, lines in shown:
+        print_table(_table(f"{title} (accuracies in percent)", header, lines))
+    for file in files:
+        print(folder / file)
 
 
 def _run(function: Callable[..., dict[str, Any]], argument: Any) -> dict[str, Any]:
@@ -90,7 +64,7 @@ def _run(function: Callable[..., dict[str, Any]], argument: Any) -> dict[str, An
         raise typer.Exit(stop.exit_code) from None
 
 
-def _shown(title: str, header: list[str], lines: list[list[str]]) -> Table:
+def _table(title: str, header: list[str], lines: list[list[str]]) -> Table:
     shown = Table(title=title)
     for column in header:
         shown.add_column(column, overflow="fold")

@@ -150,13 +150,10 @@ def compare(
 
     With --shots, --data or --protocol it runs a grid and writes the tables that papers print.
     """
-    from .compare import compare_command, grid_command
+    from .compare import compare_command
 
-    sweep = (config, overrides or [], methods, initializers, budget, seeds, lr, out)
-    if shots or data or protocol != "fewshot":
-        grid_command(*sweep, shots=shots, data=data, data_root=data_root, protocol=protocol)
-    else:
-        compare_command(*sweep)
+    grid = (shots, data, data_root, protocol)
+    compare_command(config, overrides or [], methods, initializers, budget, seeds, lr, out, *grid)
 
 
 @app.command("list")

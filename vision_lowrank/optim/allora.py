@@ -35,13 +35,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..adapters.base import WeightUpdate
-from ..adapters.tuner import AdapterLayer
+from ..adapters.tuner import AdapterLayer, tuner_layers
 from ..config.schema import RunConfig
 from ..errors import UserError
 from ..kernels.layers import is_plain
 from ..registry import register
 from .base import Closure, Rule, Stage, Steps
-from .tensors import pairs, tuner_layers
+from .tensors import pairs
 from .weights import require_adapter, weight_change
 
 
@@ -172,7 +172,7 @@ def checked_layers(model: nn.Module) -> list[BaseTunerLayer]:
         UserError: there is none, or one has no ΔW, a scale other than 1, or dropout.
     """
     found = []
-    for name, layer in tuner_layers(model).items():
+    for name, layer in tuner_layers(model):
         if not any(p.requires_grad for p in nn.Module.parameters(layer)):  # type: ignore[arg-type]
             continue
         for scale in _scales(layer):

@@ -35,11 +35,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..adapters.tuner import tuner_layers
 from ..config.schema import EngineConfig, RunConfig
 from ..errors import UserError
 from ..registry import register
 from .base import Closure, Rule, Stage, Steps
-from .tensors import pairs, tuner_layers
+from .tensors import pairs
 from .weights import matrix, product_gradient, require_adapter, restored, row_norms, weight_change
 
 
@@ -105,7 +106,7 @@ class GgpoSteps(Steps):
         """
         self.options.check_compile(self.stage.settings)
         self.pairs = pairs(self.stage.model)
-        layers = tuner_layers(self.stage.model)
+        layers = dict(tuner_layers(self.stage.model))
         self.layers = [layers[pair.name] for pair in self.pairs]
 
     def gradients(self, closure: Closure) -> dict[str, float]:

@@ -34,12 +34,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from ..adapters.tuner import tuner_layers
 from ..backbones.base import Backbone
 from ..config.schema import RunConfig
 from ..errors import UserError, near_miss
 from ..registry import register
 from .base import Closure, Groups, Rule, Stage, Steps
-from .tensors import tuner_layers
 
 # Parts of the names of E in timm, open_clip and transformers.
 EMBEDDING = re.compile(r"(^|[._])emb|token|(^|\.)(ln_pre|norm_pre|conv1|shared)\.")

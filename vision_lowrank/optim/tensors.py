@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..adapters.base import WeightUpdate
-from ..adapters.tuner import AdapterLayer
+from ..adapters.tuner import AdapterLayer, tuner_layers
 from ..errors import UserError
 
 
@@ -39,7 +39,7 @@ def adapter_tensors(model: nn.Module) -> list[Tensor]:
         UserError: there are none.
     """
     found: dict[int, Tensor] = {}
-    for layer in tuner_layers(model).values():
+    for _, layer in tuner_layers(model):
         for name in layer.adapter_layer_names:
             container = getattr(layer, name)
             tensors = container.parameters() if isinstance(container, nn.Module) else ()
@@ -47,11 +47,6 @@ def adapter_tensors(model: nn.Module) -> list[Tensor]:
     if not found:
         raise UserError("rule: no adapter trains here; give an `adapter`, or leave the rule out.")
     return list(found.values())
-
-
-def tuner_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
-    """Layers with adapters by path."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def pairs(model: nn.Module, *, frozen_A: bool = False) -> list[Pair]:
@@ -65,7 +60,7 @@ def pairs(model: nn.Module, *, frozen_A: bool = False) -> list[Pair]:
         UserError: a layer's ΔW is something else; the message names it.
     """
     found = []
-    for name, layer in tuner_layers(model).items():
+    for name, layer in tuner_layers(model):
         own = list(_pairs(name, layer))
         trained = {id(p) for p in nn.Module.parameters(layer) if p.requires_grad}  # type: ignore[arg-type]
         allowed = [{id(pair.A), id(pair.B)} for pair in own] + [{id(pair.B)} for pair in own if frozen_A]
