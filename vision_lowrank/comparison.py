@@ -67,6 +67,13 @@ class Entry(NamedTuple):
     initializer: str | None = None
     others: tuple[tuple[str, str], ...] = ()
 
+    @classmethod
+    def of(cls, config: RunConfig) -> Entry:
+        """The method of a recipe."""
+        chosen = {name: getattr(config, name).type for name in OTHERS if getattr(config, name) is not None}
+        adapter = config.adapter.type if config.adapter else None
+        return cls(adapter, chosen.pop("initializer", None), tuple(sorted(chosen.items())))
+
     @property
     def name(self) -> str:
         """``lora``, ``lora+pissa`` or ``lora+pissa+glad``."""
@@ -145,10 +152,11 @@ class Sweep:
         if self.budget not in BUDGETS:
             raise UserError(f"unknown budget '{self.budget}'.{near_miss(self.budget, BUDGETS)} Known: {BUDGETS}.")
         config = load_config(self.recipe, self.overrides)
-        if config.adapter is None or not hasattr(config.task, "seeds"):
+        if not hasattr(config.task, "seeds") or (config.adapter is None and config.rule is None):
             raise UserError(f"{self.recipe}: compare needs a few-shot recipe with an adapter.")
-        if self.budget != "defaults" and "r" not in config.adapter.options:
-            raise UserError(f"budget '{self.budget}' goes by the recipe's rank, and {config.adapter.type} has none.")
+        if self.budget != "defaults" and (config.adapter is None or "r" not in config.adapter.options):
+            kind = config.adapter.type if config.adapter else "a recipe without adapter"
+            raise UserError(f"budget '{self.budget}' goes by the recipe's rank, and {kind} has none.")
         return config
 
     @cached_property
@@ -159,21 +167,24 @@ class Sweep:
     def config(self, entry: Entry, r: int | None = None) -> RunConfig:
         """The recipe with another method, at the rank `r` or the method's own."""
         base = self.base
+        sits = base.adapter or AdapterSection(type="lora")
         if entry.adapter is None:
             changes = ["adapter=null"]
-        elif entry.adapter == base.adapter.type:
+        elif base.adapter is not None and entry.adapter == base.adapter.type:
             changes = [f"adapter.r={r}"] if r and "r" in base.adapter.options else []
         else:
             target = registry.get("adapter", entry.adapter).target
             own = getattr(target, "places", PLACES)
-            section = {"type": entry.adapter, "towers": base.adapter.towers, "layers": base.adapter.layers}
-            section["modules"] = base.adapter.modules if own == PLACES else own
+            section = {"type": entry.adapter, "towers": sits.towers, "layers": sits.layers}
+            section["modules"] = sits.modules if own == PLACES else own
             known = {f"adapter.{key}" for key in AdapterSection.keys(entry.adapter) - {"type"}}
             given = [each for each in self.overrides if each.partition("=")[0].strip() in known]
             changes = [f"adapter={json.dumps(section)}", *given, *([f"adapter.r={r}"] if r else [])]
         parts = {"initializer": entry.initializer, **dict(entry.others)}
         for section in OTHERS:
-            changes.append(f"{section}={json.dumps({'type': parts[section]}) if parts.get(section) else 'null'}")
+            own = getattr(base, section)
+            if parts.get(section) != (own.type if own else None):  # the recipe's own part keeps its options
+                changes.append(f"{section}={json.dumps({'type': parts[section]}) if parts.get(section) else 'null'}")
         return load_config(self.recipe, [*self.overrides, *changes])
 
 
