@@ -1,4 +1,4 @@
-"""Every training rule, regulariser and selection on the built-in emoji: few-shot and base-to-novel, and what a step costs.
+"""Every training rule, regulariser and selection on emoji: few-shot, base-to-novel, and what a step costs.
 
     python benchmarks/training_rules/run.py                       # about an hour on two cores; goes on if interrupted
     python benchmarks/training_rules/run.py --methods lora glad   # train only these, and write nothing
