@@ -49,7 +49,7 @@ def test_entries_cross_methods_and_initializers():
     assert {entry.initializer for entry in entries("lora", "all")} == {None, *starts}
     with pytest.raises(UserError, match=r"unknown adapter 'lorra'. Did you mean 'lora'"):
         entries("lorra")
-    with pytest.raises(UserError, match=r"unknown initializer 'pisa'. Did you mean 'pissa'"):
+    with pytest.raises(UserError, match=r"unknown part 'pisa'. Did you mean 'pissa'"):
         entries("lora+pisa")
 
 

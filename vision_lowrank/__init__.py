@@ -30,61 +30,93 @@ if TYPE_CHECKING:
     from .adapters.slora import SloraConfig
     from .adapters.sora import SoraConfig
     from .adapters.store import load, save
+    from .analysis.mitigation import reduce_intruders
     from .backbones.load import load_backbone
     from .export.lora import export_lora
     from .initializers.lora_ga import LoraGa
     from .initializers.lora_sb import LoraSb
     from .initializers.nystrom import Nystrom
     from .initializers.pissa import Pissa
+    from .optim.allora import Allora
+    from .optim.ggpo import Ggpo
+    from .optim.glad import Glad
+    from .optim.lisa import Lisa
+    from .optim.lora_pro import LoraPro, create_lora_pro_optimizer
+    from .optim.mgpo import Mgpo
+    from .regularizers.ba_lora import BaLora
+    from .regularizers.contrastive import SupervisedContrastive
+    from .selection.diffora import Diffora
+    from .selection.flexora import Flexora
     from .targets.attention import fuse_attention, split_attention
     from .targets.coverage import coverage
 
 # Public name -> the module that defines it.
 _LAZY = {
+    "Allora": ".optim.allora",
+    "BaLora": ".regularizers.ba_lora",
     "BlockLoraConfig": ".adapters.block_lora",
     "CompLoraConfig": ".adapters.comp_lora",
+    "Diffora": ".selection.diffora",
+    "Flexora": ".selection.flexora",
+    "Ggpo": ".optim.ggpo",
+    "Glad": ".optim.glad",
     "KasaConfig": ".adapters.kasa",
     "LamdaConfig": ".adapters.lamda",
+    "Lisa": ".optim.lisa",
     "LofitConfig": ".adapters.lofit",
     "LolduConfig": ".adapters.loldu",
     "LoraConfig": ".adapters.lora",
     "LoraGa": ".initializers.lora_ga",
+    "LoraPro": ".optim.lora_pro",
     "LoraSb": ".initializers.lora_sb",
     "LoraXsConfig": ".adapters.lora_xs",
+    "Mgpo": ".optim.mgpo",
     "MixLoraConfig": ".adapters.mixlora",
     "Nystrom": ".initializers.nystrom",
     "Pissa": ".initializers.pissa",
     "RandLoraConfig": ".adapters.rand_lora",
     "SloraConfig": ".adapters.slora",
     "SoraConfig": ".adapters.sora",
+    "SupervisedContrastive": ".regularizers.contrastive",
     "accelerate_peft": ".adapters.accelerate",
     "attach": ".adapters.attach",
     "coverage": ".targets.coverage",
+    "create_lora_pro_optimizer": ".optim.lora_pro",
     "export_lora": ".export.lora",
     "fuse_attention": ".targets.attention",
     "load": ".adapters.store",
     "load_backbone": ".backbones.load",
     "merge": ".adapters.merge",
     "peft_method": ".adapters.peft_method",
+    "reduce_intruders": ".analysis.mitigation",
     "save": ".adapters.store",
     "split_attention": ".targets.attention",
 }
 
 __all__ = [
+    "Allora",
     "ArtefactError",
+    "BaLora",
     "BlockLoraConfig",
     "CompLoraConfig",
     "ConfigError",
     "DataError",
     "DeadAdapterError",
+    "Diffora",
+    "Flexora",
+    "Ggpo",
+    "Glad",
     "KasaConfig",
     "LamdaConfig",
+    "Lisa",
     "LofitConfig",
     "LolduConfig",
     "LoraConfig",
     "LoraGa",
+    "LoraPro",
     "LoraSb",
     "LoraXsConfig",
+    "Mgpo",
     "MixLoraConfig",
     "Nystrom",
     "Part",
@@ -92,11 +124,13 @@ __all__ = [
     "RandLoraConfig",
     "SloraConfig",
     "SoraConfig",
+    "SupervisedContrastive",
     "UserError",
     "__version__",
     "accelerate_peft",
     "attach",
     "coverage",
+    "create_lora_pro_optimizer",
     "export_lora",
     "fuse_attention",
     "load",
@@ -104,6 +138,7 @@ __all__ = [
     "merge",
     "methods",
     "peft_method",
+    "reduce_intruders",
     "register",
     "save",
     "split_attention",

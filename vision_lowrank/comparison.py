@@ -40,10 +40,14 @@ from .errors import UserError, near_miss
 from .experiment import build_task, open_run, run_seed, summarise
 from .files import write_text
 from .registry import registry
+from .tasks.base import measured_stage
 from .viz.plots import pareto
 from .viz.text import percent
 
 Budget = Literal["defaults", "rank", "parameters"]
+# What a method may have beside its adapter: sections of a config, in the order in which they are written.
+OTHERS = ("initializer", "rule", "regularizer", "selection")
+NONE = "none"
 BUDGETS = ("defaults", "rank", "parameters")
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROUNDS = 10
@@ -51,40 +55,70 @@ SELECT = "val/accuracy"
 
 
 class Entry(NamedTuple):
-    """One method of a comparison."""
+    """One method of a comparison.
 
-    adapter: str
+    Attributes:
+        adapter: a registered adapter; None trains without one.
+        initializer: a registered initialiser, or None.
+        others: further parts as (section of the config, registered name), such as ``("rule", "glad")``.
+    """
+
+    adapter: str | None
     initializer: str | None = None
+    others: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Entry:
+        """The method of a recipe."""
+        chosen = {name: getattr(config, name).type for name in OTHERS if getattr(config, name) is not None}
+        adapter = config.adapter.type if config.adapter else None
+        return cls(adapter, chosen.pop("initializer", None), tuple(sorted(chosen.items())))
 
     @property
     def name(self) -> str:
-        """``lora`` or ``lora+pissa``."""
-        return f"{self.adapter}+{self.initializer}" if self.initializer else self.adapter
+        """``lora``, ``lora+pissa`` or ``lora+pissa+glad``."""
+        parts = [self.adapter or NONE, self.initializer, *(name for _, name in self.others)]
+        return "+".join(part for part in parts if part)
 
 
-def entries(methods: str, initializers: str = "none") -> list[Entry]:
+def entries(methods: str, initializers: str = NONE) -> list[Entry]:
     """From what the command line says to the methods of a sweep, each once, in order.
 
     Args:
-        methods: comma-separated adapters or ``adapter+initialiser``, or ``all`` registered adapters of ours.
+        methods: ``all`` registered adapters of ours, or comma-separated methods: an adapter or ``none``, and after
+            plus signs the names of an initialiser, a gradient rule and so on, at most one of each kind.
         initializers: comma-separated initialisers, ``none`` among them, or ``all`` (with none); each is combined with
-            every method that names none itself.
+            every method that names nothing beside its adapter.
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or two parts of one kind.
     """
     ours = [part.name for part in registry.list("adapter") if part.name != "peft"]
-    starts = ["none", *(part.name for part in registry.list("initializer"))]
+    starts = [NONE, *(part.name for part in registry.list("initializer"))]
     starts = starts if initializers == "all" else _split(initializers)
     found = []
     for method in ours if methods == "all" else _split(methods):
-        adapter, plus, start = method.partition("+")
-        for name in [start] if plus else starts:
+        adapter, *parts = method.split("+")
+        if adapter != NONE:
             registry.get("adapter", adapter)
-            if name != "none":
-                registry.get("initializer", name)
-            found.append(Entry(adapter, None if name == "none" else name))
+        found += [_entry(adapter, parts)] if parts else [_entry(adapter, [start]) for start in starts]
     return list(dict.fromkeys(found))
+
+
+def _entry(adapter: str, names: Sequence[str]) -> Entry:
+    """The method of an adapter and the names after it."""
+    known = {part.name: section for section in OTHERS for part in registry.list(section)}
+    chosen: dict[str, str] = {}
+    for name in names:
+        if name == NONE:
+            continue
+        if name not in known:
+            raise UserError(f"unknown part '{name}'.{near_miss(name, known)} Known: {', '.join(sorted(known))}.")
+        if known[name] in chosen:
+            raise UserError(f"{adapter}+{'+'.join(names)}: two of kind {known[name]}; name one of them.")
+        chosen[known[name]] = name
+    start = chosen.pop("initializer", None)
+    return Entry(None if adapter == NONE else adapter, start, tuple(sorted(chosen.items())))
 
 
 @dataclass(frozen=True)
@@ -118,10 +152,11 @@ class Sweep:
         if self.budget not in BUDGETS:
             raise UserError(f"unknown budget '{self.budget}'.{near_miss(self.budget, BUDGETS)} Known: {BUDGETS}.")
         config = load_config(self.recipe, self.overrides)
-        if config.adapter is None or not hasattr(config.task, "seeds"):
+        if not hasattr(config.task, "seeds") or (config.adapter is None and config.rule is None):
             raise UserError(f"{self.recipe}: compare needs a few-shot recipe with an adapter.")
-        if self.budget != "defaults" and "r" not in config.adapter.options:
-            raise UserError(f"budget '{self.budget}' goes by the recipe's rank, and {config.adapter.type} has none.")
+        if self.budget != "defaults" and (config.adapter is None or "r" not in config.adapter.options):
+            kind = config.adapter.type if config.adapter else "a recipe without adapter"
+            raise UserError(f"budget '{self.budget}' goes by the recipe's rank, and {kind} has none.")
         return config
 
     @cached_property
@@ -132,18 +167,25 @@ class Sweep:
     def config(self, entry: Entry, r: int | None = None) -> RunConfig:
         """The recipe with another method, at the rank `r` or the method's own."""
         base = self.base
-        if entry.adapter == base.adapter.type:
+        sits = base.adapter or AdapterSection(type="lora")
+        if entry.adapter is None:
+            changes = ["adapter=null"]
+        elif base.adapter is not None and entry.adapter == base.adapter.type:
             changes = [f"adapter.r={r}"] if r and "r" in base.adapter.options else []
         else:
             target = registry.get("adapter", entry.adapter).target
             own = getattr(target, "places", PLACES)
-            section = {"type": entry.adapter, "towers": base.adapter.towers, "layers": base.adapter.layers}
-            section["modules"] = base.adapter.modules if own == PLACES else own
+            section = {"type": entry.adapter, "towers": sits.towers, "layers": sits.layers}
+            section["modules"] = sits.modules if own == PLACES else own
             known = {f"adapter.{key}" for key in AdapterSection.keys(entry.adapter) - {"type"}}
             given = [each for each in self.overrides if each.partition("=")[0].strip() in known]
             changes = [f"adapter={json.dumps(section)}", *given, *([f"adapter.r={r}"] if r else [])]
-        start = json.dumps({"type": entry.initializer}) if entry.initializer else "null"
-        return load_config(self.recipe, [*self.overrides, *changes, f"initializer={start}"])
+        parts = {"initializer": entry.initializer, **dict(entry.others)}
+        for section in OTHERS:
+            own = getattr(base, section)
+            if parts.get(section) != (own.type if own else None):  # the recipe's own part keeps its options
+                changes.append(f"{section}={json.dumps({'type': parts[section]}) if parts.get(section) else 'null'}")
+        return load_config(self.recipe, [*self.overrides, *changes])
 
 
 def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -194,19 +236,19 @@ def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dic
 
 
 def step_times(configs: Sequence[RunConfig], rounds: int) -> list[list[float]]:
-    """Seconds of forward and backward of one batch: for each config, `rounds` times, the configs taking turns."""
+    """Seconds of a training step on one batch: for each config, `rounds` times, the configs taking turns."""
     times: list[list[float]] = [[] for _ in configs]
     with tempfile.TemporaryDirectory() as scratch:
-        closures = []
+        engines = []
         for index, config in enumerate(configs):
             task = build_task(config, config.task.seeds[0])
-            engine = Engine(config.engine, task, Path(scratch) / str(index), seed=1)
-            engine.dry_step(task.stages()[0])
-            closures.append(engine.closure)
+            engine = Engine(config.engine, task, Path(scratch) / str(index), seed=1, rule=config.rule)
+            engine.dry_step(measured_stage(task.stages()))
+            engines.append(engine)
         for _ in range(rounds):
-            for closure, values in zip(closures, times, strict=True):
+            for engine, values in zip(engines, times, strict=True):
                 start = time.perf_counter()
-                closure()
+                engine.update()
                 values.append(time.perf_counter() - start)
     return times
 
@@ -266,8 +308,8 @@ def _row(sweep: Sweep, entry: Entry, say: Callable[[str], None]) -> dict[str, An
         results.append(_seed(sweep, entry, config, rate, seed))
     return {
         "method": entry.name,
-        "adapter": config.adapter.model_dump(mode="json"),
-        "r": config.adapter.options.get("r"),
+        **{name: _dumped(getattr(config, name)) for name in ("adapter", *OTHERS)},
+        "r": config.adapter.options.get("r") if config.adapter else None,
         "lr": rate,
         "validation": {f"{rate:g}": value for rate, value in validation.items()},
         "baseline": summarise(each["baseline"] for each in results),
@@ -298,7 +340,8 @@ def _seed(sweep: Sweep, entry: Entry, config: RunConfig, rate: float, seed: int)
 
 def _rank(sweep: Sweep, entry: Entry) -> int | None:
     """The rank that the budget gives a method; None for its own."""
-    if sweep.budget == "defaults" or "r" not in sweep.config(entry).adapter.options:
+    adapter = sweep.config(entry).adapter
+    if sweep.budget == "defaults" or adapter is None or "r" not in adapter.options:
         return None
     if sweep.budget == "rank":
         return sweep.base.adapter.options["r"]
@@ -328,6 +371,10 @@ def _step_ratio(sweep: Sweep, entry: Entry, config: RunConfig) -> dict[str, floa
     cost = {"step_seconds": median(times[1]), "step_ratio": ratio}
     write_text(path, json.dumps(cost) + "\n")
     return cost
+
+
+def _dumped(section: Any) -> Any:
+    return None if section is None else section.model_dump(mode="json")
 
 
 def _split(text: str) -> list[str]:

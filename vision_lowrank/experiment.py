@@ -18,6 +18,7 @@ import io
 import json
 import shlex
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median, pstdev
@@ -37,7 +38,7 @@ from .kernels.linear import recompute_dropout
 from .metrics.classification import confusion_matrix
 from .registry import registry
 from .targets.coverage import coverage
-from .tasks.base import Outputs, Task, count
+from .tasks.base import Outputs, Task, count, measured_stage
 from .viz.report import write_report
 
 WORST_MISTAKES = 24
@@ -105,7 +106,7 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     if path.is_file():
         return _read_json(path)
     task = build_task(config, seed)
-    engine = Engine(config.engine, task, folder, seed=seed)
+    engine = Engine(config.engine, task, folder, seed=seed, rule=config.rule)
     baseline = _baseline(engine, folder / "baseline.json")
     cost = _cost(engine)
     engine.fit()
@@ -149,11 +150,25 @@ def _baseline(engine: Engine, path: Path) -> dict[str, float]:
 
 
 def _cost(engine: Engine) -> dict[str, Any]:
-    """Parameters, and the peak tensor memory of one step (forward and backward), before anything is trained."""
+    """Parameters, and the peak tensor memory of one step (forward and backward), before anything is trained.
+
+    What the training will take is said before it starts.
+    """
     task = engine.task
     facts = {"total_parameters": count(task.parameters())}
     stages = task.stages()
-    return facts | ({"peak_memory": peak_bytes(lambda: engine.dry_step(stages[0]))} if stages else {})
+    if not stages:
+        return facts
+    stage = measured_stage(stages)
+    peak, started = peak_bytes(lambda: engine.dry_step(stage)), time.perf_counter()
+    engine.dry_step(stage)
+    seconds = time.perf_counter() - started
+    steps = sum(each.engine.get("steps", engine.config.steps) for each in stages)
+    engine.display.say(
+        f"{engine.folder}: {steps} steps of about {seconds:.2f} s, some {steps * seconds / 60:.1f} min without "
+        f"evaluation; a step needs {peak / 2**20:,.0f} MiB beside the weights"
+    )
+    return facts | {"peak_memory": peak}
 
 
 def _step_seconds(path: Path) -> dict[str, float]:

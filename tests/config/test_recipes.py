@@ -20,6 +20,12 @@ def test_recipe_runs_two_steps(path, pictures, tiny_weights, tmp_path):
     overrides += ["engine.steps=2", "engine.batch_size=8"]
     if config.task.type == "fewshot":
         overrides += ["task.seeds=[1]", "task.shots=2", "task.steps_per_shot=null"]
+        if config.task.transfer:
+            overrides.append("task.transfer=[{type: digits}]")
+    if config.selection is not None:
+        overrides.append("selection.steps=3")
+        if hasattr(config.selection, "warmup"):
+            overrides.append("selection.warmup=1")
     if config.data.type != "emoji_captions":
         overrides.append(f"data={{type: folder, root: {pictures}, fractions: [0.5, 0.1, 0.4]}}")
     else:

@@ -15,6 +15,7 @@ def batch_of(task):
 def gradients(task):
     task.train()
     task.begin_stage(task.stages()[0])
+    task.begin_training()
     task.training_step(batch_of(task))["loss"].backward()
     named = task.named_parameters()
     return {name: p.grad for name, p in named if p.requires_grad}
@@ -24,6 +25,7 @@ def test_loss_is_cross_entropy_of_the_classifier(recipe):
     task = build_task(load_config(recipe), 1)
     task.train()
     task.begin_stage(task.stages()[0])
+    task.begin_training()
     batch = batch_of(task)
     logits = task.classifier(batch["image"]).double()
     expected = -logits.log_softmax(-1)[range(6), batch["label"]].mean()

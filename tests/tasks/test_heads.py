@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import vision_lowrank as vl
+from vision_lowrank.tasks.classification import heads
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 from vision_lowrank.tasks.classification.heads import make_head
 
@@ -75,3 +76,29 @@ def test_fresh_adapter_leaves_the_logits_bit_for_bit(backbone):
     attached = vl.attach(model, vl.LoraConfig(r=2, dropout=0.25))
     for train in (False, True):
         assert torch.equal(ImageClassifier(attached.train(train), "text", CLASSES, ("{}",))(pixels), before)
+
+
+def test_many_prompts_in_chunks_equal_all_at_once_and_keep_less(monkeypatch):
+    model = vl.load_backbone("tiny-clip", "random").requires_grad_(False)
+    config = vl.LoraConfig(r=2)
+    model = vl.attach(model, config, towers=("text",), modules=("q", "v"), check=False).train()
+    names = tuple(f"thing {number}" for number in range(8))
+    head = make_head("text", model, names, ("a photo of a {}.",))
+    features = torch.randn(3, model.embed_dim)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+
+    def gradients():
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            loss = head(model, features).square().mean()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return torch.autograd.grad(loss, trained), sum(kept)
+
+    whole, kept_whole = gradients()
+    monkeypatch.setattr(heads, "CHUNK", 3)
+    chunked, kept_chunked = gradients()
+    for one, other in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    assert kept_chunked < kept_whole / 10

@@ -378,6 +378,24 @@ def test_accuracy_by_shots_labels_every_method_without_overlap():
     assert all(below - above >= 12.99 for below, above in itertools.pairwise(heights))
 
 
+def test_spectrum_marks_the_intruders_at_their_values():
+    svg = plots.spectrum([100.0, 10.0, 1.0], [100.0, 10.0, 1.0], [1], "values")
+    (mark,) = re.findall(r'<use[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*fill: #d55e00', svg)
+    line = svg_path(svg, f"stroke: var(--plot-accent, {plots.ACCENT})")
+    assert (float(mark[0]), float(mark[1])) == pytest.approx(line[1], abs=1e-3)
+    heights = [y for _, y in line]
+    assert heights[2] - heights[1] == pytest.approx(heights[1] - heights[0], abs=1e-3)  # logarithmic
+
+
+def test_intruder_counts_draw_a_line_and_a_legend_entry_per_kind():
+    svg = plots.intruder_counts({"vision q": [(0.0, 0), (0.5, 5), (1.0, 10)], "text q": [(0.0, 0), (1.0, 4)]})
+    assert [svg.count(f">{name}</text>") for name in ("vision q", "text q")] == [1, 1]
+    line = max(re.findall(r'd="M ([^"]*)"[^>]*stroke: var\(--plot-accent', svg), key=lambda d: d.count("L"))
+    heights = [float(point.split()[1]) for point in line.split("L")]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])  # SVG counts downwards
+    assert heights[0] > heights[2]
+
+
 @pytest.mark.parametrize(
     "svg",
     [
@@ -385,6 +403,11 @@ def test_accuracy_by_shots_labels_every_method_without_overlap():
         plots.confusion([[1, 2], [0, 0]], ["$a$", f"{EVIL}\ud800\n\x00"]),
         plots.accuracy_by_shots([{"method": EVIL, "shots": 1, "mean": 0.5, "std": 0.0}]),
         plots.accuracy_by_shots([]),
+        plots.intruder_counts({EVIL: [(0.1, 0), (0.5, 3)]}, EVIL),
+        plots.intruder_counts({}),
+        plots.spectrum([2.0, 1.0, 0.0], [3.0, 1.5, 0.0], [0], EVIL),
+        plots.spectrum([0.0], [0.0], [], "nothing"),
+        plots.similarity([[1.0, 0.2], [0.0, 0.9]], EVIL),
     ],
 )
 def test_plots_stand_alone_as_valid_svg(svg):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -80,6 +81,21 @@ class Backbone(nn.Module):
     def transform(self) -> Callable[[Any], Tensor]:
         """PIL image -> (3, H, W) float tensor as the weights expect it, without augmentation."""
         return self.preprocess.evaluation()
+
+    def tower_of(self, path: str) -> str | None:
+        """Name of the tower that a parameter of this name belongs to; None where there is no tower.
+
+        Towers own what lies beside their blocks, from where their paths part. What is left, such as the parts of the
+        text tower at the top of an ``open_clip.CLIP``, belongs to the last tower.
+        """
+        paths = {name: tower.blocks[0].split(".") for name, tower in self.towers.items()}
+        depth = 1 + sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths.values(), strict=False)))
+        owners = [name for name, parts in paths.items() if parts[:depth] == path.split(".")[:depth]]
+        return next(iter([*owners, *reversed(paths)]), None)
+
+    def trained_towers(self) -> set[str | None]:
+        """Names of the towers of which something requires a gradient."""
+        return {self.tower_of(name) for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Image embeddings, not normalised: (B, 3, H, W) -> (B, embed_dim)."""

@@ -1,4 +1,6 @@
-"""``vision-lowrank inspect``: what a recipe would train and what it would cost, before anything is trained."""
+"""``vision-lowrank inspect``: what a recipe would train and what it would cost, before anything is trained; or what
+training did to the weights of an artefact, see :mod:`.inspect_artefact`.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,33 @@ from rich.table import Table
 from ..config import load_config
 from ..engine.cost import step_cost
 from ..engine.loop import Engine
+from ..errors import UserError
 from ..experiment import build_task
 from ..targets.coverage import coverage
 from ..tasks.base import count
+from .inspect_artefact import inspect_artefact
 from .tables import print_table, size
 
 
-def inspect_command(path: Path, overrides: list[str]) -> None:
+def inspect_command(
+    target: Path, overrides: list[str], top_k: int, epsilon: float, out: Path | None, json_path: Path | None
+) -> None:
+    """A folder is an artefact, a file a recipe.
+
+    Raises:
+        UserError: settings for an artefact, or a page for a recipe.
+    """
+    if target.is_dir():
+        if overrides:
+            raise UserError(f"{target}: an artefact takes no settings ({overrides[0]}): inspect its recipe instead.")
+        inspect_artefact(target, top_k, epsilon, out, json_path)
+        return
+    if out or json_path:
+        raise UserError(f"{target}: --out and --json are for artefact folders: a recipe is printed only.")
+    inspect_recipe(target, overrides)
+
+
+def inspect_recipe(path: Path, overrides: list[str]) -> None:
     """Print the coverage of the adapter, the parameters, and the cost of one step."""
     config = load_config(path, overrides)
     if config.engine.threads:
@@ -33,7 +55,7 @@ def inspect_command(path: Path, overrides: list[str]) -> None:
     table.add_row("trainable", f"{trainable:,} ({100 * trainable / total:.2f}%)")
     for stage in task.stages():
         with tempfile.TemporaryDirectory() as scratch:
-            engine = Engine(config.engine, task, Path(scratch), seed=config.seed)
+            engine = Engine(config.engine, task, Path(scratch), seed=config.seed, rule=config.rule)
             cost = step_cost(lambda: engine.dry_step(stage))  # noqa: B023 - called at once
         steps = stage.engine.get("steps", config.engine.steps)
         table.add_row(f"stage '{stage.name}'", f"{len(stage.data)} samples, {steps} steps")  # type: ignore[arg-type]

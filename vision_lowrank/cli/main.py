@@ -24,6 +24,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+data = typer.Typer(help="Data sets on disk.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data, name="data")
+
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer evaluates this on Python 3.10 too
     typer.Argument(help="settings to change, such as adapter.r=4 engine.steps=200", show_default=False),
@@ -83,13 +86,19 @@ def predict(
 
 @app.command()
 def inspect(
-    config: Annotated[Path, typer.Argument(help="a recipe")],
+    target: Annotated[Path, typer.Argument(help="a recipe, or an artefact folder")],
     overrides: Overrides = None,
+    top_k: Annotated[int, typer.Option(min=1, help="artefact: leading singular vectors per layer")] = 10,
+    epsilon: Annotated[
+        float, typer.Option(min=0, max=1, help="artefact: similarity below which a vector is an intruder")
+    ] = 0.5,
+    out: Annotated[Optional[Path], typer.Option(help="artefact: the page; ARTEFACT/inspect.html if not given")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], typer.Option(help="artefact: also write the numbers to this file")] = None,  # noqa: UP045
 ) -> None:
-    """Show what a recipe would train: the adapter's coverage, parameters, memory and step time."""
+    """Show what a recipe would train and cost, or what training did to the weights of an artefact."""
     from .inspect import inspect_command
 
-    inspect_command(config, overrides or [])
+    inspect_command(target, overrides or [], top_k, epsilon, out, json)
 
 
 @app.command()
@@ -127,13 +136,24 @@ def compare(
         str, typer.Option(help="defaults, rank (the recipe's for all) or parameters (equal)")
     ] = "defaults",
     seeds: Annotated[Optional[str], typer.Option(help="such as 1,2,3; the recipe's if not given")] = None,  # noqa: UP045
+    shots: Annotated[Optional[str], typer.Option(help="such as 1,2,4,8,16; the recipe's if not given")] = None,  # noqa: UP045
+    data: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="data sets with commas between, or coop for its eleven; the recipe's if not given"),
+    ] = None,
+    data_root: Annotated[Optional[str], typer.Option(help="folder that holds the data sets of CoOp")] = None,  # noqa: UP045
+    protocol: Annotated[str, typer.Option(help="fewshot, base_to_novel or transfer")] = "fewshot",
     lr: Annotated[Optional[str], typer.Option(help="learning rates to choose from on validation pictures")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(help="folder; runs/compare-RECIPE[-BUDGET] if not given")] = None,  # noqa: UP045
 ) -> None:
-    """Run several methods on the same data and splits; writes a table and a Pareto plot. Call again to go on."""
+    """Run several methods on the same data and splits; writes a table and a Pareto plot. Call again to go on.
+
+    With --shots, --data or --protocol it runs a grid and writes the tables that papers print.
+    """
     from .compare import compare_command
 
-    compare_command(config, overrides or [], methods, initializers, budget, seeds, lr, out)
+    grid = (shots, data, data_root, protocol)
+    compare_command(config, overrides or [], methods, initializers, budget, seeds, lr, out, *grid)
 
 
 @app.command("list")
@@ -142,6 +162,23 @@ def list_parts(kind: Annotated[Optional[str], typer.Argument(help="adapter, back
     from .listing import list_command
 
     list_command(kind)
+
+
+@data.command("check")
+def check_data(
+    root: Annotated[Path, typer.Argument(help="folder that holds the data sets' folders, CoOp's $DATA")],
+    names: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="such as dtd eurosat imagenet; all if not given", show_default=False),
+    ] = None,
+    json: Annotated[Optional[Path], typer.Option(help="also write what was found to this file")] = None,  # noqa: UP045
+    download: Annotated[bool, typer.Option("--download", help="let torchvision download what it can first")] = False,
+) -> None:
+    """Say which of the few-shot data sets are complete, and what is missing; exit code 2 unless all are."""
+    from .data import data_check_command
+
+    if not data_check_command(root, names or [], json, download):
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from ..errors import ConfigError, UserError, near_miss
 from ..registry import registry
 from .schema import RunConfig
 
-TYPED_SECTIONS = ("task", "data", "adapter", "initializer")
+TYPED_SECTIONS = ("task", "data", "adapter", "initializer", "rule", "regularizer", "selection")
 ADAPTER_SECTION = __name__.partition(".")[0] + ".adapters.section"
 Tree = dict[str, Any]
 

@@ -1,15 +1,15 @@
 """The typed schema of a run: every key, its type, its description and its only default.
 
-``task``, ``data`` and ``adapter`` sections are validated by the type that the registry holds for their ``type``;
-unknown keys are errors everywhere. :mod:`vision_lowrank.config.load` turns files and overrides into a
-:class:`RunConfig`.
+``task``, ``data``, ``adapter``, ``initializer``, ``rule``, ``regularizer`` and ``selection`` sections are validated by
+the type that the registry holds for their ``type``; unknown keys are errors everywhere.
+:mod:`vision_lowrank.config.load` turns files and overrides into a :class:`RunConfig`.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -36,8 +36,10 @@ class EngineConfig(Section):
     accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step; batch_size is divided among them")
     lr: float = Field(2e-4, gt=0, description="peak learning rate")
     min_lr: float = Field(1e-6, ge=0, description="learning rate of the last step of the cosine")
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="what steps, unless the `rule` brings its own")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay; SGD's is coupled")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
+    momentum: float = Field(0.0, ge=0, lt=1, description="SGD's momentum")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up from 0")
     clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm to this; null = off")
@@ -67,4 +69,15 @@ class RunConfig(Section):
     data: Any = Field(description="`type` names a registered data set; the other keys are that data set's")
     adapter: Any = Field(None, description="`type` names a registered adapter; null = no adapter")
     initializer: Any = Field(None, description="`type` names a registered initialiser; null = the adapter's own start")
+    rule: Any = Field(None, description="`type` names a registered gradient rule; null = plain training")
+    regularizer: Any = Field(None, description="`type` names a registered regulariser; null = the task's loss alone")
+    selection: Any = Field(None, description="`type` names a registered selection; null = the adapter sits as it says")
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig())
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunConfig:
+        """Every section that has something against another says so."""
+        for section in (self.rule, self.regularizer, self.selection):
+            if section is not None and self.task is not None:  # a task section that was refused is None here
+                section.check(self)
+        return self

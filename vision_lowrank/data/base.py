@@ -52,6 +52,16 @@ class ImageSet:
             captions=tuple(self.captions[i] for i in indices) if self.captions else (),
         )
 
+    def of_classes(self, labels: Sequence[int]) -> ImageSet:
+        """The pictures of some classes, renumbered in the order of `labels`."""
+        number = {label: index for index, label in enumerate(labels)}
+        subset = self.subset([index for index, label in enumerate(self.labels) if label in number])
+        return replace(
+            subset,
+            classes=tuple(self.classes[label] for label in labels),
+            labels=tuple(number[label] for label in subset.labels),
+        )
+
     def by_class(self) -> list[list[int]]:
         """Indices of the pictures of each class, in order: ``result[label] = [i, …]``."""
         groups: list[list[int]] = [[] for _ in self.classes]
@@ -75,14 +85,22 @@ class Splits:
         val: pictures for selection (early stopping, best checkpoint); disjoint from `train` and every test set.
         tests: named test sets with the same classes as `train`; never used for selection.
         retention: named sets of what the model could do before (other styles or classes), evaluated zero-shot.
+        transfer: named sets with classes and prompt templates of their own, which the adapted model must recognise by
+            their prompts alone: new classes, other data sets, other domains.
         templates: prompt templates with one ``{}`` for the class name.
+        val_from_train: there are no validation pictures but those a sampler sets aside from `train` (ImageNet).
+        cached: ``cached(shots, seed)`` gives the few-shot selection (train, val) that is on disk, None where there is
+            none; see :func:`~vision_lowrank.data.samplers.draw_shots`.
     """
 
     train: ImageSet
     val: ImageSet
     tests: dict[str, ImageSet]
     retention: dict[str, ImageSet] = field(default_factory=dict)
+    transfer: dict[str, tuple[ImageSet, tuple[str, ...]]] = field(default_factory=dict)
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    val_from_train: bool = False
+    cached: Callable[[int, int], tuple[ImageSet, ImageSet | None] | None] | None = field(default=None, repr=False)
 
 
 class TransformedImages(Dataset):

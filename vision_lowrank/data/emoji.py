@@ -190,12 +190,7 @@ def _large_classes(images: ImageSet, min_images: int) -> ImageSet:
     kept = [label for label in range(len(images.classes)) if counts[label] >= min_images]
     if not kept:
         raise DataError(f"no emoji class has {min_images} pictures (most: {max(counts.values())}): lower min_images.")
-    subset = images.subset([i for i, label in enumerate(images.labels) if label in set(kept)])
-    return replace(
-        subset,
-        classes=tuple(images.classes[label] for label in kept),
-        labels=tuple(kept.index(label) for label in subset.labels),
-    )
+    return images.of_classes(kept)
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,8 @@ pictures in class c, both samplers draw ``sample(pictures of c, K)`` from train 
 * ``coop`` (Zhou et al., IJCV 2022, as in Dassl): train first, then val; a class with n_c < K gives all its pictures
   and uses no randomness;
 * ``clip_lora`` (Zanella and Ben Ayed, CVPRW 2024): val first, then train; a class with n_c < K is drawn K times with
-  replacement.
+  replacement. Of a data set whose validation pictures come from train (ImageNet), one ``sample(pictures of c,
+  K + min(K, 4))`` per class gives both: the first K train, the others validate.
 
 ``random.Random(seed)`` is the generator that ``random.seed(seed)`` gives globally, so the same pictures come out.
 
@@ -24,11 +25,35 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ..errors import DataError, near_miss
-from .base import ImageSet
+from .base import ImageSet, Splits
 
 Sampler = Literal["coop", "clip_lora"]
 SAMPLERS = ("coop", "clip_lora")
 MAX_VAL_SHOTS = 4
+
+
+def draw_shots(
+    splits: Splits, shots: int, seed: int, sampler: Sampler = "coop", *, allow_fewer: bool = False
+) -> tuple[ImageSet, ImageSet | None]:
+    """:func:`few_shot` of a data set, or the selection that the data set has on disk for these shots and this seed.
+
+    Args:
+        splits: the data set.
+        shots, seed, sampler, allow_fewer: as in :func:`few_shot`.
+
+    Raises:
+        DataError: as in :func:`few_shot`, or the data set has CoOp's selections and `sampler` is another.
+    """
+    if splits.cached is not None:
+        if sampler != "coop":
+            raise DataError(f"the selections on disk are CoOp's, not '{sampler}': set data.shots_cache=false.")
+        selection = splits.cached(shots, seed)
+        if selection is not None:
+            _check_counts(selection[0], shots, allow_fewer)
+            return selection
+    return few_shot(
+        splits.train, shots, seed, sampler, splits.val, allow_fewer=allow_fewer, val_from_train=splits.val_from_train
+    )
 
 
 def few_shot(
@@ -39,6 +64,7 @@ def few_shot(
     val: ImageSet | None = None,
     *,
     allow_fewer: bool = False,
+    val_from_train: bool = False,
 ) -> tuple[ImageSet, ImageSet | None]:
     """K pictures per class for training and min(K, 4) for validation.
 
@@ -50,6 +76,7 @@ def few_shot(
         val: the validation pool; classes short of pictures there follow the sampler's rule without an error.
         allow_fewer: accept training classes with fewer than K pictures, as the sampler does. With ``clip_lora``
             such a class repeats pictures, so keys are then not unique.
+        val_from_train: `images` is all there is: ``clip_lora`` takes validation pictures from it, ``coop`` has none.
 
     Returns:
         The training set and the validation set; the latter is None where `val` is None or empty.
@@ -61,12 +88,13 @@ def few_shot(
         raise DataError(f"unknown sampler '{sampler}'.{near_miss(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}.")
     if shots < 1:
         raise DataError(f"shots is {shots}: draw at least 1 picture per class.")
+    rng, few_val = random.Random(seed), min(shots, MAX_VAL_SHOTS)
+    if val_from_train and sampler == "clip_lora":
+        return _draw_with_val(rng, images, shots, few_val)
     _check_counts(images, shots, allow_fewer)
-    rng = random.Random(seed)
     draw = _draw_all_if_short if sampler == "coop" else _draw_repeated_if_short
     if val is None or not len(val):
         return draw(rng, images, shots), None
-    few_val = min(shots, MAX_VAL_SHOTS)
     if sampler == "coop":
         train = draw(rng, images, shots)
         return train, draw(rng, val, few_val)
@@ -118,13 +146,18 @@ def split_by_group(
 
 
 def _check_counts(images: ImageSet, shots: int, allow_fewer: bool) -> None:
+    if allow_fewer:
+        _require(images, 1, "add pictures")
+    else:
+        _require(images, shots, "add pictures, lower shots, or set allow_fewer=true")
+
+
+def _require(images: ImageSet, needed: int, remedy: str) -> None:
     counts = [len(indices) for indices in images.by_class()]
-    needed = 1 if allow_fewer else shots
     short = [(count, name) for count, name in zip(counts, images.classes, strict=True) if count < needed]
     if short:
         count, name = short[0]
         others = f" (and {len(short) - 1} more classes)" if len(short) > 1 else ""
-        remedy = "add pictures" if allow_fewer else "add pictures, lower shots, or set allow_fewer=true"
         raise DataError(f"class '{name}'{others} has {count} training pictures, {needed} needed: {remedy}.")
 
 
@@ -144,6 +177,15 @@ def _draw_repeated_if_short(rng: random.Random, images: ImageSet, shots: int) ->
         for group in _groups_in_order(images)
     ]
     return images.subset([index for group in drawn for index in group])
+
+
+def _draw_with_val(rng: random.Random, images: ImageSet, shots: int, few_val: int) -> tuple[ImageSet, ImageSet]:
+    """One draw of K + v pictures per class, K to train and v to validate."""
+    both = shots + few_val
+    _require(images, both, f"add pictures or lower shots ({few_val} of each class validate)")
+    drawn = _draw_all_if_short(rng, images, both)
+    train = [position for position in range(len(drawn)) if position % both < shots]
+    return drawn.subset(train), drawn.subset([p for p in range(len(drawn)) if p % both >= shots])
 
 
 def _quotas(count: int, fractions: Sequence[float], minimum: Sequence[int]) -> list[float]:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..config.schema import EngineConfig
 from ..errors import ArtefactError, UserError, near_miss
+from ..optim.base import Rule, Steps
+from ..optim.base import Stage as Site
 from ..tasks.base import Batch, Outputs, Stage, Task
 from .checkpoint import Checkpoint, CheckpointStore, Position
 from .evaluation import evaluate_sets
@@ -48,6 +50,7 @@ class Engine:
         task: what to train; moved to the device.
         folder: takes ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/``.
         seed: of everything random in the run.
+        rule: how gradients are made and what steps on them; None for plain training.
         hooks: called in order.
         identity: a hash of everything else the result depends on; a checkpoint of another identity is refused.
 
@@ -77,6 +80,7 @@ class Engine:
         folder: Path,
         *,
         seed: int,
+        rule: Rule | None = None,
         hooks: Sequence[Hook] = (),
         identity: str = "",
     ) -> None:
@@ -87,6 +91,7 @@ class Engine:
         self.config = self.settings = config
         self.task = task.to(self.runtime.device)
         self.folder, self.seed, self.hooks, self.identity = Path(folder), seed, list(hooks), identity
+        self.rule = rule
         self.stage: Stage | None = None
         self.stage_index = self.step = self.global_step = 0
         self.losses: dict[str, float] = {}
@@ -96,7 +101,7 @@ class Engine:
         self._log = MetricsLog(
             self.folder, enabled=self.is_main, fresh=not len(self._store), tensorboard=config.tensorboard
         )
-        self._display = Display(enabled=self.is_main)
+        self.display = Display(enabled=self.is_main)
 
     @property
     def is_main(self) -> bool:
@@ -139,13 +144,14 @@ class Engine:
         """Evaluate every set of `split`; metrics are named ``{set}/{metric}``, ``outputs`` keeps the tensors."""
         sets = self.task.eval_sets(split)
         self.metrics, outputs = evaluate_sets(
-            self.task, sets, self.settings, self.runtime, self._display, seed=self.seed
+            self.task, sets, self.settings, self.runtime, self.display, seed=self.seed
         )
+        self.metrics |= self.task.summary(self.metrics)
         self.outputs |= outputs
         if self.metrics:
             name = self.stage.name if self.stage else None
             self._log.write(name, self.step, self.global_step, self.metrics, split=split)
-            self._display.say("  ".join(f"{key} {value:.4g}" for key, value in self.metrics.items()))
+            self.display.say("  ".join(f"{key} {value:.4g}" for key, value in self.metrics.items()))
         self._call("on_evaluate", split, self.metrics)
         return self.metrics
 
@@ -154,7 +160,7 @@ class Engine:
         config = stage_settings(self.config, stage)
         self._begin(0, stage, config.model_copy(update={"steps": max(1, config.steps)}))
         self._load_step(next(self._batches()))
-        losses = self.closure()
+        losses = self.steps.gradients(self.closure)
         self.optimizer.zero_grad(set_to_none=True)
         return losses
 
@@ -165,6 +171,11 @@ class Engine:
         self.task.train()
         self.task.begin_stage(stage)
         self.task.to(self.runtime.device)
+        site = Site(self.task, config, self.seed, index)
+        start = stage.steps or (Steps if self.rule is None else self.rule.start)
+        self.steps = start(site)
+        self.steps.prepare()
+        self.task.begin_training()
 
     def _begin(self, index: int, stage: Stage, config: EngineConfig) -> None:
         """Enter a stage and build what its steps need."""
@@ -182,7 +193,7 @@ class Engine:
         groups = [group for group in self.task.parameter_groups() if group["params"]]
         if not groups:
             raise UserError(f"stage '{stage.name}' trains nothing: give it an adapter or a head that needs gradients.")
-        self.optimizer = torch.optim.AdamW(groups, config.lr, config.betas, weight_decay=config.weight_decay)
+        self.optimizer = self.steps.optimizer(groups)
         self._scaler = self.runtime.scaler(config.precision)
         self._skipped = 0
         self._selection = Selection(stage.select, config.patience)
@@ -209,7 +220,7 @@ class Engine:
         self._tell_progress()  # may take tensors out of the optimiser, as it did before the checkpoint
         if checkpoint:
             self._load_loop(checkpoint)
-        with self._display.track(stage.name, config.steps, done=self.step, every=config.log_every) as advance:
+        with self.display.track(stage.name, config.steps, done=self.step, every=config.log_every) as advance:
             self._train(advance)
         if self._selection.state is not None:
             self._load_trained(self._selection.state)
@@ -224,7 +235,7 @@ class Engine:
         while self.step < config.steps and not selection.exhausted:
             lr = set_learning_rate(self.optimizer, self.step, config)
             self._load_step(next(batches))
-            norm = self._update()
+            norm = self.update()
             advance(f"loss {self.losses['loss']:.4f}")
             if self._due(config.log_every):
                 seconds = (time.perf_counter() - clock) / (self.step - counted)
@@ -266,9 +277,9 @@ class Engine:
             (self.seed, self.stage_index, self.step),
         )
 
-    def _update(self) -> float:
-        """One optimiser step; returns the gradient's norm before clipping. A gradient that is not finite is skipped."""
-        self.losses = self.closure()
+    def update(self) -> float:
+        """The current step; returns the gradient's norm before clipping. A gradient that is not finite is skipped."""
+        self.losses = self.steps.gradients(self.closure)
         if not math.isfinite(self.losses["loss"]):
             raise TrainingDiverged(self._diverged(f"the loss is {self.losses['loss']}"))
         self._call("after_backward")
@@ -285,6 +296,7 @@ class Engine:
         self.step += 1
         self.global_step += 1
         self._tell_progress()
+        self.steps.after_step(self.step)
         self._call("after_step")
         return float(norm)
 
@@ -292,7 +304,8 @@ class Engine:
         """The modules' own steps, with the learning rate of their parameters; none where these do not train."""
         if not self._proximal:
             return
-        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
+        stepped = [(p, group["lr"]) for group in self.optimizer.param_groups for p in group["params"]]
+        rates = {id(p): lr for p, lr in stepped if p.grad is not None}
         for module in self._proximal:
             own = [rates[id(p)] for p in module.parameters(recurse=False) if id(p) in rates]
             if own:
@@ -336,6 +349,7 @@ class Engine:
             if not finished:
                 loop["optimizer"] = self.optimizer.state_dict()
                 loop["scaler"] = self._scaler.state_dict()
+                loop["rule"] = self.steps.state_dict()
                 loop["selection"] = self._selection.state_dict()
                 loop["skipped"] = self._skipped
             best = None if finished else self._selection.state
@@ -356,6 +370,7 @@ class Engine:
         """Put back what only the rest of a stage needs."""
         self.optimizer.load_state_dict(checkpoint.loop["optimizer"])
         self._scaler.load_state_dict(checkpoint.loop["scaler"])
+        self.steps.load_state_dict(checkpoint.loop["rule"])
         self._selection.load_state_dict(checkpoint.loop["selection"], checkpoint.best)
         self._skipped = checkpoint.loop["skipped"]
 

@@ -40,6 +40,11 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def harmonic_mean(one: float, other: float) -> float:
+    """2ab / (a + b), 0 where both are 0: base-to-novel's summary of two accuracies."""
+    return 2 * one * other / (one + other) if one + other else 0.0
+
+
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
     """Counts (C, C) int64: row = true class, column = predicted class."""
     return multiclass_confusion_matrix(logits, labels, num_classes=logits.shape[1])

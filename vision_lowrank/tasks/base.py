@@ -7,7 +7,7 @@ moves batches to the device, gathers outputs over processes, checkpoints and res
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,8 @@ class Stage:
         engine: overrides of the run's engine settings for this stage, such as ``{"steps": 100}``.
         select: name of the validation metric that picks the best state ("max" is better); None keeps the last state.
         collate: joins samples to a batch; None is torch's default.
+        steps: what makes this stage's steps, instead of the run's gradient rule; see :mod:`vision_lowrank.optim.base`.
+        prepares: it only makes ready what the other stages train: a run's cost is measured on these.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Stage:
     engine: dict[str, Any] = field(default_factory=dict)
     select: str | None = None
     collate: Any = None
+    steps: Any = None
+    prepares: bool = False
 
 
 class Task(nn.Module):
@@ -49,6 +53,9 @@ class Task(nn.Module):
 
     def begin_stage(self, stage: Stage) -> None:
         """Called before a stage starts or resumes: freeze, unfreeze, build heads."""
+
+    def begin_training(self) -> None:
+        """Called after :meth:`begin_stage` and the gradient rule: what requires a gradient now may change."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups of the current stage: dicts with ``params`` (list of named tuples' tensors) and options.
@@ -92,6 +99,10 @@ class Task(nn.Module):
         """Metrics of one set from its gathered outputs; names without the set's name."""
         raise NotImplementedError
 
+    def summary(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Metrics over several sets, from the metrics of all sets under their full names."""
+        return {}
+
     def untrained(self) -> AbstractContextManager[Any]:
         """Context in which the task evaluates as if nothing had been added to the base model; the default: as it is."""
         return nullcontext()
@@ -129,6 +140,11 @@ class Task(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Facts for the record: split hashes, prompts, trainable parameters, coverage."""
         return {}
+
+
+def measured_stage(stages: Sequence[Stage]) -> Stage:
+    """The stage that a run's cost is measured on."""
+    return next((stage for stage in stages if not stage.prepares), stages[0])
 
 
 def count(parameters: Iterable[Tensor]) -> int:

@@ -1,4 +1,4 @@
-"""Small plots as SVG text: learning curves, confusion matrices, accuracy against the number of shots.
+"""Small plots as SVG text: learning curves, confusion matrices, accuracy against the number of shots, spectra.
 
 The text is deterministic, stands alone as an ``.svg`` file and can be put straight into a page. Every colour that must
 change with the page's theme is written as a CSS variable with its light-theme value as the default, such as
@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 Points = Sequence[tuple[float, float]]
 
@@ -185,6 +185,80 @@ def pareto(points: Iterable[tuple[str, float, float, float]], title: str, baseli
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         _decorate(axes, title, "trained parameters", percent=True)
+        return _svg(figure, title)
+
+
+def intruder_counts(kinds: Mapping[str, Points], title: str = "intruders against the threshold") -> str:
+    """Numbers of intruders against the similarity threshold, a line per kind of layer.
+
+    Args:
+        kinds: kind of layer -> (threshold, count) pairs, thresholds ascending.
+        title: written above the plot.
+    """
+    with mpl.rc_context(SETTINGS):
+        names = [_short(name) for name in kinds]
+        room = 60 + 6.6 * max(map(len, names), default=0)
+        figure, axes = _figure(400 + room, 280, (44, room, 30, 36))
+        for index, (name, points) in enumerate(zip(names, kinds.values(), strict=True)):
+            style = {"color": SERIES[index % len(SERIES)], "ls": ("-", "--", ":", "-.")[index // len(SERIES) % 4]}
+            axes.plot(*_columns(points), label=name, lw=2, ms=4, marker=MARKERS[index % len(MARKERS)], **style)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _decorate(axes, title, "similarity below which a vector counts", percent=False)
+        if names:  # where all vectors count, the lines meet: labels at their ends would not tell them apart
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9.5)
+        return _svg(figure, title)
+
+
+def spectrum(base: Sequence[float], tuned: Sequence[float], marked: Iterable[int], title: str) -> str:
+    """Singular values of a layer before and after, largest first, on a logarithmic scale; zeros are left out.
+
+    Args:
+        base: singular values of the frozen weight.
+        tuned: those of the tuned one.
+        marked: indices of tuned values to mark, the intruders.
+        title: written above the plot.
+    """
+    with mpl.rc_context(SETTINGS):
+        figure, axes = _figure(400, 280, (52, 66, 30, 36))
+        lines = {"frozen": (base, MUTED, "--"), "tuned": (tuned, ACCENT, "-")}
+        ends = {}
+        for name, (values, color, dashes) in lines.items():
+            points = [(index + 1, value) for index, value in enumerate(values) if value > 0]
+            axes.plot(*_columns(points), lw=2, color=color, ls=dashes)
+            if points:
+                ends[name] = (*points[-1], color)
+        shown = [(index + 1, tuned[index]) for index in marked]
+        axes.plot(*_columns(shown), ls="", marker="X", ms=6, color=SERIES[1])
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _decorate(axes, title, "number of the singular value", percent=False)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        _label_ends(axes, ends)
+        return _svg(figure, title)
+
+
+def similarity(matrix: Sequence[Sequence[float]], title: str) -> str:
+    """Cosines in [0, 1] between vectors of the tuned weight (rows) and of the frozen one (columns), as a heat map.
+
+    Args:
+        matrix: (m, m).
+        title: written above the plot.
+    """
+    cosines = np.asarray(matrix, dtype=float)
+    with mpl.rc_context(SETTINGS):
+        figure, axes = _figure(320, 330, (40, 20, 34, 36))
+        pixels = np.empty((*cosines.shape, 4))
+        pixels[..., :3] = np.array(RIGHT) / 255
+        pixels[..., 3] = cosines
+        edge = (0.5, cosines.shape[1] + 0.5, cosines.shape[0] + 0.5, 0.5)
+        axes.imshow(pixels, interpolation="none", aspect="auto", extent=edge)
+        for axis, label in ((axes.xaxis, "vector of the frozen weight"), (axes.yaxis, "vector of the tuned weight")):
+            axis.set_major_locator(MaxNLocator(5, integer=True))
+            axis.set_label_text(label)
+        axes.set_title(title, loc="left", fontsize=12, pad=10)
+        axes.tick_params(length=0)
         return _svg(figure, title)
 
 

@@ -170,7 +170,7 @@ def write_report(run: Path) -> Path:
         ),
         **(_scores(result) | _facts(result) | {"confusion": _confusion(result, run)} if result else {}),
     }
-    page = _template().render(context)
+    page = template("report.html.jinja").render(context)
     path = run / "report.html"
     write_text(path, page.encode("utf-8", "replace").decode("utf-8"))  # names of files may hold lone surrogates
     return path
@@ -353,7 +353,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template of this folder: everything it is given is escaped, but markup."""
     environment = Environment(
         loader=PackageLoader("vision_lowrank", "viz"),
         autoescape=True,
@@ -364,4 +365,4 @@ def _template() -> Template:
     environment.filters |= {"figure": _figure, "thousands": _thousands, "duration": _duration}
     environment.filters |= {"shell": shlex.quote, "literal": json.dumps}
     environment.globals["KINDS"] = KINDS
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)

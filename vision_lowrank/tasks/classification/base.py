@@ -60,34 +60,57 @@ def load_adapted(config: RunConfig, head: HeadName, train: ImageSet, templates: 
         if config.initializer is not None:
             raise UserError("initializer: there is no adapter to start: add an `adapter`, or leave it out.")
         return backbone
+    return attach_section(backbone, config.adapter, **starting(config, backbone, head, train, templates))
+
+
+def starting(
+    config: RunConfig, backbone: nn.Module, head: HeadName, train: ImageSet, templates: Sequence[str]
+) -> dict[str, Any]:
+    """The initialiser that a run names and the losses that it looks at, as ``attach`` takes them."""
     if config.initializer is None:
-        return attach_section(backbone, config.adapter)
+        return {}
     initializer = config.initializer.for_training(config.engine.lr, config.engine.warmup_steps)
     losses = None
     if isinstance(initializer, GradientInitializer):
         backbone.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
         losses = calibration_losses(train, templates, backbone.preprocess, head, initializer)
-    return attach_section(backbone, config.adapter, initializer, losses)
+    return {"initializer": initializer, "losses": losses}
+
+
+def prompted_sets(splits: Splits) -> dict[str, tuple[ImageSet, tuple[str, ...]]]:
+    """Sets that are recognised by the prompts of their own classes, with the templates, by full name."""
+    retention = {f"retention/{name}": (images, splits.templates) for name, images in splits.retention.items()}
+    return retention | {f"transfer/{name}": each for name, each in splits.transfer.items()}
 
 
 class ClassificationTask(Task):
-    """Evaluates an :class:`ImageClassifier` on the test sets and, zero-shot, on the retention sets."""
+    """Evaluates an :class:`ImageClassifier` on the test sets, and by prompts alone on retention and transfer sets."""
 
     def __init__(self, classifier: ImageClassifier, splits: Splits, val: ImageSet | None) -> None:
         super().__init__()
         self.classifier, self.splits, self.val_images = classifier, splits, val
-        self.retention = nn.ModuleDict()
+        self.prompted = nn.ModuleDict()
         if "text" in classifier.model.towers:
-            for name, images in splits.retention.items():
-                self.retention[name] = ImageClassifier(classifier.model, "text", images.classes, splits.templates)
+            for name, (images, templates) in prompted_sets(splits).items():
+                self.prompted[name] = ImageClassifier(classifier.model, "text", images.classes, templates)
         self._evaluated = classifier
 
+    def replace_model(self, model: nn.Module) -> None:
+        """Let all classifiers use `model`: the same backbone, adapted anew."""
+        for classifier in (self.classifier, *self.prompted.values()):
+            classifier.model = model
+
+    def begin_training(self) -> None:
+        """Remember which base weights train: the artefact must hold them."""
+        self.classifier.note_training()
+
     def image_sets(self, split: Literal["val", "test"]) -> dict[str, ImageSet]:
-        """Validation pictures, or every test and retention set under ``test/…`` and ``retention/…``."""
+        """Validation pictures, or every set that is tested: ``test/…``, ``retention/…`` and ``transfer/…``."""
         if split == "val":
             return {"val": self.val_images} if self.val_images else {}
         tests = {f"test/{name}": images for name, images in self.splits.tests.items()}
-        return tests | {f"retention/{name}": self.splits.retention[name] for name in self.retention}
+        prompted = {name: images for name, (images, _) in prompted_sets(self.splits).items() if name in self.prompted}
+        return tests | prompted
 
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
         """:meth:`image_sets` as tensors, without augmentation."""
@@ -96,8 +119,7 @@ class ClassificationTask(Task):
 
     def begin_eval(self, set_name: str) -> None:
         """Choose the classifier of this set and encode its prompts once."""
-        kind, _, name = set_name.partition("/")
-        self._evaluated = self.retention[name] if kind == "retention" else self.classifier
+        self._evaluated = dict(self.prompted.items()).get(set_name, self.classifier)
         self._evaluated.freeze_text()
 
     def eval_step(self, batch: Batch) -> Outputs:

@@ -5,8 +5,9 @@ An artefact is a folder::
     artefact.json       head, class names, templates, preprocessing, base model and its fingerprint, the run's record
     head.safetensors    the head's tensors (absent for a text head, which has none)
     adapter/            PEFT's adapter folder (absent without an adapter)
+    base.safetensors    the base's parameters that were trained themselves (absent where none were)
 
-It holds all that prediction needs but the base weights, and refuses any other base.
+It holds all that prediction needs but the untrained base weights, and refuses any other base.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ...adapters.store import checksum
 from ...adapters.store import load as load_adapter
 from ...adapters.store import save as save_adapter
+from ...backbones.base import fingerprint
 from ...backbones.load import load_backbone
 from ...data.transforms import Preprocess
 from ...errors import ArtefactError
@@ -36,6 +39,8 @@ class ImageClassifier(nn.Module):
         model: backbone, attached or not.
         head: one of :mod:`.heads`.
         classes: class names, index = column of the logits.
+        fingerprint: of the base weights, before any of them trained.
+        trained_base: names, inside the backbone, of the base's parameters that were trained themselves.
     """
 
     def __init__(self, model: nn.Module, head: HeadName, classes: Sequence[str], templates: Sequence[str]) -> None:
@@ -43,10 +48,16 @@ class ImageClassifier(nn.Module):
         self.model, self.head_name = model, head
         self.classes, self.templates = tuple(classes), tuple(templates)
         self.head = make_head(head, model, classes, templates)
+        self.fingerprint, self.trained_base = model.fingerprint, set[str]()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, C)."""
         return self.head(self.model, self.model.encode_image(pixels))
+
+    @property
+    def scale(self) -> Tensor | float | None:
+        """What cosines are multiplied by to give the logits; None for a linear head, whose logits are no cosines."""
+        return self.model.logit_scale if isinstance(self.head, TextHead) else getattr(self.head, "scale", None)
 
     def freeze_text(self) -> None:
         """Encode the class prompts once; for evaluation and for a text tower that does not train."""
@@ -58,6 +69,11 @@ class ImageClassifier(nn.Module):
         if isinstance(self.head, TextHead):
             self.head.clear()
 
+    def note_training(self) -> None:
+        """Remember which base parameters train now; what trains beside an adapter is in the adapter's own folder."""
+        if not hasattr(self.model, "peft_config"):
+            self.trained_base |= {name for name, p in self.model.named_parameters() if p.requires_grad}
+
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,15 +81,19 @@ class ImageClassifier(nn.Module):
             save_adapter(self.model, folder / "adapter")
         if state := self.head.state_dict():
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "head.safetensors")
+        base = {n: p.detach().contiguous() for n, p in self.model.named_parameters() if n in self.trained_base}
+        if base:
+            save_file(base, folder / "base.safetensors")
         about = {
             "task": "classification",
             "backbone": self.model.spec,
-            "fingerprint": self.model.fingerprint,
+            "fingerprint": self.fingerprint,
             "head": self.head_name,
             "classes": self.classes,
             "templates": self.templates,
             "preprocess": self.model.preprocess.to_dict(),
             "adapter": hasattr(self.model, "peft_config"),
+            "base": checksum(base) if base else None,
             "record": dict(record),
         }
         (folder / "artefact.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
@@ -98,8 +118,10 @@ class ImageClassifier(nn.Module):
                 f"'{backbone.name}' has {backbone.fingerprint}: load the base it was trained on."
             )
         backbone.preprocess = Preprocess.from_dict(about["preprocess"])
+        base = _load_base(folder / "base.safetensors", backbone, about["base"]) if about.get("base") else set()
         model = load_adapter(folder / "adapter", backbone) if about["adapter"] else backbone
         classifier = cls(model, about["head"], about["classes"], about["templates"])
+        classifier.fingerprint, classifier.trained_base = about["fingerprint"], base
         if classifier.head.state_dict():
             classifier._load_head(folder / "head.safetensors")
         classifier.eval()
@@ -117,6 +139,27 @@ class ImageClassifier(nn.Module):
     def probabilities(self, pixels: Tensor) -> Tensor:
         """Class probabilities (B, C), float32."""
         return self(pixels).float().softmax(dim=-1)
+
+
+def _load_base(path: Path, backbone: nn.Module, expected: str) -> set[str]:
+    """Put trained parameters of the base into `backbone`, which has another fingerprint from then on; their names."""
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get a fresh copy.") from None
+    if checksum(state) != expected:
+        raise ArtefactError(f"{path}: is not what was saved, its checksum differs: get a fresh copy.")
+    own = dict(backbone.named_parameters())
+    odd = sorted(name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape)
+    if odd:
+        raise ArtefactError(
+            f"{path}: '{odd[0]}' does not fit '{backbone.name}': pass a backbone as load_backbone gives."
+        )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+    backbone.fingerprint = fingerprint(backbone.model)
+    return set(state)
 
 
 def read_artefact(folder: Path) -> dict[str, Any]:

@@ -3,30 +3,50 @@
 The protocol is that of CLIP-LoRA (arXiv 2405.18541): class prompts are encoded by the adapted text tower at every
 step, logits are scaled cosine similarities, the loss is cross-entropy, the last state is kept. Every metric is
 reported beside the untrained model's, on the test sets and on the *retention* sets (what the model could do before).
+
+Further protocols: ``protocol: base_to_novel`` trains and tests on the first half of the classes and recognises the
+other half by its prompts (:mod:`vision_lowrank.data.protocols`); ``transfer`` lists other data sets, or other domains,
+whose test pictures the trained model must recognise by the prompts of their own classes.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
-from pydantic import Field
-from torch import Tensor
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
 
 from ...adapters.phases import begin_phase, phases
+from ...backbones.prefix_cache import PrefixCache
 from ...config.schema import RunConfig, Section
 from ...data.base import TransformedImages
-from ...data.samplers import few_shot
+from ...data.protocols import base_to_novel, check_section, with_transfer
+from ...data.samplers import draw_shots
 from ...errors import UserError
+from ...metrics.classification import harmonic_mean
 from ...registry import register
+from ...regularizers.base import Observed
+from ...selection.final import unshare
 from ..base import Batch, Stage
-from .base import ClassificationTask, load_adapted, load_splits
+from .base import ClassificationTask, load_adapted, load_splits, starting
 from .classifier import ImageClassifier
-from .heads import HeadName
+from .heads import HeadName, TextHead
+from .teacher import PROBE, Teacher
+from .views import rows, training_images
+
+SEARCH = "search"
+DataSection = Annotated[Any, BeforeValidator(check_section)]
 
 
 class FewShotConfig(Section):
     """Options of ``task: {type: fewshot}``."""
+
+    takes_regularizer: ClassVar[bool] = True
+    takes_selection: ClassVar[bool] = True
 
     type: Literal["fewshot"] = "fewshot"
     shots: int = Field(4, ge=1, description="training pictures per class")
@@ -37,9 +57,17 @@ class FewShotConfig(Section):
     templates: tuple[str, ...] | None = Field(None, description="prompt templates instead of the data set's own")
     crop: tuple[float, float] = Field((0.08, 1.0), description="area range of the random crop in training")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip in training")
+    protocol: Literal["all", "base_to_novel"] = Field("all", description="train and test all classes, or halves")
+    transfer: tuple[DataSection, ...] = Field(
+        (), description="data sections whose tests are recognised by prompts alone"
+    )
     select: bool = Field(False, description="keep the best state on the validation pictures instead of the last")
     steps_per_shot: int | None = Field(
         None, ge=1, description="train for this many steps per shot (CLIP-LoRA: 500) instead of engine.steps"
+    )
+    views: int = Field(1, ge=1, description="random views of each picture in a batch; a contrastive term wants 2")
+    probe_steps: int | None = Field(
+        None, ge=1, description="steps of the `probe` stage, where there is one; null = as many as the stages after it"
     )
 
 
@@ -53,57 +81,136 @@ class FewShot(ClassificationTask):
     def __init__(self, config: RunConfig, seed: int) -> None:
         options: FewShotConfig = config.task
         splits = load_splits(config)
-        train, val = few_shot(
-            splits.train, options.shots, seed, options.sampler, splits.val, allow_fewer=options.allow_fewer
-        )
+        train, val = draw_shots(splits, options.shots, seed, options.sampler, allow_fewer=options.allow_fewer)
+        if options.head != "text" and (options.protocol == "base_to_novel" or options.transfer):
+            raise UserError(f"task.head={options.head} knows its own classes only: novel ones need task.head=text.")
+        if options.protocol == "base_to_novel":
+            splits, train, val = base_to_novel(splits, train, val)
+        splits = with_transfer(splits, options.transfer)
         templates = options.templates or splits.templates
         model = load_adapted(config, options.head, train, templates)
         super().__init__(ImageClassifier(model, options.head, splits.train.classes, templates), splits, val)
-        self.options, self.seed, self.train_images = options, seed, train
+        self.config, self.options, self.seed, self.train_images = config, options, seed, train
+        self.gates: nn.Module | None = config.selection.gates(model) if config.selection else None
+        self._placed = config.selection is None
+        self.regularizer: Any = config.regularizer.start() if config.regularizer else None
+        self._asks = config.regularizer.teacher if config.regularizer else None
+        self._teacher = Teacher(self.classifier)
+        self._probing = False
+        self._held: list[nn.Parameter] = []
 
     def stages(self) -> list[Stage]:
-        """The few-shot pictures, randomly cropped and flipped: one stage for each phase of the adapter."""
+        """The few-shot pictures, randomly cropped and flipped: one stage for each phase of the adapter.
+
+        Where a regulariser asks for the pretrained model's logits and the head is not there yet, the stage ``probe``
+        comes first: it trains the head alone. A selection has the stage ``search`` before the others.
+        """
+        options, selection = self.options, self.config.selection
+        transform = self.classifier.model.preprocess.training(options.crop, options.flip)
+        images = partial(training_images, transform=transform, seed=self.seed, views=options.views)
+        data = images(self.train_images)
+        length = {"steps": options.steps_per_shot * options.shots} if options.steps_per_shot else {}
+        before = []
+        if self._asks == "logits" and options.head != "text":
+            probing = {"steps": options.probe_steps} if options.probe_steps else length
+            before.append(Stage(PROBE, data, probing, prepares=True))
+        if selection:
+            inner, _ = selection.split(self.train_images, self.seed)
+            before.append(Stage(SEARCH, images(inner), {"steps": selection.steps}, steps=selection.search))
+        select = "val/accuracy" if options.select else None
+        stages = phases(self.classifier.model).items()
+        return before + [Stage(phase, data, length | settings, select) for phase, settings in stages]
+
+    def selection_data(self) -> TransformedImages:
+        """The pictures held out for a search, as they are evaluated."""
+        _, held_out = self.config.selection.split(self.train_images, self.seed)
+        return TransformedImages(held_out, self.classifier.model.preprocess.evaluation())
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Get the adapter ready for its phase, or hold it while the head trains alone."""
+        model, after_probe = self.classifier.model, self._probing
+        for parameter in self._held:
+            parameter.requires_grad_(True)
+        self._held, self._probing = [], stage.name == PROBE
+        if self._probing:
+            self._held = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            model.requires_grad_(False)
+            return
+        if stage.name == SEARCH:
+            return
+        if not self._placed:
+            self._place_adapter()
+        begin_phase(self.classifier.model, stage.name)
+        if self._asks and (after_probe or self._teacher.head is None):
+            self._teacher.keep_head()
+
+    def _place_adapter(self) -> None:
+        """Let a new adapter take the place of the search's, where the gates say."""
+        config, model = self.config, self.classifier.model
+        templates = self.classifier.templates
+        start = starting(config, model.get_base_model(), self.options.head, self.train_images, templates)
+        section = config.adapter
+        model = config.selection.final_model(model, self.gates, section.config(), towers=section.towers, **start)
+        self.replace_model(model)
+        self._placed = True
+
+    def begin_training(self) -> None:
+        """Find out whether the text tower trains; if not, the prompts are encoded only once.
+
+        Raises:
+            UserError: nothing trains.
+        """
+        super().begin_training()
         if not any(p.requires_grad for p in self.parameters()):
             raise UserError(
                 "nothing trains: give an `adapter`, set task.head=linear or cosine, or use task.type=zeroshot."
             )
-        transform = self.classifier.model.preprocess.training(self.options.crop, self.options.flip)
-        per_shot = self.options.steps_per_shot
-        length = {"steps": per_shot * self.options.shots} if per_shot else {}
-        return [
-            Stage(
-                phase,
-                TransformedImages(self.train_images, transform, self.seed),
-                length | settings,
-                select="val/accuracy" if self.options.select else None,
-            )
-            for phase, settings in phases(self.classifier.model).items()
-        ]
-
-    def begin_stage(self, stage: Stage) -> None:
-        """Find out whether the text tower trains; if not, the prompts are encoded only once."""
-        begin_phase(self.classifier.model, stage.name)
-        tower = self.classifier.model.towers.get("text")
-        named = self.classifier.model.named_parameters()
-        self._text_trains = tower is not None and any(
-            p.requires_grad and any(f"{block}." in name for block in tower.blocks) for name, p in named
-        )
+        self._text_trains = "text" in self.classifier.model.trained_towers()
         if not self._text_trains:
             self.classifier.freeze_text()
+        elif isinstance(self.classifier.head, TextHead):
+            prefix = PrefixCache(self.classifier.model, "text")
+            self.classifier.head.prefix = prefix if prefix.depth else None
+        if self._asks:
+            self._teacher.check_base()
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of a batch: image (B, 3, H, W), label (B,)."""
+        """Cross-entropy of a batch: image (B, 3, H, W), or (B, V, 3, H, W) with several views; label (B,)."""
         if self._text_trains:  # an evaluation may have encoded the prompts
             self.classifier.unfreeze_text()
-        logits = self.classifier(batch["image"])
-        loss = F.cross_entropy(logits, batch["label"])
-        return {"loss": loss, "accuracy": (logits.detach().argmax(dim=-1) == batch["label"]).float().mean()}
+        model, teacher = self.classifier.model, self._teacher
+        pixels, labels = rows(batch)
+        features = teacher.features(pixels) if self._probing else model.encode_image(pixels)
+        logits = self.classifier.head(model, features)
+        if self.regularizer is not None and self._placed and not self._probing:
+            answers = partial(teacher.logits, pixels), partial(teacher.features, pixels)
+            self.regularizer.observe(Observed(logits, features, labels, self.classifier.scale, *answers))
+        loss = F.cross_entropy(logits, labels)
+        return {"loss": loss, "accuracy": (logits.detach().argmax(dim=-1) == labels).float().mean()}
+
+    def summary(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Base-to-novel: ``harmonic_mean/NAME/accuracy`` of base and novel accuracy of each test set."""
+        pairs = {name: (f"test/{name}/accuracy", f"transfer/novel-{name}/accuracy") for name in self.splits.tests}
+        return {
+            f"harmonic_mean/{name}/accuracy": harmonic_mean(metrics[base], metrics[novel])
+            for name, (base, novel) in pairs.items()
+            if base in metrics and novel in metrics
+        }
+
+    def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """The classifier as an artefact folder; pairs that a selection shared become each layer's own."""
+        unshare(self.classifier.model)
+        super().save_artefact(folder, record)
 
     def describe(self) -> dict[str, Any]:
-        """The base class's facts, and which pictures were drawn."""
-        return super().describe() | {
+        """The base class's facts, which pictures were drawn, and where a selection put the adapter."""
+        facts = {
             "sampler": self.options.sampler,
             "shots": self.options.shots,
             "train_images": len(self.train_images),
             "train_hash": self.train_images.hash,
+            "train_keys": list(self.train_images.keys),
         }
+        if self.gates is not None:
+            facts["gates"] = self.gates.facts()
+        return super().describe() | facts

@@ -13,20 +13,29 @@ All heads take features F (B, e) and give logits (B, C):
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...backbones.prefix_cache import PrefixCache
 
 HeadName = Literal["text", "linear", "cosine"]
+
+# Prompts per pass of the text tower. Of more prompts in training only the embeddings are kept and the activations are
+# computed again in the backward pass: a thousand prompts of a ViT-B/16 CLIP would take some 30 GB.
+CHUNK = 128
 
 
 class TextHead(nn.Module):
     """Classifier of a two-tower model: one prompt set per class, encoded by the (adapted) text tower.
 
     The features are computed at every call while the text tower trains; :meth:`refresh` computes them once where
-    they cannot change (evaluation, or a frozen text tower) and :meth:`clear` forgets them.
+    they cannot change (evaluation, or a frozen text tower) and :meth:`clear` forgets them. Where only upper blocks of
+    the text tower train, `prefix` keeps what the lower ones give.
     """
 
     def __init__(self, model: nn.Module, classes: Sequence[str], templates: Sequence[str]) -> None:
@@ -35,11 +44,22 @@ class TextHead(nn.Module):
         self.templates = len(templates)
         self.register_buffer("tokens", model.tokenizer(prompts), persistent=False)
         self.features: Tensor | None = None
+        self.prefix: PrefixCache | None = None
 
     def class_features(self, model: nn.Module) -> Tensor:
         """Normalised class embeddings (C, e)."""
-        each = F.normalize(model.encode_text(self.tokens), dim=-1)
+        starts = range(0, len(self.tokens), CHUNK)
+        if len(starts) > 1 and torch.is_grad_enabled():
+            parts = [checkpoint(self._encode, model, start, use_reentrant=False) for start in starts]
+        else:
+            parts = [self._encode(model, start) for start in starts]
+        each = F.normalize(torch.cat(parts), dim=-1)
         return F.normalize(each.unflatten(0, (-1, self.templates)).mean(dim=1), dim=-1)
+
+    def _encode(self, model: nn.Module, start: int) -> Tensor:
+        tokens = self.tokens[start : start + CHUNK]
+        with self.prefix.using(range(start, start + len(tokens))) if self.prefix else nullcontext():
+            return model.encode_text(tokens)
 
     def refresh(self, model: nn.Module) -> None:
         """Compute the class embeddings once and keep them until :meth:`clear`."""

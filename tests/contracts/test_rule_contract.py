@@ -1,0 +1,148 @@
+"""The contract of gradient rules (DESIGN, section 6): the same for all that are registered."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures import adapted_task
+from fixtures.adapted_task import Adapted, rule_of, settings, train
+from safetensors.torch import load_file
+
+from vision_lowrank.engine import Engine, Hook
+from vision_lowrank.registry import registry
+
+SCRIPT = Path(adapted_task.__file__)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+# Every rule once with options that act, and once with options that make it plain training (None: it has none).
+RULES = {
+    "allora": ({"eta": 3.0}, None),
+    "ggpo": ({"sigma": 0.3, "beta": 0.1}, {"sigma": 0.0, "beta": 0.0}),
+    "glad": ({"rho": 0.3, "strength": 0.7}, {"strength": 0.0}),
+    "lisa": ({"blocks": 1, "interval": 3}, {"blocks": 2, "state": "keep"}),
+    "lora_pro": ({}, None),
+    "mgpo": ({"rho": 0.3}, {"rho": 0.0}),
+}
+
+
+def acting(name):
+    return {"type": name, **RULES[name][0]}
+
+
+def trained(engine):
+    return {name: tensor.clone() for name, tensor in engine.task.trained_state().items()}
+
+
+def assert_equal(one, other, **tolerance):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
+
+
+class Interrupt(Hook):
+    """Dies after a step."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def after_step(self, engine):
+        if engine.step == self.at:
+            raise ZeroDivisionError
+
+
+def test_every_rule_is_here():
+    assert set(RULES) == {part.name for part in registry.list("rule")}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_it_acts(name, tmp_path):
+    plain, ruled = train(tmp_path / "plain", None, Adapted(rule=name)), train(tmp_path / "rule", acting(name))
+    one, other = trained(plain), trained(ruled)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, limit) in RULES.items() if limit is not None])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_limit_case_is_plain_training(name, optimizer, tmp_path):
+    plain = train(tmp_path / "plain", None, Adapted(rule=name), optimizer=optimizer)
+    limit = train(tmp_path / "rule", {"type": name, **RULES[name][1]}, optimizer=optimizer)
+    assert_equal(trained(plain), trained(limit), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_frozen_weights_never_move(name, tmp_path):
+    task = Adapted(rule=name)
+    changes = set(task.trained_state())
+    before = {key: tensor.clone() for key, tensor in task.state_dict().items()}
+    train(tmp_path, acting(name), task)
+    for key, tensor in task.state_dict().items():
+        if key not in changes:
+            assert torch.equal(tensor, before[key]), key
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_resumed_run_equals_the_whole(name, tmp_path):
+    whole = train(tmp_path / "whole", acting(name))
+    engine, resumed = (
+        Engine(
+            settings(), Adapted(rule=name), tmp_path / "cut", seed=4, rule=rule_of(acting(name)), hooks=[Interrupt(at)]
+        )
+        for at in (5, None)
+    )
+    with pytest.raises(ZeroDivisionError):
+        engine.fit()
+    resumed.fit()
+    assert_equal(trained(whole), trained(resumed))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_accumulation_in_halves_equals_the_whole_batch(name, tmp_path):
+    whole = train(tmp_path / "whole", acting(name), batch_size=6)
+    halves = train(tmp_path / "halves", acting(name), batch_size=6, accumulate=2)
+    assert_equal(trained(whole), trained(halves), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_step_with_an_infinite_gradient_is_skipped(name, tmp_path):
+    class Spiked(Adapted):
+        """Its gradient is infinite though its loss is not."""
+
+        def training_step(self, batch):
+            losses = super().training_step(batch)
+            losses["loss"].register_hook(lambda gradient: gradient * float("inf"))
+            return losses
+
+    task = Spiked(rule=name)
+    engine = Engine(settings(steps=1), task, tmp_path, seed=4, rule=rule_of(acting(name)))
+    before = {key: tensor.clone() for key, tensor in task.state_dict().items()}
+    engine.fit()
+    for key, tensor in task.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_mixed_precision_stays_close(name, tmp_path):
+    full = train(tmp_path / "full", acting(name), Adapted(dtype=torch.float32, rule=name), optimizer="sgd", lr=1e-2)
+    half = train(
+        tmp_path / "half",
+        acting(name),
+        Adapted(dtype=torch.float32, rule=name),
+        optimizer="sgd",
+        lr=1e-2,
+        precision="bf16",
+    )
+    assert_equal(trained(full), trained(half), rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_two_processes_give_the_result_of_one(name, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for folder, launcher in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *launcher, SCRIPT, tmp_path / folder, json.dumps(acting(name)), "steps=3"]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=300, env=ENVIRONMENT)
+    one, two = (load_file(tmp_path / folder / "result.safetensors") for folder in ("one", "two"))
+    assert_equal(one, two, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,1 @@
+"""Reports on trained adapters: spectra, intruder dimensions, forgetting, separation of embeddings."""

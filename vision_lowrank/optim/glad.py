@@ -1,0 +1,125 @@
+"""GLAD: LoRA's gradient steered by the gradient at the worst point nearby.
+
+Paper: "GLAD: Generalizable Tuning for Vision-Language Models", arXiv 2507.13089. For all adapter tensors θ as one
+vector, the mini-batch loss L, ρ > 0 and λ in [0, 1]::
+
+    g = ∇L(θ),    ε = ρ g / (‖g‖ + 1e-12),    u = ∇L(θ + ε) / ‖∇L(θ + ε)‖      on the same batch, same dropout
+    steer:    g' = g + λ (∇L(θ + ε) - g)
+    project:  g' = g - λ ⟨g, u⟩ u where ⟨g, u⟩ < 0, else g
+    align:    g' = ⟨g, u⟩ u + (1 - λ) (g - ⟨g, u⟩ u)
+
+and the optimiser steps at θ with g'. ``steer`` with λ = 1 is SAM; to first order in ρ it follows the gradient of
+L + λ ρ ‖∇L‖. λ = 0 is plain training under every rule. A head that is no adapter takes part only with
+``perturb_head``. Costs a second forward and backward pass; nothing at inference.
+
+Reconstructed: the paper's equation for combining the two gradients and its ρ and λ are not public; the three rules and
+the defaults are this project's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..registry import register
+from .base import Closure, Rule, Stage, Steps, norm
+from .tensors import adapter_tensors
+
+
+@register("rule", "glad", summary="gradients steered towards flat regions (GLAD; SAM)", paper="arXiv 2507.13089")
+class Glad(Rule):
+    """Options of GLAD."""
+
+    type: Literal["glad"] = "glad"
+    combine: Literal["steer", "project", "align"] = Field("steer", description="how the two gradients are combined")
+    rho: float = Field(0.05, ge=0, description="distance of the perturbed point")
+    strength: float = Field(0.5, ge=0, le=1, description="λ: 0 is plain training, 1 with `steer` is SAM")
+    per_tensor: bool = Field(False, description="`project`: decide per tensor instead of once")
+    perturb_head: bool = Field(False, description="perturb a trained head too, not adapters alone")
+
+    def start(self, stage: Stage) -> GladSteps:
+        """Two passes per step."""
+        return GladSteps(self, stage)
+
+
+class GladSteps(Steps):
+    """The two passes of each step."""
+
+    def __init__(self, options: Glad, stage: Stage) -> None:
+        super().__init__(stage)
+        self.options = options
+
+    def prepare(self) -> None:
+        """Check that there is something to perturb."""
+        if not self.options.perturb_head:
+            adapter_tensors(self.stage.model)
+
+    def gradients(self, closure: Closure) -> dict[str, float]:
+        """g' in ``.grad`` of the perturbed tensors, ∇L(θ) in that of others; the losses are those at θ."""
+        losses = closure()
+        own = {parameter: parameter.grad for parameter in self.stage.model.parameters()}
+        tensors = self._perturbed()
+        g = [own[tensor] for tensor in tensors]
+        size = norm(g)
+        if not g or not size.isfinite():
+            return losses  # the engine skips a step that is not finite
+        for parameter in own:
+            parameter.grad = None  # whatever the closure does to gradients, it must not write into these
+        with self._restored(tensors), torch.no_grad():
+            for tensor, direction in zip(tensors, g, strict=True):
+                tensor.add_(direction, alpha=self.options.rho / (float(size) + 1e-12))
+            with torch.enable_grad():
+                closure()
+        nearby = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]
+        for parameter, gradient in (own | dict(zip(tensors, self._combine(g, nearby), strict=True))).items():
+            parameter.grad = gradient
+        return losses | {"glad_cosine": float(_dot(g, nearby) / (size * norm(nearby) + 1e-12))}
+
+    def _perturbed(self) -> list[Tensor]:
+        """The tensors of θ that have a gradient."""
+        model = self.stage.model
+        tensors = list(model.parameters()) if self.options.perturb_head else adapter_tensors(model)
+        return [tensor for tensor in tensors if tensor.grad is not None]
+
+    @contextmanager
+    def _restored(self, tensors: list[Tensor]) -> Iterator[None]:
+        """Put back at the end, bit for bit, `tensors` and the statistics of batch norms."""
+        norms = [module for module in self.stage.model.modules() if isinstance(module, _BatchNorm)]
+        kept = [(t, t.detach().clone()) for t in chain(tensors, *(module.buffers() for module in norms))]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in kept:
+                    tensor.copy_(value)
+
+    def _combine(self, own: list[Tensor], nearby: list[Tensor]) -> list[Tensor]:
+        """g' from g and the gradient nearby: g - λ · (what the rule takes away)."""
+        pairs = list(zip(own, nearby, strict=True))
+        if self.options.combine == "steer":
+            away = [g - n for g, n in pairs]
+        elif self.options.combine == "align":
+            along = _along(own, nearby)
+            away = [g - along * n for g, n in pairs]
+        elif self.options.per_tensor:
+            away = [_along([g], [n]).clamp_max(0) * n for g, n in pairs]
+        else:
+            along = _along(own, nearby).clamp_max(0)
+            away = [along * n for n in nearby]
+        return [g - self.options.strength * each for g, each in zip(own, away, strict=True)]
+
+
+def _along(own: list[Tensor], nearby: list[Tensor]) -> Tensor:
+    """⟨g, n⟩ / ⟨n, n⟩: times n it is the part of g along n."""
+    return _dot(own, nearby) / _dot(nearby, nearby).clamp_min(1e-24)
+
+
+def _dot(one: list[Tensor], other: list[Tensor]) -> Tensor:
+    return sum((a * b).sum() for a, b in zip(one, other, strict=True))
