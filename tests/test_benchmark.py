@@ -32,7 +32,7 @@ def test_grid_runs_every_shot_and_resumes(recipe, tmp_path, monkeypatch):
         assert (tmp_path / "grid" / f"benchmark.{suffix}").is_file()
     monkeypatch.setattr("vision_lowrank.engine.loop.Engine.update", lambda self: pytest.fail("trained again"))
     assert benchmark(grid)["rows"] == result["rows"]
-    lines = list(csv.reader((tmp_path / "grid" / "benchmark.csv").open()))
+    lines = list(csv.reader((tmp_path / "grid" / "benchmark.csv").read_text().splitlines()))
     assert lines[1][1] == "zero-shot"
     assert json.loads((tmp_path / "grid" / "benchmark.json").read_text())["protocol"] == "fewshot"
 

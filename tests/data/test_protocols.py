@@ -26,7 +26,7 @@ def splits(classes):
     )
 
 
-@pytest.mark.parametrize(("classes", "base"), [(2, 1), (5, 3), (6, 3), (7, 4)])
+@pytest.mark.parametrize(("classes", "base"), [(4, 2), (5, 3), (6, 3), (7, 4)])
 def test_halves_are_disjoint_and_cover_all_classes(classes, base):
     whole = splits(classes)
     half, _, _ = base_to_novel(whole, whole.train, whole.val)
@@ -68,9 +68,9 @@ def test_retention_sets_stay_as_they_are():
     assert base_to_novel(whole, whole.train, None)[0].retention == whole.retention
 
 
-def test_one_class_has_no_halves():
-    whole = splits(1)
-    with pytest.raises(DataError, match="two classes"):
+def test_halves_of_one_class_are_refused():
+    whole = splits(3)
+    with pytest.raises(DataError, match="four classes"):
         base_to_novel(whole, whole.train, None)
 
 

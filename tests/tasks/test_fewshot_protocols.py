@@ -18,6 +18,8 @@ SELECTIONS = {
     "diffora": "{type: diffora, steps: 3, holdout: 0.5, warmup: 1}",
 }
 
+DIGITS = "data={type: digits}"
+
 
 class Crash(Exception):
     """What stops a run in the middle."""
@@ -28,32 +30,29 @@ def task_of(recipe, *overrides):
 
 
 def test_base_to_novel_trains_and_tests_halves(recipe):
-    whole, half = task_of(recipe), task_of(recipe, "task.protocol=base_to_novel")
+    whole, half = task_of(recipe, DIGITS), task_of(recipe, DIGITS, "task.protocol=base_to_novel")
     classes = whole.classifier.classes
     assert half.classifier.classes == classes[: -(-len(classes) // 2)]
-    assert half.prompted["transfer/novel-test"].classes == classes[-(-len(classes) // 2) :]
+    assert half.prompted["transfer/novel-digits"].classes == classes[-(-len(classes) // 2) :]
     assert set(half.train_images.keys) < set(whole.train_images.keys)
     sets = half.image_sets("test")
-    assert set(sets) == {"test/test", "transfer/novel-test"}
-    assert sum(map(len, sets.values())) == len(whole.image_sets("test")["test/test"])
+    assert set(sets) == {"test/digits", "transfer/novel-digits"}
+    assert sum(map(len, sets.values())) == len(whole.image_sets("test")["test/digits"])
 
 
 def test_base_to_novel_reports_the_harmonic_mean(recipe):
-    result = experiment.run(load_config(recipe, ["task.protocol=base_to_novel", "task.seeds=[1]"]))
+    result = experiment.run(load_config(recipe, [DIGITS, "task.protocol=base_to_novel", "task.seeds=[1]"]))
     for metrics in (result["baseline"], result["metrics"]):
-        base, novel = (metrics[f"{name}/accuracy"]["mean"] for name in ("test/test", "transfer/novel-test"))
-        assert metrics["harmonic_mean/test/accuracy"]["mean"] == pytest.approx(harmonic_mean(base, novel))
+        base, novel = (metrics[f"{name}/accuracy"]["mean"] for name in ("test/digits", "transfer/novel-digits"))
+        assert metrics["harmonic_mean/digits/accuracy"]["mean"] == pytest.approx(harmonic_mean(base, novel))
 
 
 def test_transfer_sets_have_their_own_classes_and_templates(recipe):
     task = task_of(recipe, "task.transfer=[{type: digits, templates: ['the digit {}']}]")
     images = task.image_sets("test")["transfer/digits"]
     other = task.prompted["transfer/digits"]
-    assert (
-        other.classes
-        == images.classes
-        == ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-    )
+    assert other.classes == images.classes
+    assert len(images.classes) == 10
     assert other.templates == ("the digit {}",)
     assert other.model is task.classifier.model
     task.eval()

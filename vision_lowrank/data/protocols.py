@@ -32,11 +32,11 @@ def base_to_novel(splits: Splits, train: ImageSet, val: ImageSet | None) -> tupl
         val: the same for selection, or None.
 
     Raises:
-        DataError: there are fewer than two classes.
+        DataError: there are fewer than four classes, so that one half would have nothing to tell apart.
     """
     count = len(splits.train.classes)
-    if count < 2:
-        raise DataError(f"base-to-novel needs two classes or more; '{splits.train.name}' has {count}.")
+    if count < 4:
+        raise DataError(f"base-to-novel needs four classes or more, two in each half; here are {count}.")
     base, novel = range(-(-count // 2)), range(-(-count // 2), count)
     halves = {f"novel-{name}": (images.of_classes(novel), splits.templates) for name, images in splits.tests.items()}
     restricted = replace(
