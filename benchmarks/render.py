@@ -92,6 +92,15 @@ def step_cost(result: Result) -> str:
     return "\n".join(parts)
 
 
+def init_cost(result: Result) -> str:
+    """Time and memory of each initialiser."""
+    lines = [
+        [f"`{name}`", f"{row['seconds']:.1f} s", f"{row['peak_bytes'] / 2**20:.0f} MiB"]
+        for name, row in result["rows"].items()
+    ]
+    return comparison.markdown(["initialiser", "time", "peak memory beside the model"], lines)
+
+
 class Section(NamedTuple):
     """What stands between a pair of markers in a document, made from ``benchmarks/NAME/results.json``."""
 
@@ -124,6 +133,7 @@ SECTIONS = (
     Section("emoji_fewshot", "README.md", emoji_fewshot, emoji_fewshot_figure),
     Section("catalogue", "docs/benchmarks.md", catalogue, comparison.figure),
     Section("step_cost", "docs/benchmarks.md", step_cost),
+    Section("init_cost", "docs/benchmarks.md", init_cost),
 )
 
 

@@ -11,7 +11,10 @@ the host for their SVD are among them. The initialisers take turns. Writes ``res
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -54,25 +57,27 @@ class BatchLoss:
         return F.cross_entropy(features, self.labels.to(device))
 
 
-def attach(model: str, start: Initializer | None, losses: list[BatchLoss], device: str) -> None:
-    """Load nothing but random weights, attach LoRA and start it."""
-    backbone = vl.load_backbone(model, "random").to(device)
+def attach(backbone: nn.Module, start: Initializer | None, losses: list[BatchLoss]) -> None:
+    """Attach LoRA and start it."""
     vl.attach(backbone, vl.LoraConfig(r=8), modules=MODULES, check=False, initializer=start, losses=losses)
 
 
 def measure(model: str, samples: int, batch: int, rounds: int, device: str) -> dict[str, dict[str, float]]:
     """Seconds and peak bytes of each start, less those of attaching without one."""
-    size = vl.load_backbone(model, "random").preprocess.size
+    original = vl.load_backbone(model, "random").to(device)
+    size = original.preprocess.size
     losses = [BatchLoss(size, batch, seed) for seed in range(samples // batch)]
     seconds: dict[str, list[float]] = {name: [] for name in STARTS}
     for _ in track(range(rounds), "time"):
         for name, start in STARTS.items():
+            backbone = copy.deepcopy(original)
             begun = time.perf_counter()
-            attach(model, start, losses, device)
+            attach(backbone, start, losses)
             seconds[name].append(time.perf_counter() - begun)
     peaks = {}
     for name, start in track(STARTS.items(), "memory"):
-        peaks[name] = peak_bytes(lambda start=start: attach(model, start, losses, device))
+        backbone = copy.deepcopy(original)
+        peaks[name] = peak_bytes(lambda start=start, backbone=backbone: attach(backbone, start, losses))
     extra = {name: [own - plain for own, plain in zip(seconds[name], seconds["none"], strict=True)] for name in STARTS}
     return {
         name: {"seconds": median(extra[name]), "peak_bytes": peaks[name] - peaks["none"]}
@@ -93,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = measure(arguments.model, arguments.samples, arguments.batch, arguments.rounds, arguments.device)
     result: dict[str, Any] = {
-        "command": "python benchmarks/init_cost/run.py",
+        "command": shlex.join(["python", "benchmarks/init_cost/run.py", *sys.argv[1:]]),
         "model": arguments.model,
         "samples": arguments.samples,
         "batch": arguments.batch,
