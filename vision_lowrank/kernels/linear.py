@@ -111,7 +111,7 @@ def fused_linears(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
     dropout = branches[0].dropout
     seed = int(torch.randint(2**62, (), device="cpu")) if dropout else 0
     settings = _Settings(tuple(branch.scale for branch in branches), dropout, seed)
-    mask = settings.draw_mask(x) if dropout and not _recompute_dropout else None
+    mask = settings.draw_mask(x.shape, x.device) if dropout and not _recompute_dropout else None
     device = x.device.type
     if not torch.is_autocast_enabled(device):
         return list(_LowRankLinears.apply(settings, mask, x, *tensors)[1:])
@@ -157,15 +157,15 @@ class _Settings(NamedTuple):
         """1 - p as drawn, within 2⁻¹⁷ of what was asked."""
         return self.levels / 2**16
 
-    def draw_mask(self, x: Tensor) -> Tensor:
+    def draw_mask(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Which elements of x (..., in) dropout keeps, as booleans (N, in): the same for the same seed and shape."""
-        generator = torch.Generator(x.device).manual_seed(self.seed)
-        rows = (x.numel() // x.shape[-1], x.shape[-1])
-        if x.device.type != "cpu":
-            return torch.empty(rows, dtype=torch.bool, device=x.device).bernoulli_(self.keep, generator=generator)
+        generator, size = torch.Generator(device).manual_seed(self.seed), shape.numel()
+        rows = (size // shape[-1], shape[-1])
+        if device.type != "cpu":
+            return torch.empty(rows, dtype=torch.bool, device=device).bernoulli_(self.keep, generator=generator)
         # On a CPU `bernoulli_` takes as long as the linear itself; four elements from one draw, an eighth of that.
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-        return (bits.view(torch.int16)[: x.numel()] < self.levels - 2**15).view(rows)
+        bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+        return (bits.view(torch.int16)[:size] < self.levels - 2**15).view(rows)
 
 
 class _LowRankLinears(torch.autograd.Function):
@@ -177,7 +177,8 @@ class _LowRankLinears(torch.autograd.Function):
         weights, biases, *factors = (tensors[i::6] for i in range(6))
         As, Bs = _with_offsets(*factors)
         if settings.dropout:
-            hidden = (_stack(As) @ (rows * (settings.draw_mask(x) if mask is None else mask)).T).div_(settings.keep)
+            mask = settings.draw_mask(x.shape, x.device) if mask is None else mask
+            hidden = (_stack(As) @ (rows * mask).T).div_(settings.keep)
         else:
             hidden = _stack(As) @ rows.T
         parts = _split(hidden, As)
@@ -217,7 +218,7 @@ class _LowRankLinears(torch.autograd.Function):
             dh = _stack(parts)
             if settings.dropout:
                 dh = dh / settings.keep
-                mask = settings.draw_mask(dh.new_empty(ctx.shape)) if mask is None else mask
+                mask = settings.draw_mask(ctx.shape, dh.device) if mask is None else mask
             if any(needs[2::6]):
                 source = x.reshape(-1, ctx.shape[-1])
                 dA = _own_rows(dh, As, factors[0]) @ (source if mask is None else source * mask)

@@ -18,8 +18,6 @@ the defaults are this project's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import Literal
 
@@ -31,6 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..registry import register
 from .base import Closure, Rule, Stage, Steps, norm
 from .tensors import adapter_tensors
+from .weights import restored
 
 
 @register("rule", "glad", summary="gradients steered towards flat regions (GLAD; SAM)", paper="arXiv 2507.13089")
@@ -72,7 +71,8 @@ class GladSteps(Steps):
             return losses  # the engine skips a step that is not finite
         for parameter in own:
             parameter.grad = None  # whatever the closure does to gradients, it must not write into these
-        with self._restored(tensors), torch.no_grad():
+        norms = [module for module in self.stage.model.modules() if isinstance(module, _BatchNorm)]
+        with restored([*tensors, *chain(*(module.buffers() for module in norms))]), torch.no_grad():
             for tensor, direction in zip(tensors, g, strict=True):
                 tensor.add_(direction, alpha=self.options.rho / (float(size) + 1e-12))
             with torch.enable_grad():
@@ -87,18 +87,6 @@ class GladSteps(Steps):
         model = self.stage.model
         tensors = list(model.parameters()) if self.options.perturb_head else adapter_tensors(model)
         return [tensor for tensor in tensors if tensor.grad is not None]
-
-    @contextmanager
-    def _restored(self, tensors: list[Tensor]) -> Iterator[None]:
-        """Put back at the end, bit for bit, `tensors` and the statistics of batch norms."""
-        norms = [module for module in self.stage.model.modules() if isinstance(module, _BatchNorm)]
-        kept = [(t, t.detach().clone()) for t in chain(tensors, *(module.buffers() for module in norms))]
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for tensor, value in kept:
-                    tensor.copy_(value)
 
     def _combine(self, own: list[Tensor], nearby: list[Tensor]) -> list[Tensor]:
         """g' from g and the gradient nearby: g - λ · (what the rule takes away)."""
