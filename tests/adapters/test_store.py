@@ -1,6 +1,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,6 +54,16 @@ def test_load_gives_the_saved_model_back(config, tolerance, tmp_path):
         )
         tokens = model.tokenizer(["a cat"])
         torch.testing.assert_close(again.encode_text(tokens), model.encode_text(tokens), rtol=tolerance, atol=tolerance)
+
+
+def test_a_process_that_has_not_named_the_method_can_load_it(tmp_path):
+    save(trained(), tmp_path / "out")
+    code = "import sys; from vision_lowrank.adapters.store import read_config; from pathlib import Path; "
+    code += "print(read_config(Path(sys.argv[1])).method)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "block_lora", done.stderr
 
 
 def test_a_trainable_load_goes_on_training(tmp_path):

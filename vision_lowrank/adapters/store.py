@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError, near_miss
+from ..registry import registry
 from ..targets.attention import split_attention
 from ..version import __version__
 from .attach import Attachment, detach, inject
@@ -139,6 +140,8 @@ def read_config(folder: Path) -> PeftConfig:
     """
     values = _read_json(folder, CONFIG)
     kind = values.get("peft_type")
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        registry.list("adapter")  # methods join PEFT's table when their modules are imported
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = [getattr(key, "value", key) for key in PEFT_TYPE_TO_CONFIG_MAPPING]
         raise ArtefactError(f"'{folder / CONFIG}' names an unknown method '{kind}'.{near_miss(str(kind), known)}")
