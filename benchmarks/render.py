@@ -14,7 +14,13 @@ from vision_lowrank.viz.plots import accuracy_by_shots
 from vision_lowrank.viz.text import percent
 
 ROOT = Path(__file__).parents[1]
-NAMES = {"linear_probe": "linear probe", "lora": "LoRA", "block_lora": "Block-LoRA", "comp_lora": "Comp-LoRA"}
+NAMES = {
+    "linear_probe": "linear probe",
+    "lora": "LoRA",
+    "block_lora": "Block-LoRA",
+    "comp_lora": "Comp-LoRA",
+    "glad": "GLAD",
+}
 SETS = {
     "trained style (Fluent)": "test/fluent/accuracy",
     "other unseen style (OpenMoji)": "test/openmoji/accuracy",
@@ -125,7 +131,7 @@ def training_rules(result: Result) -> str:
 
 
 def protocols(result: Result) -> str:
-    """One table per protocol and number of shots."""
+    """One table per protocol."""
     parts = []
     for protocol, rows in result["protocols"].items():
         for title, header, lines in benchmark.tables({"protocol": protocol, "rows": rows}):
@@ -141,7 +147,7 @@ def augmentation(result: Result) -> str:
         cells = {(row["method"], row["contrastive"], row["augmentation"]): percent(row["accuracy"]) for row in here}
         lines = [["zero-shot", "", *[percent(here[0]["baseline"])] * len(arms)]]
         for method, contrast in dict.fromkeys((row["method"], row["contrastive"]) for row in here):
-            shown = [cells[method, contrast, arm] for arm in arms]
+            shown = [cells.get((method, contrast, arm), "") for arm in arms]
             lines.append([method, "yes" if contrast else "no", *shown])
         parts.append(f"**{data}, {shots} shots**\n\n{comparison.markdown(['method', 'contrastive', *arms], lines)}")
     names = ("fisher", "silhouette", "margin", "knn", "probe")
@@ -187,9 +193,6 @@ SECTIONS = (
     Section("catalogue", "docs/benchmarks.md", catalogue, comparison.figure),
     Section("step_cost", "docs/benchmarks.md", step_cost),
     Section("init_cost", "docs/benchmarks.md", init_cost),
-    Section("protocols", "docs/benchmarks.md", protocols),
-    Section("augmentation", "docs/benchmarks.md", augmentation),
-    Section("training_rules", "docs/benchmarks.md", training_rules),
 )
 
 

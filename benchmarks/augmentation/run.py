@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from vision_lowrank.config import environment, load_config
 from vision_lowrank.data.augmentation import training_transform
 from vision_lowrank.data.base import ImageSet, TransformedImages
 from vision_lowrank.data.transforms import Transform
+from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
 from vision_lowrank.tasks.classification.base import load_splits
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
@@ -60,6 +60,7 @@ AUGMENTATIONS = {
     "mixup": ("task.mixup=0.8",),
     "cutmix": ("task.cutmix=1.0",),
 }
+CONTROL = {"full": ("none", "basic")}  # full fine-tuning stands beside the others for these arms only
 DATA = {
     "emoji": ("data.test_styles=[fluent]", "data.retention_styles=[]"),
     "digits": ("data={type: digits}",),
@@ -90,7 +91,7 @@ def rows(methods: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for data in DATA:
         for method in methods:
-            for augmentation in AUGMENTATIONS:
+            for augmentation in CONTROL.get(method, AUGMENTATIONS):
                 first = cell(data, method, augmentation, SHOTS[0], False, METHODS[method][2])
                 others = [(shots, contrast) for shots in SHOTS for contrast in (False, True)][1:]
                 found += [first]
@@ -134,11 +135,6 @@ def features(model: nn.Module, images: ImageSet, transform: Transform) -> tuple[
 
 def _folder(data: str, method: str, augmentation: str, shots: int, contrast: bool) -> Path:
     return RUNS / data / method / augmentation / (f"{shots}-contrastive" if contrast else str(shots))
-
-
-def say(line: str) -> None:
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
 """ALLoRA: does it learn faster than LoRA in a short training, under SGD and under AdamW?
 
 One run at a constant learning rate per method, optimiser and seed, measured on its way. Both methods have scale 1 and
-no dropout, so that the rule is all that differs.
-SGD has momentum 0.9 and, per method, the rate of three that gives the best validation accuracy at the first measured
-step, first seed; AdamW has the recipe's rate for both.
+no dropout, so that the rule is all that differs. SGD has momentum 0.9 and, per method, the rate of three that gives the
+best validation accuracy at the first measured step, first seed; AdamW has the recipe's rate for both. Two seeds.
 """
 
 from __future__ import annotations

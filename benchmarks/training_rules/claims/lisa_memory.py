@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shared import Budget, say
+from shared import Budget
 from torch import Tensor
 
 from vision_lowrank.config import RunConfig
 from vision_lowrank.engine.cost import peak_bytes
 from vision_lowrank.engine.loop import Engine
-from vision_lowrank.engine.progress import Display
+from vision_lowrank.engine.progress import Display, say
 from vision_lowrank.experiment import build_task
 from vision_lowrank.tasks.base import count, measured_stage
 

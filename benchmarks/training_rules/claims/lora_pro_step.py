@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from shared import Budget, say
+from shared import Budget
 from torch import Tensor
 from torch.nn import functional as F
 
 from vision_lowrank.adapters.tuner import tuner_layers
 from vision_lowrank.engine.hooks import Hook
 from vision_lowrank.engine.loop import Engine
-from vision_lowrank.engine.progress import Display
+from vision_lowrank.engine.progress import Display, say
 from vision_lowrank.experiment import build_task
 from vision_lowrank.optim.lora_pro_optimizer import closest, equivalent_gradient, geometries
 from vision_lowrank.optim.tensors import pairs

@@ -26,9 +26,10 @@ from intruder_dimensions import intruders
 from lisa_memory import lisa_memory
 from lora_pro_step import lora_pro_step
 from selections import selection
-from shared import Budget, say
+from shared import Budget
 
 from vision_lowrank.config import environment
+from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
 
 OUT = Path(__file__).parents[1] / "claims.json"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +22,7 @@ from vision_lowrank.data.base import TransformedImages
 from vision_lowrank.engine.evaluation import eval_mode
 from vision_lowrank.engine.hooks import Hook
 from vision_lowrank.engine.loop import Engine
-from vision_lowrank.engine.progress import Display
+from vision_lowrank.engine.progress import Display, say
 from vision_lowrank.experiment import build_task
 from vision_lowrank.files import write_text
 from vision_lowrank.optim.base import norm
@@ -151,8 +150,3 @@ def sharpness(engine: Engine) -> dict[str, float]:
     draws = [[torch.randn(t.shape, generator=generator).to(t) for t in tensors] for _ in range(DIRECTIONS)]
     around = {f"random {radius}": fmean(rise(draw, radius) for draw in draws) for radius in RANDOM}
     return {"loss": base, "norm": size} | around | {f"ascent {radius}": rise(gradient, radius) for radius in ASCENT}
-
-
-def say(line: str) -> None:
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)

@@ -70,9 +70,14 @@ class TextHead(nn.Module):
 
     def refresh(self, model: nn.Module) -> None:
         """Compute the class embeddings once and keep them until :meth:`clear` or a change of the model."""
+        self.fix(model)
+        self._watch = Watch(model, "text")
+
+    def fix(self, model: nn.Module) -> None:
+        """Compute the class embeddings once and keep them whatever becomes of the model, until :meth:`clear`."""
         with torch.no_grad():
             self.features = self.class_features(model)
-        self._watch = Watch(model, "text")
+        self._watch = None
 
     def clear(self) -> None:
         """Compute the class embeddings anew at every call."""
