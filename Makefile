@@ -32,7 +32,7 @@ lint: setup
 	$(BIN)/pyrefly check --summarize-errors
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

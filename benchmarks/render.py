@@ -9,12 +9,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vision_lowrank import comparison
+from vision_lowrank import benchmark, comparison
 from vision_lowrank.viz.plots import accuracy_by_shots
 from vision_lowrank.viz.text import percent
 
 ROOT = Path(__file__).parents[1]
-NAMES = {"linear_probe": "linear probe", "lora": "LoRA", "block_lora": "Block-LoRA", "comp_lora": "Comp-LoRA"}
+NAMES = {
+    "linear_probe": "linear probe",
+    "lora": "LoRA",
+    "block_lora": "Block-LoRA",
+    "comp_lora": "Comp-LoRA",
+    "glad": "GLAD",
+}
 SETS = {
     "trained style (Fluent)": "test/fluent/accuracy",
     "other unseen style (OpenMoji)": "test/openmoji/accuracy",
@@ -99,6 +105,59 @@ def init_cost(result: Result) -> str:
         for name, row in result["rows"].items()
     ]
     return comparison.markdown(["initialiser", "time", "peak memory beside the model"], lines)
+
+
+def training_rules(result: Result) -> str:
+    """Every rule, regulariser and selection: both protocols, and what a step costs."""
+    novel = {
+        "base": "test/fluent/accuracy",
+        "novel": "transfer/novel-fluent/accuracy",
+        "harmonic mean": "harmonic_mean/fluent/accuracy",
+    }
+    first = result["rows"][0]
+    untrained = [
+        *(percent(first["baseline"][name]) for name in SETS.values()),
+        *(percent(first["base_to_novel_baseline"][name]) for name in novel.values()),
+    ]
+    lines = [["untrained", "", *untrained, "0", "", ""]]
+    for row in result["rows"]:
+        accuracies = [percent(row["metrics"][name]) for name in SETS.values()]
+        accuracies += [percent(row["base_to_novel"][name]) for name in novel.values()]
+        cost = [f"{row['trained_parameters']:,}", f"{result['costs'][row['method']]['ratio']:.2f}"]
+        lines.append([row["method"], f"{row['lr']:g}", *accuracies, *cost, f"{row['peak_memory'] / 2**20:.0f}"])
+    short = [name.removeprefix("test/").removesuffix("/accuracy") for name in SETS.values()]
+    header = ["method", "lr", *short, *novel, "trained parameters", "step (ratio)", "step memory (MiB)"]
+    return comparison.markdown(header, lines)
+
+
+def protocols(result: Result) -> str:
+    """One table per protocol."""
+    parts = []
+    for protocol, rows in result["protocols"].items():
+        for title, header, lines in benchmark.tables({"protocol": protocol, "rows": rows}):
+            parts.append(f"**{title}**\n\n{comparison.markdown(header, lines)}")
+    return "\n".join(parts)
+
+
+def augmentation(result: Result) -> str:
+    """Accuracy by augmentation for each data set and number of shots; and how well features separate classes."""
+    arms, parts = {row["augmentation"]: None for row in result["rows"]}, []
+    for data, shots in dict.fromkeys((row["data"], row["shots"]) for row in result["rows"]):
+        here = [row for row in result["rows"] if (row["data"], row["shots"]) == (data, shots)]
+        cells = {(row["method"], row["contrastive"], row["augmentation"]): percent(row["accuracy"]) for row in here}
+        lines = [["zero-shot", "", *[percent(here[0]["baseline"])] * len(arms)]]
+        for method, contrast in dict.fromkeys((row["method"], row["contrastive"]) for row in here):
+            shown = [cells.get((method, contrast, arm), "") for arm in arms]
+            lines.append([method, "yes" if contrast else "no", *shown])
+        parts.append(f"**{data}, {shots} shots**\n\n{comparison.markdown(['method', 'contrastive', *arms], lines)}")
+    names = ("fisher", "silhouette", "margin", "knn", "probe")
+    header, lines = ["model", "pictures", *names, "consistency"], []
+    for model, versions in result["separation"].items():
+        for version, values in versions.items():
+            numbers = [f"{values[name]:.3f}" for name in names]
+            lines.append([model, version, *numbers, f"{values.get('consistency', 1):.3f}"])
+    parts.append(f"**separation of the test pictures of emoji**\n\n{comparison.markdown(header, lines)}")
+    return "\n".join(parts)
 
 
 class Section(NamedTuple):

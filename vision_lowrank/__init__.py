@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .adapters.block_lora import BlockLoraConfig
     from .adapters.comp_lora import CompLoraConfig
     from .adapters.kasa import KasaConfig
+    from .adapters.kv_prefix import KvPrefixConfig
     from .adapters.lamda import LamdaConfig
     from .adapters.lofit import LofitConfig
     from .adapters.loldu import LolduConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .adapters.slora import SloraConfig
     from .adapters.sora import SoraConfig
     from .adapters.store import load, save
+    from .adapters.visual_prompt import VisualPromptConfig
     from .analysis.mitigation import reduce_intruders
     from .backbones.load import load_backbone
     from .export.lora import export_lora
@@ -61,6 +63,7 @@ _LAZY = {
     "Ggpo": ".optim.ggpo",
     "Glad": ".optim.glad",
     "KasaConfig": ".adapters.kasa",
+    "KvPrefixConfig": ".adapters.kv_prefix",
     "LamdaConfig": ".adapters.lamda",
     "Lisa": ".optim.lisa",
     "LofitConfig": ".adapters.lofit",
@@ -78,6 +81,7 @@ _LAZY = {
     "SloraConfig": ".adapters.slora",
     "SoraConfig": ".adapters.sora",
     "SupervisedContrastive": ".regularizers.contrastive",
+    "VisualPromptConfig": ".adapters.visual_prompt",
     "accelerate_peft": ".adapters.accelerate",
     "attach": ".adapters.attach",
     "coverage": ".targets.coverage",
@@ -107,6 +111,7 @@ __all__ = [
     "Ggpo",
     "Glad",
     "KasaConfig",
+    "KvPrefixConfig",
     "LamdaConfig",
     "Lisa",
     "LofitConfig",
@@ -126,6 +131,7 @@ __all__ = [
     "SoraConfig",
     "SupervisedContrastive",
     "UserError",
+    "VisualPromptConfig",
     "__version__",
     "accelerate_peft",
     "attach",

@@ -13,21 +13,19 @@ data sets are unweighted; the averaged harmonic mean is that of the averaged bas
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
-from .comparison import Sweep, compare, markdown
+from .comparison import Sweep, compare
 from .config import environment
 from .errors import UserError
 from .files import write_text
 from .metrics.classification import harmonic_mean
 from .registry import registry
-from .viz.text import percent
+from .viz.text import csv_text, markdown, percent
 
 Protocol = Literal["fewshot", "base_to_novel", "transfer"]
 PROTOCOLS = ("fewshot", "base_to_novel", "transfer")
@@ -122,10 +120,8 @@ def write_tables(result: Mapping[str, Any], folder: Any) -> None:
     """``benchmark.md``, ``.csv`` and ``.tex``."""
     texts: dict[str, list[str]] = {"md": [], "csv": [], "tex": []}
     for title, header, lines in tables(result):
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([["table", *header], *([title, *line] for line in lines)])
         texts["md"].append(f"**{title}**\n\n{markdown(header, lines)}")
-        texts["csv"].append(buffer.getvalue())
+        texts["csv"].append(csv_text([["table", *header], *([title, *line] for line in lines)]))
         texts["tex"].append(latex(title, header, lines))
     for suffix, parts in texts.items():
         write_text(folder / f"benchmark.{suffix}", "\n".join(parts))

@@ -18,9 +18,7 @@ not stop the others.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import tempfile
@@ -42,7 +40,7 @@ from .files import write_text
 from .registry import registry
 from .tasks.base import measured_stage
 from .viz.plots import pareto
-from .viz.text import percent
+from .viz.text import csv_text, markdown, percent
 
 Budget = Literal["defaults", "rank", "parameters"]
 # What a method may have beside its adapter: sections of a config, in the order in which they are written.
@@ -228,9 +226,7 @@ def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dic
     write_text(sweep.folder / "comparison.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     header, lines = table(result)
     write_text(sweep.folder / "comparison.md", markdown(header, lines))
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([header, *lines])
-    write_text(sweep.folder / "comparison.csv", buffer.getvalue())
+    write_text(sweep.folder / "comparison.csv", csv_text([header, *lines]))
     write_text(sweep.folder / "pareto.svg", figure(result))
     return result
 
@@ -270,12 +266,6 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cost = [size, f"{row['step_ratio']:.2f}", f"{row['peak_memory'] / 2**20:.0f}"]
         lines.append([row["method"], f"{row['lr']:g}", str(row["r"] or ""), *cells, *cost])
     return header, lines
-
-
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows = [header, ["---"] * len(header), *lines]
-    return "".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |\n" for row in rows)
 
 
 def figure(result: Mapping[str, Any]) -> str:

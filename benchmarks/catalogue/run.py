@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from vision_lowrank.comparison import Sweep, compare, entries, table
+from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
 
 HERE = Path(__file__).parent
@@ -32,9 +32,7 @@ def main() -> None:
     chosen = entries(arguments.methods or "all", "all")
     recipe = ROOT / "configs" / "fewshot" / "emoji_lora.yaml"
     folder = ROOT / "runs" / "catalogue"
-    result = compare(
-        Sweep(recipe, chosen, folder, OVERRIDES, "defaults", RATES), lambda line: print(line, file=sys.stderr)
-    )
+    result = compare(Sweep(recipe, chosen, folder, OVERRIDES, "defaults", RATES), say)
     for line in table(result)[1]:
         print("  ".join(line))
     if not arguments.methods:

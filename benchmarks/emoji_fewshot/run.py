@@ -24,7 +24,7 @@ from vision_lowrank.files import write_text
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs" / "fewshot"
-METHODS = ("linear_probe", "lora", "block_lora", "comp_lora")
+METHODS = ("linear_probe", "lora", "block_lora", "comp_lora", "glad")
 SHOTS = (1, 2, 4, 8, 16)
 RATES = dict.fromkeys(METHODS, ("5.0e-4", "1.0e-3", "2.0e-3")) | {"linear_probe": ("3.0e-3", "1.0e-2", "3.0e-2")}
 ROUNDS = 30

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from vision_lowrank.comparison import Entry, Sweep, compare, step_times
 from vision_lowrank.config import RunConfig, environment, load_config
+from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
 
 HERE = Path(__file__).parent
@@ -96,11 +96,6 @@ def costs() -> dict[str, dict[str, float]]:
         }
         for method, own in times.items()
     }
-
-
-def say(line: str) -> None:
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from vision_lowrank.analysis.intruders import intruders, scale_intruders
 from vision_lowrank.analysis.layers import PREFIX, layer_pairs
 from vision_lowrank.analysis.mitigation import NEW, changes, merge_reduced, reduce_intruders, sweep, with_changes
 from vision_lowrank.errors import UserError
+from vision_lowrank.tasks.classification.classifier import ImageClassifier
 
 R = 3
 
@@ -196,6 +197,32 @@ def test_the_sweep_goes_from_all_to_nothing_and_leaves_the_model():
     assert torch.equal(model(inputs()), before)
     for control in ("shrink", "random"):
         assert sweep(model, evaluate, (0.0,), control=control)[0.0] != along[0.0]
+
+
+@torch.no_grad()
+def test_the_sweep_of_a_classifier_encodes_its_prompts_with_each_change(tiny_weights, tmp_path):
+    """A loaded classifier keeps its class prompts; without a change of the text tower in them the sweep is wrong."""
+    model = vl.attach(vl.load_backbone("tiny-clip", str(tiny_weights)), vl.LoraConfig(r=2), towers=["text"])
+    ImageClassifier(moved(model), "text", ["a", "b"], ["the {}"]).save(tmp_path, {})
+    classifier, x = ImageClassifier.load(tmp_path), torch.randn(4, 3, 48, 48)
+    trains = [p.requires_grad for p in classifier.parameters()]
+    before, seen = classifier(x), {}
+
+    def evaluate():
+        seen[len(seen)] = classifier(x)
+        classifier.freeze_text()  # what is kept for one change does not serve the next
+        return {"loss": float(seen[len(seen) - 1].sum())}
+
+    keeps = (0.0, 0.5, 1.0)
+    sweep(classifier.model, evaluate, keeps)
+    for place, keep in enumerate(keeps):
+        merged = merge_reduced(classifier.model, changes(classifier.model, keep))
+        expected = ImageClassifier(merged, "text", ["a", "b"], ["the {}"])(x)
+        torch.testing.assert_close(seen[place], expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(seen[0], seen[1], atol=1e-3)
+    assert not torch.allclose(seen[1], seen[2], atol=1e-3)
+    assert torch.equal(classifier(x), before)
+    assert [p.requires_grad for p in classifier.parameters()] == trains
 
 
 def test_controls_of_a_model_have_the_norms_they_promise():

@@ -1,6 +1,8 @@
 import gzip
 import json
 import re
+from functools import partial
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -10,6 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from vision_lowrank.adapters.attach import attach
+from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.adapters.store import load, save
 from vision_lowrank.backbones.base import fingerprint
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.backbones.open_clip import wrap_open_clip
@@ -18,6 +23,7 @@ from vision_lowrank.errors import ArtefactError, UserError
 from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.targets.coverage import coverage
 from vision_lowrank.targets.select import select
+from vision_lowrank.tasks.classification.classifier import ImageClassifier
 
 CONFIG = json.loads((FOLDER / "config.json").read_text())
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -75,6 +81,23 @@ def test_random_weights_come_from_the_global_generator():
     torch.manual_seed(3)
     again = load_backbone("tiny-clip", weights="random")
     assert one.fingerprint == again.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("kind", [Path, str])
+def test_what_was_trained_on_a_file_of_weights_is_saved_and_loads(kind, tiny_weights, tmp_path):
+    backbone = load_backbone("tiny-clip", weights=kind(tiny_weights))
+    assert backbone.spec == {"name": "tiny-clip", "weights": str(tiny_weights)}
+    model = attach(backbone, LoraConfig(r=2), layers=[0])
+    save(model, tmp_path / "adapter")
+    load(tmp_path / "adapter", load_backbone("tiny-clip", weights=kind(tiny_weights)))
+    ImageClassifier(model, "linear", ["a", "b"], ["a {}."]).save(tmp_path / "artefact", {})
+    assert ImageClassifier.load(tmp_path / "artefact").model.weights == str(tiny_weights)
+
+
+@pytest.mark.parametrize("make", [partial(load_backbone, "timm:test_vit"), small_open_clip])
+def test_paths_are_taken_by_every_library(make, tmp_path):
+    with pytest.raises(UserError, match=r"no\.safetensors' does not exist"):
+        make(weights=tmp_path / "no.safetensors")
 
 
 def test_fingerprint_is_of_the_original_layout_and_sees_one_changed_bit(tiny):

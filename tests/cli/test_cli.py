@@ -124,8 +124,9 @@ def test_predict_equals_evaluation_in_training(artefact, tmp_path):
     assert all(sum(p for _, p in row["top"]) == pytest.approx(1, abs=1e-4) for row in rows)
 
 
-def test_predict_table_shows_every_picture(artefact, pictures, capsys):
-    assert run("predict", artefact[0], pictures / "disc" / "0.png") == 0
+def test_predict_table_shows_every_picture(artefact, pictures, capsys, monkeypatch):
+    monkeypatch.chdir(pictures / "disc")
+    assert run("predict", artefact[0], "0.png") == 0
     assert "0.png" in capsys.readouterr().out
 
 

@@ -15,7 +15,11 @@ from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.cli.main import main
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 
+CLASSES, TEMPLATES = ["a", "b"], ["a {}."]
 CONFIGS = {"exact": BlockLoraConfig(r=4, blocks=2), "cut": peft_method("LOHA", r=4), "none": None}
+
+
+TRAINED = ("model.visual.transformer.resblocks.0.attn.in_proj_weight", "model.visual.proj", "model.text_projection")
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +30,21 @@ def artefacts(tmp_path_factory, tiny_weights):
         torch.manual_seed(0)
         model = load_backbone("tiny-clip", str(tiny_weights))
         model = attach(model, config, modules=("q", "v"), layers=[0, 1]) if config is not None else model
-        moved(ImageClassifier(model, "text", ["a", "b"], ["a {}."]), amount=0.05).save(folder / name, {})
+        moved(ImageClassifier(model, "text", CLASSES, TEMPLATES), amount=0.05).save(folder / name, {})
+    save_with_trained_base(folder, str(tiny_weights))
     return folder
+
+
+def save_with_trained_base(folder, weights):
+    """Two more: some weights of the base were trained, and later an adapter was trained on top."""
+    classifier = ImageClassifier(load_backbone("tiny-clip", weights).requires_grad_(False), "text", CLASSES, TEMPLATES)
+    for name in TRAINED:
+        classifier.model.get_parameter(name).requires_grad_(True)
+    classifier.note_training()
+    moved(classifier, amount=0.05).save(folder / "base", {})
+    classifier = ImageClassifier.load(folder / "base")
+    classifier.model = attach(classifier.model, BlockLoraConfig(r=4, blocks=2), modules=("q", "v"), layers=[0, 1])
+    moved(classifier, seed=5, amount=0.05).save(folder / "both", {})
 
 
 def export(capsys, *arguments):
@@ -76,10 +93,40 @@ def test_merged_weights_are_a_plain_state_dict(artefacts, tmp_path, tiny_weights
     assert load_file(tmp_path / "mine.safetensors").keys() == load_file(tiny_weights).keys()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("artefact", ["base", "both"])
+def test_merged_weights_hold_a_trained_base(artefacts, tmp_path, tiny_weights, capsys, artefact):
+    classifier, x = ImageClassifier.load(artefacts / artefact), torch.randn(2, 3, 48, 48)
+    expected = classifier(x)
+    assert classifier.trained_base == set(TRAINED)
+    code, out, _ = export(capsys, artefacts / artefact, tmp_path / "mine.safetensors", "--format", "merged")
+    assert code == 0
+    assert ("its own weights as trained" if artefact == "base" else "the adapter merged in") in " ".join(out.split())
+    again = load_backbone("tiny-clip", str(tmp_path / "mine.safetensors")).eval()
+    logits = ImageClassifier(again, "text", CLASSES, TEMPLATES)(x)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+    plain = ImageClassifier(load_backbone("tiny-clip", str(tiny_weights)).eval(), "text", CLASSES, TEMPLATES)
+    assert not torch.allclose(plain(x), expected, atol=0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("artefact", ["base", "both"])
+def test_onnx_computes_with_a_trained_base(artefacts, tmp_path, capsys, artefact):
+    code, _, _ = export(capsys, artefacts / artefact, tmp_path / "mine.onnx", "--format", "onnx")
+    assert code == 0
+    x = torch.randn(2, 3, 48, 48)
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "mine.onnx").run(None, {"pixels": x.numpy()})
+    expected = ImageClassifier.load(artefacts / artefact)(x)
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("artefact", "options", "words"),
     [
-        ("none", ["--format", "merged"], "has no adapter to export"),
+        ("none", ["--format", "merged"], "has nothing to export but its head"),
+        ("base", [], "which a LoRA file cannot hold: use --format merged"),
+        ("both", ["--format", "diffusers"], "which a LoRA file cannot hold: use --format merged"),
+        ("both", ["--format", "kohya"], "which a LoRA file cannot hold: use --format merged"),
         ("exact", ["--format", "onxx"], "Did you mean 'onnx'?"),
         ("exact", ["--format", "onnx", "--rank", "3"], "are for LoRA files"),
         ("exact", ["--fuse-qkv"], "leave fuse_qkv out"),

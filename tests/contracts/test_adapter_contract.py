@@ -20,6 +20,7 @@ from fixtures.hosts import HOSTS, WIDTH
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.comp_lora import CompLoraConfig
 from vision_lowrank.adapters.kasa import KasaConfig
+from vision_lowrank.adapters.kv_prefix import KvPrefixConfig
 from vision_lowrank.adapters.lamda import LamdaConfig
 from vision_lowrank.adapters.lofit import LofitConfig
 from vision_lowrank.adapters.loldu import LolduConfig
@@ -31,6 +32,7 @@ from vision_lowrank.adapters.rand_lora import RandLoraConfig
 from vision_lowrank.adapters.slora import SloraConfig
 from vision_lowrank.adapters.sora import SoraConfig
 from vision_lowrank.adapters.tuner import tuner_layers
+from vision_lowrank.adapters.visual_prompt import VisualPromptConfig
 from vision_lowrank.export.lora import export_lora
 
 # --- methods ---------------------------------------------------------------------------------------------------------
@@ -151,6 +153,8 @@ def by_name(name, **options):
     return lambda targets: peft_method(name, target_modules=targets, **options)
 
 
+VISION_BLOCKS = r"(.*visual\.transformer\.resblocks|blocks|layers)\.\d+"
+
 OURS = {
     "lora": Row(lambda t: LoraConfig(r=2, alpha=3, target_modules=t), lora_delta, lambda o, i: 2 * (o + i)),
     "block_lora": Row(
@@ -196,6 +200,33 @@ OURS = {
         lambda t: MixLoraConfig(r=2, alpha=3, experts=3, target_modules=[*t, "mlp"]),
         start=1e-5,
         hosts=("timm", "open_clip", "hf"),
+        merges=False,
+        exact=False,
+    ),
+    "visual_prompt": Row(
+        lambda t: VisualPromptConfig(length=3, target_modules=VISION_BLOCKS),
+        start=np.inf,
+        hosts=("timm", "open_clip", "hf"),
+        merges=False,
+        exact=False,
+    ),
+    "visual_prompt shallow": Row(
+        lambda t: VisualPromptConfig(length=3, deep=False, target_modules=VISION_BLOCKS),
+        start=np.inf,
+        hosts=("timm", "open_clip", "hf"),
+        merges=False,
+        exact=False,
+    ),
+    "kv_prefix": Row(
+        lambda t: KvPrefixConfig(length=3, target_modules=["core"]),
+        start=np.inf,
+        hosts=("timm", "open_clip"),
+        merges=False,
+        exact=False,
+    ),
+    "kv_prefix gate": Row(
+        lambda t: KvPrefixConfig(length=3, zero_init_gate=True, target_modules=["core"]),
+        hosts=("timm", "open_clip"),
         merges=False,
         exact=False,
     ),

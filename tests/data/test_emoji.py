@@ -83,6 +83,15 @@ def test_no_concept_is_on_two_sides(config, table):
     assert sum(map(len, sides)) == len(set().union(*sides))
 
 
+def test_what_trains_for_one_label_is_never_tested_for_the_other(splits, table):
+    concept = {row["code"]: row["concept"] for row in table}
+    groups = emoji(EmojiConfig(label="group"))
+    for one, other in ((splits, groups), (groups, splits)):
+        trained = {concept[code] for code in codes(one.train)}
+        assert not trained & {concept[code] for code in codes(other.tests["fluent"])}
+    assert set(codes(splits.tests["fluent"])) < set(codes(groups.tests["fluent"]))
+
+
 def test_the_split_covers_the_kept_classes_and_only_these(splits, table):
     counts = {}
     for row in table:

@@ -17,6 +17,7 @@ from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.backbones.tiny_clip import FOLDER
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.merged import export_merged
+from vision_lowrank.targets.attention import SplitAttention, split_attention
 
 LOADER = """
 import json, sys
@@ -74,6 +75,20 @@ def test_our_own_loader_takes_the_file_and_finds_the_fingerprint_in_its_header(t
     x = torch.randn(2, 3, model.preprocess.size, model.preprocess.size)
     with torch.no_grad():
         torch.testing.assert_close(again.encode_image(x), model.encode_image(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_backbone_whose_own_weights_were_trained_is_written_as_it_is(tmp_path):
+    backbone = load_backbone("tiny-clip", "random")
+    split_attention(backbone)
+    moved(backbone, amount=0.02)
+    path = export_merged(backbone, tmp_path)
+    assert isinstance(backbone.model.visual.transformer.resblocks[0].attn, SplitAttention)
+    again = load_backbone("tiny-clip", path).eval()
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["fingerprint"] == again.fingerprint != backbone.fingerprint
+    x = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(again.encode_image(x), backbone.encode_image(x), rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_left_where_the_file_cannot_be_written(tmp_path):

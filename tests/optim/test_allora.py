@@ -337,7 +337,7 @@ def test_without_adapter_there_is_nothing_to_do():
 @pytest.mark.parametrize(
     ("adapter", "words"),
     [
-        (None, "there is none"),
+        (None, "no adapter trains"),
         ({"type": "lora", "dropout": 0.25}, r"adapter\.dropout = 0\.25"),
         ({"type": "peft", "name": "LORA", "lora_dropout": 0.25}, r"adapter\.lora_dropout = 0\.25"),
     ],

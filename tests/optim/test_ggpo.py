@@ -262,7 +262,7 @@ def test_what_does_not_fit_is_refused(attached, settings, options, words):
 @pytest.mark.parametrize(
     ("adapter", "rule", "words"),
     [
-        (None, {}, "there is none"),
+        (None, {}, "no adapter trains"),
         (AdapterSection(type="lora"), {"grad_through_noise": False}, r"engine\.compile=false"),
     ],
 )

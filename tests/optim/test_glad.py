@@ -3,6 +3,19 @@
 import pytest
 import torch
 from fixtures.adapted_task import Adapted, rule_of, train
+from fixtures.glad_points import (
+    START,
+    M,
+    assert_same,
+    glad,
+    gradient,
+    nearby,
+    quadratic,
+    quartic,
+    state,
+    steered,
+    two_gradients,
+)
 from fixtures.tiny_tasks import settings
 from torch import nn
 
@@ -14,81 +27,10 @@ from vision_lowrank.optim.base import Stage
 from vision_lowrank.optim.glad import Glad
 
 COMBINE = ("steer", "project", "align")
-M = torch.tensor([[3.0, 1.0, 0.0], [1.0, 2.0, -0.5], [0.0, -0.5, 0.7]], dtype=torch.float64)
-START = torch.tensor([0.8, -1.3, 0.4], dtype=torch.float64)
-
-
-class Point(nn.Module):
-    """Two parameters that make up one vector x, and a loss of it."""
-
-    def __init__(self, loss, start=START):
-        super().__init__()
-        self.head, self.rest = nn.Parameter(start[:1].clone()), nn.Parameter(start[1:].clone())
-        self.loss, self.calls = loss, 0
-
-    def x(self):
-        return torch.cat([self.head, self.rest])
-
-    def grad(self):
-        return torch.cat([self.head.grad, self.rest.grad])
-
-    def __call__(self):
-        self.calls += 1
-        self.zero_grad()
-        loss = self.loss(self.x())
-        loss.backward()
-        return {"loss": loss.item()}
-
-
-def quadratic(x):
-    return x @ M @ x / 2
-
-
-def quartic(x):
-    return x.pow(4).sum() / 4 + quadratic(x) + x[0] * x[1] * x[2]
-
-
-def steered(loss=quadratic, start=START, **options):
-    """g' of one step of GLAD at `start`."""
-    point = Point(loss, start)
-    steps = Glad(perturb_head=True, **options).start(Stage(point, EngineConfig(), 0, 0))
-    steps.prepare()
-    numbers = steps.gradients(point)
-    assert point.calls == 2
-    return point.grad(), numbers
-
-
-def gradient(loss, x):
-    x = x.clone().requires_grad_()
-    return torch.autograd.grad(loss(x), x)[0]
-
-
-def nearby(loss, rho, x=START):
-    g = gradient(loss, x)
-    return gradient(loss, x + rho * g / g.norm())
-
-
-def two_gradients(g, n):
-    """A loss whose gradient is `g` at START and `n` wherever else, for any rho."""
-    return lambda x: x @ (g if torch.equal(x.detach(), START) else n)
-
-
-def state(task):
-    return {name: tensor.clone() for name, tensor in task.state_dict().items()}
-
-
-def assert_same(one, other, **tolerance):
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], **(tolerance or {"rtol": 0, "atol": 0}), msg=name)
 
 
 def distance(one, other):
     return sum((one[name] - other[name]).norm() for name in one)
-
-
-def glad(**options):
-    return {"type": "glad", **options}
 
 
 def at_first_step(task, options, folder):

@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize(
     ("adapter", "settings", "words"),
-    [(None, {}, "there is none"), (AdapterSection(type="lora"), {"optimizer": "sgd"}, r"set engine\.momentum")],
+    [(None, {}, "no adapter trains"), (AdapterSection(type="lora"), {"optimizer": "sgd"}, r"set engine\.momentum")],
 )
 def test_refused_before_anything_is_loaded(adapter, settings, words):
     with pytest.raises(UserError, match=words):

@@ -1,7 +1,10 @@
 import pytest
 import torch
+from fixtures.models import moved
 
 import vision_lowrank as vl
+from vision_lowrank.adapters.tuner import tuner_layers
+from vision_lowrank.analysis.mitigation import reduce_intruders
 from vision_lowrank.tasks.classification import heads
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 from vision_lowrank.tasks.classification.heads import make_head
@@ -30,18 +33,93 @@ def test_text_head_is_scaled_cosine_to_the_mean_prompt(backbone, templates):
     assert torch.allclose(head(backbone, features), expected, atol=1e-4)
 
 
-def test_text_head_kept_features_equal_fresh_ones_until_the_tower_changes():
-    model = vl.load_backbone("tiny-clip", "random").eval()
+def test_text_head_kept_features_equal_fresh_ones_and_are_not_computed_again():
+    model = vl.load_backbone("tiny-clip", "random").eval().requires_grad_(False)
     head = make_head("text", model, CLASSES, ("{}",))
     features = torch.randn(2, model.embed_dim)
     fresh = head(model, features)
     head.refresh(model)
+    model.encode_text = None  # not called again
     assert torch.equal(head(model, features), fresh)
     with torch.no_grad():
-        model.model.text_projection.mul_(torch.randn_like(model.model.text_projection))
+        model.model.visual.proj.mul_(2)  # the other tower's
     assert torch.equal(head(model, features), fresh)
-    head.clear()
-    assert not torch.allclose(head(model, features), fresh)
+
+
+def adapted(towers=("vision", "text")):
+    model = vl.attach(vl.load_backbone("tiny-clip", "random"), vl.BlockLoraConfig(r=2, blocks=2), towers=towers)
+    return moved(model)
+
+
+def write(model):
+    projection = model.get_base_model().model.text_projection
+    projection.mul_(torch.randn_like(projection))
+
+
+def train_adapter(model):
+    for name, parameter in model.named_parameters():
+        if "weight_update" in name and "visual" not in name:
+            parameter.add_(torch.randn_like(parameter))
+
+
+def disable(model):
+    model.base_model.disable_adapter_layers()
+
+
+def merge(model):
+    model.merge_adapter()
+    for _, layer in tuner_layers(model):
+        layer.base_layer.weight.data.mul_(1.5)  # torch does not count this
+
+
+def reduce(model):
+    reduce_intruders(model, keep=0.0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", [write, train_adapter, disable, merge, reduce])
+def test_kept_features_are_left_aside_once_the_text_tower_or_its_adapters_change(change):
+    model = adapted()
+    head = make_head("text", model, CLASSES, ("{}",))
+    features = torch.randn(2, model.embed_dim)
+    head.refresh(model)
+    before = head(model, features)
+    change(model)
+    fresh = make_head("text", model, CLASSES, ("{}",))(model, features)
+    assert not torch.allclose(before, fresh, atol=1e-3)
+    assert torch.equal(head(model, features), fresh)
+
+
+@torch.no_grad()
+def test_kept_features_hold_again_when_the_adapter_is_back():
+    model = adapted()
+    head = make_head("text", model, CLASSES, ("{}",))
+    head.refresh(model)
+    with model.disable_adapter():
+        assert head._kept() is None
+    assert head._kept() is head.features
+
+
+def test_text_tower_that_trains_gets_a_gradient_though_prompts_were_kept():
+    model = adapted(("text",))
+    head = make_head("text", model, CLASSES, ("{}",))
+    head.refresh(model)
+    head(model, torch.randn(2, model.embed_dim)).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    with torch.no_grad():
+        assert head._kept() is head.features
+
+
+@torch.no_grad()
+def test_classifier_that_was_loaded_answers_for_the_adapter_at_hand(tiny_weights, tmp_path):
+    pixels = torch.randn(2, 3, 48, 48)
+    plain = vl.load_backbone("tiny-clip", str(tiny_weights))
+    model = moved(vl.attach(plain, vl.BlockLoraConfig(r=2, blocks=2), towers=("text",)))
+    ImageClassifier(model, "text", CLASSES, ("{}",)).save(tmp_path, {})
+    classifier = ImageClassifier.load(tmp_path)
+    with classifier.model.disable_adapter():
+        expected = ImageClassifier(vl.load_backbone("tiny-clip", str(tiny_weights)).eval(), "text", CLASSES, ("{}",))
+        torch.testing.assert_close(classifier(pixels), expected(pixels), rtol=1e-4, atol=1e-4)
 
 
 def test_gradient_reaches_the_text_tower_through_the_prompts(backbone):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from fixtures.models import moved
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -132,3 +133,20 @@ def test_adapter_keeps_to_its_own_folder(base, tmp_path):
     classifier.note_training()
     classifier.save(tmp_path, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "artefact.json"]
+
+
+@pytest.mark.parametrize("config", [vl.LoraConfig(r=2), vl.BlockLoraConfig(r=2, blocks=2)], ids=["peft", "own"])
+def test_adapter_on_a_trained_base_is_saved_with_it(base, tmp_path, config):
+    names = {"model.visual.transformer.resblocks.0.attn.in_proj_weight", "model.visual.proj"}
+    trained(base, names).save(tmp_path / "base", {})
+    classifier = ImageClassifier.load(tmp_path / "base")
+    classifier.model = vl.attach(classifier.model, config)
+    classifier = moved(classifier, amount=0.05)
+    state = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    classifier.save(tmp_path / "both", {})
+    assert all(torch.equal(tensor, state[name]) for name, tensor in classifier.state_dict().items())
+    assert load_file(tmp_path / "both" / "base.safetensors").keys() == names
+    again = ImageClassifier.load(tmp_path / "both")
+    assert again.trained_base == names
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, state[name]), name

@@ -72,8 +72,8 @@ def attach(
         config: any config of ours or of PEFT; it is copied. ``target_modules`` that it names itself win over `modules`.
         towers: names of the towers to adapt; None for all that the backbone has.
         layers: ``"all"``, block numbers, a slice such as ``"-4:"``, or one of these per tower.
-        modules: logical names out of ``q k v o fc1 fc2``, and ``mlp`` for methods that adapt it whole; None for the
-            places of the method: q, k and v for most.
+        modules: logical names out of ``q k v o fc1 fc2``, and ``mlp``, ``attention``, ``block`` for methods that adapt
+            these whole; None for the places of the method: q, k and v for most.
         adapter_name: name of the adapter.
         check: run the probe pass.
         initializer: where the adapter starts, such as ``vl.Pissa()``; None for the method's own start.

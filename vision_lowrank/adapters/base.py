@@ -72,7 +72,8 @@ class MethodConfig(PeftConfig):
 
     Attributes:
         places: logical names of the modules that the method is for, unless the user names others.
-        beyond_linears: logical names of modules that the method adapts although they are no linears: ``mlp``.
+        beyond_linears: logical names of modules that the method adapts although they are no linears: ``mlp``,
+            ``attention``, ``block``.
     """
 
     method: ClassVar[str]

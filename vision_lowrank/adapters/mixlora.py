@@ -45,6 +45,7 @@ from ..registry import register
 from .base import LoraScaledConfig, WeightUpdate, check_rank
 from .lora import OffsetLora
 from .tuner import AdapterLayer, register_method, wrap_linear
+from .whole import WholeLayer
 
 SCOPES = ("layer", "model")
 ROUTER_STD = 0.02
@@ -243,19 +244,10 @@ class MixLora(WeightUpdate):
         return loads | {"entropy": float(self.entropy), "largest_entropy": math.log(len(self.load))}
 
 
-class MixLoraLayer(AdapterLayer):
-    """An MLP whose active adapter routes its tokens through experts.
+class MixLoraLayer(WholeLayer):
+    """An MLP whose active adapter routes its tokens through experts."""
 
-    Models look into their MLPs (open_clip asks ``mlp.c_fc`` for its type): names that are not here are the MLP's.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
+    no_weight = "routes each token to experts of its own, which no weight can hold"
 
     def sizes(self) -> tuple[int, int]:
         """Features out and in."""
@@ -268,34 +260,11 @@ class MixLoraLayer(AdapterLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., d) -> (..., d)."""
-        active = [name for name in self.active_adapters if name in self.weight_update]
-        if self.disable_adapters or not active:
+        experts: MixLora | None = self.working()
+        if experts is None:
             return self.base_layer(x, *args, **kwargs)
-        if len(active) > 1:
-            raise UserError(f"mixlora adapters {', '.join(active)} cannot work at once: activate one of them.")
         parts = parts_of(self.base_layer)
-        return _apply(parts.after, self.weight_update[active[0]].mix(x, parts))
-
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """Refused, as :meth:`merge` is."""
-        raise UserError(_NOT_MERGEABLE.format(name="an MLP"))
-
-    def check_mergeable(self, name: str) -> None:
-        """Refused: which expert works depends on the input."""
-        raise UserError(_NOT_MERGEABLE.format(name=f"'{name}'"))
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refused: which expert works depends on the input."""
-        self.check_mergeable("an MLP")
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Never."""
-        return False
-
-
-_NOT_MERGEABLE = (
-    "mixlora routes each token of {name} to experts of its own, which no weight can hold: keep the adapter."
-)
+        return _apply(parts.after, experts.mix(x, parts))
 
 
 def wrap_part(module: nn.Module) -> type[AdapterLayer] | None:

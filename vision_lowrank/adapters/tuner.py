@@ -247,8 +247,9 @@ class AdapterTuner(BaseTuner):
             )
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """As PEFT's, which expects a weight of whatever is put back."""
-        if hasattr(new_module, "base_layer") or hasattr(new_module, "weight"):
+        """As PEFT's, which expects a tensor of what is wrapped and a weight of what is put back."""
+        wrapped = hasattr(new_module, "base_layer") and next(child.parameters(), None) is not None
+        if wrapped or hasattr(new_module, "weight"):
             super()._replace_module(parent, child_name, new_module, child)
         else:
             setattr(parent, child_name, new_module)

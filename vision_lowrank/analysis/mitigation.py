@@ -33,10 +33,12 @@ from transformers.pytorch_utils import Conv1D
 
 from ..adapters.base import Factors
 from ..adapters.lora import OffsetLoraConfig
+from ..adapters.preserve import preserved
 from ..adapters.tuner import AdapterLayer, AdapterTuner, layer_factors, tuner_layers
 from ..backbones.base import Backbone, fingerprint
 from ..errors import UserError, near_miss
 from ..export.lora import truncate
+from ..optim.weights import restored
 from ..targets.attention import fuse_attention
 from .intruders import Intruders, Side, intruder_factors, intruders, scale_intruders, scale_random, shrink
 from .layers import PREFIX, chosen_adapter, layer_pairs
@@ -150,22 +152,20 @@ def merge_reduced(model: PeftModel, deltas: Mapping[str, Tensor]) -> nn.Module:
 @contextmanager
 def with_changes(model: PeftModel, deltas: Mapping[str, Tensor]) -> Iterator[None]:
     """Let the model compute with W0 + the given changes and without its adapters; afterwards it is as before, bit for
-    bit. What was computed earlier, such as cached text embeddings, is not computed anew.
+    bit, and the same of it trains. A classifier's class prompts that were encoded earlier are encoded anew.
 
     Raises:
         UserError: an adapter is merged, or a name that is no adapted layer.
     """
     _refuse_merged(model)
     changed = _changed(model, deltas)
-    kept = [base.weight.detach().clone() for base, _ in changed]
-    with model.disable_adapter():
-        try:
+    weights = [base.weight for base, _ in changed]
+    # Written to under no_grad, not through .data: whoever keeps results of the model must be able to notice.
+    with preserved(model), model.disable_adapter(), restored(weights):
+        with torch.no_grad():
             for base, weight in changed:
-                base.weight.data.copy_(weight)
-            yield
-        finally:
-            for (base, _), weight in zip(changed, kept, strict=True):
-                base.weight.data.copy_(weight)
+                base.weight.copy_(weight)
+        yield
 
 
 def sweep(
@@ -183,7 +183,7 @@ def sweep(
 
     Args:
         model: with any adapter that has a ΔW.
-        evaluate: computes metrics of the model as it is when called, without caches.
+        evaluate: computes metrics of the model as it is when called; an ``ImageClassifier`` around it does.
         keeps: the λ.
         k: leading triplets to look at.
         epsilon: ε.

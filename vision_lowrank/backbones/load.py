@@ -6,6 +6,7 @@ comes before the colon.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ..errors import UserError
@@ -13,7 +14,7 @@ from ..registry import registry
 from .base import Backbone
 
 
-def load_backbone(name: str, weights: str | None = None, **options: Any) -> Backbone:
+def load_backbone(name: str, weights: str | os.PathLike[str] | None = None, **options: Any) -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
@@ -31,4 +32,5 @@ def load_backbone(name: str, weights: str | None = None, **options: Any) -> Back
     target = registry.get("backbone", family).target
     if colon and not arch:
         raise UserError(f"backbone '{name}' lacks an architecture after the colon, as in 'open_clip:ViT-B-16'.")
-    return target(arch, weights, **options)
+    # A backbone remembers its weights as text, which artefacts hold.
+    return target(arch, None if weights is None else os.fspath(weights), **options)

@@ -28,7 +28,7 @@ class PrefixCache:
         tower: name of the tower.
 
     Attributes:
-        depth: number of blocks below the first that trains; 0 where nothing can be kept.
+        depth: number of blocks below the first that trains, all where none does; 0 where nothing can be kept.
     """
 
     def __init__(self, model: nn.Module, tower: str) -> None:
@@ -37,8 +37,8 @@ class PrefixCache:
         everywhere = {id(p) for each in model.towers.values() for path in each.blocks for p in _own(model, path)}
         trained = [p for p in model.parameters() if p.requires_grad]
         outside = any(id(p) not in everywhere for p in trained)  # perhaps an embedding, before the blocks
-        first = next((i for i, block in enumerate(self.blocks) if any(p.requires_grad for p in block.parameters())), 0)
-        self.depth = 0 if outside else first
+        trains = [any(p.requires_grad for p in block.parameters()) for block in self.blocks]
+        self.depth = 0 if outside else [*trains, True].index(True)
         self._kept: dict[int, Tensor] = {}
         self._bytes = 0
 

@@ -15,6 +15,7 @@ from ..benchmark import Grid, Protocol, benchmark, tables
 from ..comparison import Budget, Sweep, compare, entries, table
 from ..data.coop_sets import COOP_11
 from ..engine import Interrupted
+from ..engine.progress import say
 from ..errors import UserError
 from .tables import print_table
 
@@ -58,7 +59,7 @@ def compare_command(
 def _run(function: Callable[..., dict[str, Any]], argument: Any) -> dict[str, Any]:
     """Call `function`; a run that was interrupted says how to go on."""
     try:
-        return function(argument, lambda line: print(line, file=sys.stderr, flush=True))
+        return function(argument, say)
     except Interrupted as stop:
         print(f"{stop} Go on with: {shlex.join(['vision-lowrank', *sys.argv[1:]])}", file=sys.stderr)
         raise typer.Exit(stop.exit_code) from None

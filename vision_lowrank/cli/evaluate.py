@@ -6,16 +6,14 @@ import json
 import tempfile
 from pathlib import Path
 
-from ..config import load_config, validate
-from ..config.load import apply_overrides
+from ..config import load_config
 from ..config.schema import RunConfig
 from ..engine.loop import Engine
-from ..errors import UserError
 from ..experiment import build_task
 from ..files import write_text
 from ..tasks.base import Task
-from ..tasks.classification.base import ClassificationTask, load_splits
-from ..tasks.classification.classifier import ImageClassifier, read_artefact
+from ..tasks.classification.classifier import ImageClassifier
+from .artefact_task import artefact_task, recorded_config
 from .tables import print_table, values_table
 
 
@@ -36,14 +34,5 @@ def _recipe_task(path: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
 
 def _artefact_task(folder: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
     """The saved classifier on the data it was trained for, or on data of the same classes given by overrides."""
-    tree = read_artefact(folder)["record"]["config"]
-    config = validate(apply_overrides(tree, overrides), source=str(folder / "artefact.json"))
-    classifier = ImageClassifier.load(folder)
-    splits = load_splits(config)
-    if splits.train.classes != classifier.classes:
-        odd = sorted(set(splits.train.classes) ^ set(classifier.classes))
-        raise UserError(
-            f"{folder}: the artefact knows {len(classifier.classes)} classes, the data has {len(splits.train.classes)}"
-            f"{f' (differing in {odd[0]!r})' if odd else ' in another order'}: evaluate it on data of the same classes."
-        )
-    return ClassificationTask(classifier, splits, splits.val), config
+    config = recorded_config(folder, overrides)
+    return artefact_task(folder, ImageClassifier.load(folder), config), config

@@ -23,7 +23,8 @@ def export_command(
     """Write `artefact` to `out` and say what was written and how exact it is.
 
     Raises:
-        UserError: an unknown format, an artefact without an adapter, or an option that the format has not.
+        UserError: an unknown format, an artefact of which the format can hold nothing or not all, or an option that
+            the format has not.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format '{format}'.{near_miss(format, FORMATS)} Known: {', '.join(FORMATS)}.")
@@ -33,12 +34,16 @@ def export_command(
     if format == "onnx":
         print(export_onnx(classifier, out))
         return
-    if not hasattr(classifier.model, "peft_config"):
-        raise UserError(f"{artefact}: has no adapter to export: only its head was trained.")
+    adapted = hasattr(classifier.model, "peft_config")
+    if not adapted and not classifier.trained_base:
+        raise UserError(f"{artefact}: has nothing to export but its head: neither an adapter nor the base was trained.")
     if format == "merged":
         path = export_merged(classifier.model, out)
-        print(f"{path}: the backbone with the adapter merged in; load it as weights of '{classifier.model.name}'.")
+        what = "the adapter merged in" if adapted else "its own weights as trained"
+        print(f"{path}: the backbone with {what}; load it as weights of '{classifier.model.name}'.")
         return
+    if classifier.trained_base:  # beside an adapter too: its ΔW is one of the trained weights
+        raise UserError(f"{artefact}: base weights were trained, which a LoRA file cannot hold: use --format merged.")
     report = export_lora(classifier.model, out, FORMATS[format], rank, tolerance, fuse_qkv=fuse_qkv)
     print_table(_layers(report))
     print(report)

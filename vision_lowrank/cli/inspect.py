@@ -22,20 +22,29 @@ from .tables import print_table, size
 
 
 def inspect_command(
-    target: Path, overrides: list[str], top_k: int, epsilon: float, out: Path | None, json_path: Path | None
+    target: Path,
+    overrides: list[str],
+    top_k: int,
+    epsilon: float,
+    evaluate: bool,
+    out: Path | None,
+    json_path: Path | None,
 ) -> None:
     """A folder is an artefact, a file a recipe.
 
     Raises:
-        UserError: settings for an artefact, or a page for a recipe.
+        UserError: settings for an artefact that is not evaluated, or a page for a recipe.
     """
     if target.is_dir():
-        if overrides:
-            raise UserError(f"{target}: an artefact takes no settings ({overrides[0]}): inspect its recipe instead.")
-        inspect_artefact(target, top_k, epsilon, out, json_path)
+        if overrides and not evaluate:
+            raise UserError(
+                f"{target}: an artefact takes no settings ({overrides[0]}): inspect its recipe instead, "
+                "or give --evaluate."
+            )
+        inspect_artefact(target, top_k, epsilon, out, json_path, overrides if evaluate else None)
         return
-    if out or json_path:
-        raise UserError(f"{target}: --out and --json are for artefact folders: a recipe is printed only.")
+    if out or json_path or evaluate:
+        raise UserError(f"{target}: --evaluate, --out and --json are for artefact folders: a recipe is printed only.")
     inspect_recipe(target, overrides)
 
 

@@ -1,45 +1,131 @@
-"""``vision-lowrank inspect ARTEFACT``: what training did to the weights, layer by layer."""
+"""``vision-lowrank inspect ARTEFACT``: what training did to the weights, layer by layer, and with ``--evaluate`` to
+what the model can do (:mod:`.inspect_evaluate`).
+
+The numbers, as ``--json`` writes them::
+
+    backbone, method, k, epsilon
+    layers, total, slots, …             or `refused`: why there is no ΔW to look at
+    forgetting                          before, after, lost: set/metric -> value
+    mitigation                          rows along λ, or `refused`
+    separation                          frozen and adapted: pictures -> measure -> value, or `refused`
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.table import Table
-
 from ..analysis.intruders import count_grid, random_similarity, similarity_matrix
-from ..analysis.layers import LayerReport, analyse, layer_pairs
+from ..analysis.layers import LayerPair, LayerReport, analyse, layer_pairs
+from ..analysis.trained_base import trained_pairs
+from ..backbones.load import load_backbone
 from ..errors import UserError
 from ..files import write_text
-from ..tasks.classification.classifier import ImageClassifier
-from ..viz.inspection import write_inspection
+from ..tasks.classification.classifier import ImageClassifier, read_artefact
+from ..viz.inspection import LayerPlots, write_inspection
+from .artefact_task import artefact_task, recorded_config
+from .inspect_evaluate import Evaluation, forgotten, mitigated, separated
+from .inspect_tables import tables
 from .tables import print_table
 
 GRID = [step / 20 for step in range(1, 21)]
 SHOWN = 32  # vectors in the similarity matrix
 
 
-def inspect_artefact(folder: Path, top_k: int, epsilon: float, out: Path | None, json_path: Path | None) -> None:
-    """Print the table, write the page and, if asked, the numbers.
+def inspect_artefact(
+    folder: Path,
+    top_k: int,
+    epsilon: float,
+    out: Path | None,
+    json_path: Path | None,
+    overrides: list[str] | None = None,
+) -> None:
+    """Print the tables, write the page and, if asked, the numbers.
+
+    Args:
+        folder: the artefact.
+        top_k: leading singular vectors per layer.
+        epsilon: similarity below which one is an intruder.
+        out: the page; None for one inside `folder`.
+        json_path: takes the numbers.
+        overrides: settings of the data to evaluate on; None for weights only.
 
     Raises:
-        UserError: not an artefact, without an adapter, or one whose change is no ΔW.
+        UserError: not an artefact; without `overrides` one whose change is no ΔW, with them one without data.
     """
-    model = ImageClassifier.load(folder).model
-    if not hasattr(model, "peft_config"):
-        raise UserError(f"{folder}: has no adapter to inspect: only its head was trained.")
-    reports = list(analyse(layer_pairs(model), top_k, epsilon))
-    rows = [_row(report) for report in reports]
-    method = str(getattr(model.peft_type, "value", model.peft_type)).lower()
-    summary = {"backbone": model.name, "method": method, "k": top_k, "epsilon": epsilon, **_totals(reports)}
-    print_table(_table(rows, summary))
+    classifier = ImageClassifier.load(folder)
+    base = load_backbone(**read_artefact(folder)["backbone"]) if classifier.trained_base else None
+    run = None
+    if overrides is not None:  # what is wrong with the data is said before anything is computed
+        config = recorded_config(folder, overrides)
+        run = Evaluation(artefact_task(folder, classifier, config), config, base)
+        if base is not None:
+            base.preprocess = classifier.model.preprocess
+    numbers: dict[str, Any] = {"backbone": classifier.model.name, "method": _method(classifier, folder)}
+    numbers |= {"k": top_k, "epsilon": epsilon}
+    reports: list[LayerReport] = []
+    try:
+        reports = list(analyse(_pairs(folder, classifier, base), top_k, epsilon))
+        if not reports:
+            raise UserError(f"{folder}: its adapter sits on no matrix that could be compared.")
+        numbers |= _totals(reports) | {"layers": [_row(report) for report in reports]}
+    except UserError as error:
+        if run is None:
+            raise
+        numbers["refused"] = str(error)
+    if run is not None:
+        run.to_device()
+        numbers["forgetting"] = forgotten(run)
+        numbers["mitigation"] = _or_reason(lambda: _mitigation(run, numbers))
+        numbers["separation"] = _or_reason(lambda: separated(run))
+    for table in tables(numbers):
+        if isinstance(table, str):
+            print(table)
+        else:
+            print_table(table)
     page = folder / "inspect.html" if out is None else out
-    print(_write_page(page, str(folder), summary | {"layers": rows}, reports))
+    print(write_inspection(page, numbers | {"name": str(folder)}, _plots(reports, top_k)))
     if json_path:
-        write_text(json_path, json.dumps(summary | {"layers": rows}, indent=1) + "\n")
+        write_text(json_path, json.dumps(numbers, indent=1) + "\n")
+
+
+def _pairs(folder: Path, classifier: ImageClassifier, base: Any) -> Iterator[LayerPair]:
+    """(W0, ΔW) of what was trained."""
+    if hasattr(classifier.model, "peft_config"):
+        return layer_pairs(classifier.model)
+    if base is not None:
+        return trained_pairs(base, classifier.model)
+    raise UserError(
+        f"{folder}: has no adapter to inspect: at most its head was trained; --evaluate says what the model can do."
+    )
+
+
+def _method(classifier: ImageClassifier, folder: Path) -> str:
+    if hasattr(classifier.model, "peft_config"):
+        return str(getattr(classifier.model.peft_type, "value", classifier.model.peft_type)).lower()
+    rule = read_artefact(folder).get("record", {}).get("config", {}).get("rule") or {}
+    return rule.get("type", "full fine-tuning") if classifier.trained_base else f"a {classifier.head_name} head"
+
+
+def _mitigation(run: Evaluation, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    if "refused" in numbers:
+        raise UserError(numbers["refused"])
+    if run.base is not None:
+        raise UserError("the base weights themselves were trained: there is no adapter whose ΔW could be scaled.")
+    if not numbers["total"]:
+        raise UserError(f"no vector counts as an intruder at ε = {numbers['epsilon']:g}: there is nothing to scale.")
+    return mitigated(run, numbers["k"], numbers["epsilon"])
+
+
+def _or_reason(section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A section, or why there is none."""
+    try:
+        return section()
+    except UserError as error:
+        return {"refused": str(error)}
 
 
 def _row(report: LayerReport) -> dict[str, Any]:
@@ -69,30 +155,17 @@ def _totals(reports: Sequence[LayerReport]) -> dict[str, Any]:
     }
 
 
-def _table(rows: Sequence[dict[str, Any]], summary: dict[str, Any]) -> Table:
-    title = f"{summary['method']} on {summary['backbone']}: {summary['total']} intruders of {summary['slots']} vectors"
-    table = Table(title=title, show_footer=True)
-    table.add_column("layer", overflow="fold", footer="medians, total")
-    table.add_column("kind")
-    footers = (f"{summary['median_norm']:.3g}", f"{summary['median_rank']:.2f}", str(summary["total"]))
-    for name, footer in zip(("‖ΔW‖/‖W‖", "effective rank", "intruders"), footers, strict=True):
-        table.add_column(name, justify="right", footer=footer)
-    for row in rows:
-        numbers = (f"{row['relative_norm']:.3g}", f"{row['effective_rank']:.2f}", str(row["intruders"]))
-        table.add_row(row["name"], row["kind"], *numbers)
-    return table
-
-
-def _write_page(path: Path, name: str, summary: dict[str, Any], reports: Sequence[LayerReport]) -> Path:
+def _plots(reports: Sequence[LayerReport], k: int) -> LayerPlots | None:
+    if not reports:
+        return None
     shown = max(reports, key=lambda report: (report.found.count, report.relative_norm))
     spectra = shown.spectra
-    widest = max(report.shape[0] for report in reports)
-    return write_inspection(
-        path,
-        summary | {"name": name, "shown": shown.name, "chance": random_similarity(widest)},
-        _curves(reports, summary["k"]),
-        (spectra.base_values.tolist(), spectra.values.tolist(), shown.found.indices.tolist()),
-        similarity_matrix(spectra, SHOWN).tolist(),
+    return LayerPlots(
+        counts=_curves(reports, k),
+        shown=shown.name,
+        spectrum=(spectra.base_values.tolist(), spectra.values.tolist(), shown.found.indices.tolist()),
+        similarity=similarity_matrix(spectra, SHOWN).tolist(),
+        chance=random_similarity(max(report.shape[0] for report in reports)),
     )
 
 

@@ -92,13 +92,22 @@ def inspect(
     epsilon: Annotated[
         float, typer.Option(min=0, max=1, help="artefact: similarity below which a vector is an intruder")
     ] = 0.5,
+    evaluate: Annotated[
+        bool,
+        typer.Option(
+            "--evaluate", help="artefact: also what it forgot, its intruders scaled down, and how features separate"
+        ),
+    ] = False,
     out: Annotated[Optional[Path], typer.Option(help="artefact: the page; ARTEFACT/inspect.html if not given")] = None,  # noqa: UP045
     json: Annotated[Optional[Path], typer.Option(help="artefact: also write the numbers to this file")] = None,  # noqa: UP045
 ) -> None:
-    """Show what a recipe would train and cost, or what training did to the weights of an artefact."""
+    """Show what a recipe would train and cost, or what training did to the weights of an artefact.
+
+    With --evaluate also to what the model can do, on the data of the artefact's run, or where data.… overrides say.
+    """
     from .inspect import inspect_command
 
-    inspect_command(target, overrides or [], top_k, epsilon, out, json)
+    inspect_command(target, overrides or [], top_k, epsilon, evaluate, out, json)
 
 
 @app.command()

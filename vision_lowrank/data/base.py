@@ -108,7 +108,7 @@ class TransformedImages(Dataset):
     ``{"image": (3, H, W) float, "label": int, "index": int}``.
 
     The random state of a transform is a function of (`seed`, position) alone, so the same picture of the same epoch
-    gets the same augmentation whatever the number of workers or processes and after a resume.
+    gets the same augmentation whatever the method, the number of workers or processes, and after a resume.
     """
 
     def __init__(self, images: ImageSet, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> None:

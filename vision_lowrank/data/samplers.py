@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from ..errors import DataError, near_miss
@@ -108,6 +108,7 @@ def split_by_group(
     seed: int,
     groups: Sequence[str],
     minimum: Sequence[int] | None = None,
+    settled: Mapping[str, int] | None = None,
 ) -> tuple[ImageSet, ...]:
     """Split each class by `fractions`, all pictures of a group on one side, also where a group spans classes.
 
@@ -117,6 +118,7 @@ def split_by_group(
         seed: seed of the hash that orders the groups.
         groups: one group name per picture; ``images.keys`` splits picture by picture.
         minimum: pictures per class that each part gets before `fractions` share out the rest; default none.
+        settled: group name -> part, for groups whose side is known, such as from a split by other classes.
 
     Returns:
         One set per fraction.
@@ -125,7 +127,7 @@ def split_by_group(
         DataError: a part with a positive share gets no picture at all.
     """
     minimum = minimum or [0] * len(fractions)
-    side: dict[str, int] = {}
+    side = dict(settled or {})
     for indices in images.by_class():
         lacking = _quotas(len(indices), fractions, minimum)
         sizes = Counter(groups[i] for i in indices)

@@ -59,15 +59,25 @@ class Preprocess:
             fit = [v2.Resize(round(self.size / self.crop_pct), self._mode), v2.CenterCrop(self.size)]
         return v2.Compose([*fit, *self._to_tensor()])
 
-    def training(self, scale: tuple[float, float] = (0.08, 1.0), flip: float = 0.5) -> Transform:
+    def training(
+        self,
+        scale: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        *,
+        picture: Callable[[Image.Image], Image.Image] | None = None,
+        pixels: Callable[[Tensor], Tensor] | None = None,
+    ) -> Transform:
         """The few-shot recipe of CoOp and CLIP-LoRA: random resized crop and horizontal flip.
 
         Args:
             scale: smallest and largest share of the picture's area that a crop keeps.
             flip: probability of a horizontal flip.
+            picture: a further step, on the flipped crop (size, size).
+            pixels: a further step, on the normalised tensor (3, size, size).
         """
         crop = v2.RandomResizedCrop(self.size, scale=scale, interpolation=self._mode)
-        return v2.Compose([crop, v2.RandomHorizontalFlip(flip), *self._to_tensor()])
+        before, after = ([step] if step else [] for step in (picture, pixels))
+        return v2.Compose([crop, v2.RandomHorizontalFlip(flip), *before, *self._to_tensor(), *after])
 
     def pretraining(self) -> Transform:
         """A strong pipeline for contrastive pretraining of small models that must carry over to other drawing styles.

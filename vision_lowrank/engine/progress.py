@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 Advance = Callable[[str], None]
+
+
+def say(line: str) -> None:
+    """One line of progress, where there are no bars."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class _RateColumn(ProgressColumn):

@@ -1,28 +1,32 @@
 """``export_merged``: the adapted backbone as one file of ordinary weights, at the base's cost.
 
-The tensors are those of the library's own model with W + ΔW in place of W and attention fused back, under the
-library's own names: ``load_state_dict`` of ``timm.create_model(arch, num_classes=0)`` or of the open_clip model takes
-them, and so does ``load_backbone(name, weights=file)``.
+The tensors are those of the library's own model with W + ΔW in place of W, or the trained W where the base itself was
+trained, and attention fused back, under the library's own names: ``load_state_dict`` of
+``timm.create_model(arch, num_classes=0)`` or of the open_clip model takes them, and so does
+``load_backbone(name, weights=file)``.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
 from peft import PeftModel
 
 from ..adapters.merge import merge
+from ..backbones.base import Backbone, fingerprint
+from ..targets.attention import fuse_attention
 from .tensors import file_in, save_tensors
 
 MODEL = "model.safetensors"
 
 
-def export_merged(model: PeftModel, out: str | os.PathLike) -> Path:
+def export_merged(model: PeftModel | Backbone, out: str | os.PathLike) -> Path:
     """Write the backbone with the active adapters merged in; a classifier's head is not part of it.
 
     Args:
-        model: what ``attach`` or ``load`` returned; it stays as it is.
+        model: what ``attach`` or ``load`` returned, or a backbone whose own weights were trained; it stays as it is.
         out: a ``.safetensors`` file, or a folder for ``model.safetensors``.
 
     Returns:
@@ -31,6 +35,10 @@ def export_merged(model: PeftModel, out: str | os.PathLike) -> Path:
     Raises:
         UserError: the method cannot be merged, a merged weight is not finite, or the file cannot be written.
     """
-    merged = merge(model)
-    about = {"backbone": merged.name, "fingerprint": merged.fingerprint}
-    return save_tensors(file_in(Path(out), MODEL), merged.model.state_dict(), about)
+    if isinstance(model, Backbone):
+        plain = fuse_attention(copy.deepcopy(model))
+        plain.fingerprint = fingerprint(plain.model)
+    else:
+        plain = merge(model)
+    about = {"backbone": plain.name, "fingerprint": plain.fingerprint}
+    return save_tensors(file_in(Path(out), MODEL), plain.model.state_dict(), about)

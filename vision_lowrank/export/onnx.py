@@ -85,9 +85,9 @@ def export_onnx(classifier: nn.Module, out: str | os.PathLike, opset: int = OPSE
 def _merged(classifier: nn.Module) -> nn.Module:
     """A float32 copy on the CPU without adapters, its class features constant."""
     plain = copy.deepcopy(classifier).cpu().float().eval()
-    plain.freeze_text()
     if hasattr(plain.model, "peft_config"):
         plain.model = merge(plain.model, in_place=True)
+    plain.freeze_text()
     return plain.requires_grad_(False)
 
 

@@ -41,8 +41,8 @@ from ..errors import UserError
 from ..kernels.layers import is_plain
 from ..registry import register
 from .base import Closure, Rule, Stage, Steps
-from .tensors import pairs
-from .weights import require_adapter, weight_change
+from .tensors import no_adapter, pairs, require_adapter
+from .weights import weight_change
 
 
 @register("rule", "allora", summary="rows of ΔW learn slower as they grow (ALLoRA)", paper="arXiv 2410.09692")
@@ -187,7 +187,7 @@ def checked_layers(model: nn.Module) -> list[BaseTunerLayer]:
             raise UserError(f"rule allora: '{name}' has dropout, but ALLoRA works without: set adapter.dropout=0.")
         found.append(layer)
     if not found:
-        raise UserError("rule allora: no adapter trains here; give an `adapter`, or leave the rule out.")
+        raise no_adapter("allora")
     return found
 
 

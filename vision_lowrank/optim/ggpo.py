@@ -40,8 +40,8 @@ from ..config.schema import EngineConfig, RunConfig
 from ..errors import UserError
 from ..registry import register
 from .base import Closure, Rule, Stage, Steps
-from .tensors import pairs
-from .weights import matrix, product_gradient, require_adapter, restored, row_norms, weight_change
+from .tensors import pairs, require_adapter
+from .weights import matrix, product_gradient, restored, row_norms, weight_change
 
 
 @register("rule", "ggpo", summary="random noise on adapted weights (LoRA-GGPO, Flat-LoRA)", paper="arXiv 2502.14538")
@@ -112,10 +112,7 @@ class GgpoSteps(Steps):
     def gradients(self, closure: Closure) -> dict[str, float]:
         """Those at W + eps."""
         # The optimiser will have moved A and B when G is computed.
-        self.before = [
-            pair._replace(A=pair.A.detach().clone(), B=pair.B.detach().clone())  # type: ignore[arg-type]
-            for pair in self.pairs
-        ]
+        self.before = [pair._replace(A=pair.A.detach().clone(), B=pair.B.detach().clone()) for pair in self.pairs]
         if self.rows is None:
             return closure()
         stds = [self.std(number, rows) for number, rows in enumerate(self.rows)]

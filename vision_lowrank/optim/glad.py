@@ -10,7 +10,9 @@ vector, the mini-batch loss L, ρ > 0 and λ in [0, 1]::
 
 and the optimiser steps at θ with g'. ``steer`` with λ = 1 is SAM; to first order in ρ it follows the gradient of
 L + λ ρ ‖∇L‖. λ = 0 is plain training under every rule. A head that is no adapter takes part only with
-``perturb_head``. Costs a second forward and backward pass; nothing at inference.
+``perturb_head``. Costs a second forward and backward pass; nothing at inference. With ``refresh_every: n`` the gradient
+nearby is computed at every n-th step and kept for the steps between, which cost one pass: an approximation for where
+passes are dear, such as a text tower over a thousand prompts.
 
 Reconstructed: the paper's equation for combining the two gradients and its ρ and λ are not public; the three rules and
 the defaults are this project's.
@@ -18,8 +20,9 @@ the defaults are this project's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -42,18 +45,26 @@ class Glad(Rule):
     strength: float = Field(0.5, ge=0, le=1, description="λ: 0 is plain training, 1 with `steer` is SAM")
     per_tensor: bool = Field(False, description="`project`: decide per tensor instead of once")
     perturb_head: bool = Field(False, description="perturb a trained head too, not adapters alone")
+    refresh_every: int = Field(1, ge=1, description="steps that one gradient nearby serves; 1 computes it at each step")
 
     def start(self, stage: Stage) -> GladSteps:
-        """Two passes per step."""
+        """Two passes per step, or per ``refresh_every`` steps."""
         return GladSteps(self, stage)
 
 
 class GladSteps(Steps):
-    """The two passes of each step."""
+    """The passes of each step.
+
+    Attributes:
+        kept: the last gradient nearby, by parameter name; empty where each step computes its own.
+        served: how many steps it has served.
+    """
 
     def __init__(self, options: Glad, stage: Stage) -> None:
         super().__init__(stage)
         self.options = options
+        self.kept: dict[str, Tensor] = {}
+        self.served = 0
 
     def prepare(self) -> None:
         """Check that there is something to perturb."""
@@ -69,18 +80,44 @@ class GladSteps(Steps):
         size = norm(g)
         if not g or not size.isfinite():
             return losses  # the engine skips a step that is not finite
-        for parameter in own:
-            parameter.grad = None  # whatever the closure does to gradients, it must not write into these
+        nearby = self._nearby(closure, tensors, g, size)
+        for parameter, gradient in (own | dict(zip(tensors, self._combine(g, nearby), strict=True))).items():
+            parameter.grad = gradient
+        return losses | {"glad_cosine": float(_dot(g, nearby) / (size * norm(nearby) + 1e-12))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The gradient that is kept, and how many steps it has served."""
+        return {"kept": self.kept, "served": self.served}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with them."""
+        self.kept, self.served = dict(state["kept"]), state["served"]
+
+    def _nearby(self, closure: Closure, tensors: list[Tensor], g: list[Tensor], size: Tensor) -> list[Tensor]:
+        """∇L(θ + ε) of `tensors`, or the one kept from an earlier step; ``.grad`` is spoilt."""
+        names = {parameter: name for name, parameter in self.stage.model.named_parameters()}
+        if not self.kept or self.served >= self.options.refresh_every:
+            nearby = self._second_pass(closure, tensors, g, size)
+            # One that is not finite costs this step; kept, it would cost the following ones too.
+            keep = self.options.refresh_every > 1 and bool(norm(nearby).isfinite())
+            self.kept = {names[tensor]: n.clone() for tensor, n in zip(tensors, nearby, strict=True)} if keep else {}
+            self.served = 1
+            return nearby
+        self.served += 1
+        # A tensor that had no gradient then follows its own.
+        return [self.kept.get(names[tensor], own).to(own) for tensor, own in zip(tensors, g, strict=True)]
+
+    def _second_pass(self, closure: Closure, tensors: list[Tensor], g: list[Tensor], size: Tensor) -> list[Tensor]:
+        """∇L(θ + ε), zeros where the loss there does not use a tensor."""
+        for parameter in self.stage.model.parameters():
+            parameter.grad = None  # whatever the closure does to gradients, it must not write into those of θ
         norms = [module for module in self.stage.model.modules() if isinstance(module, _BatchNorm)]
         with restored([*tensors, *chain(*(module.buffers() for module in norms))]), torch.no_grad():
             for tensor, direction in zip(tensors, g, strict=True):
                 tensor.add_(direction, alpha=self.options.rho / (float(size) + 1e-12))
             with torch.enable_grad():
                 closure()
-        nearby = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]
-        for parameter, gradient in (own | dict(zip(tensors, self._combine(g, nearby), strict=True))).items():
-            parameter.grad = gradient
-        return losses | {"glad_cosine": float(_dot(g, nearby) / (size * norm(nearby) + 1e-12))}
+        return [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]
 
     def _perturbed(self) -> list[Tensor]:
         """The tensors of θ that have a gradient."""

@@ -8,7 +8,9 @@ have AdamW and weight decay 0. The engine clips the raw gradients and leaves out
 The second step after B = 0 is large by construction, whatever the learning rate: B is of the size of one step then, and
 (BᵀB)⁻¹ makes the move of A independent of it. Warm up, and keep X ``sylvester`` in real training. With
 ``momentum_space: weight`` two tensors of the size of W are kept per adapted layer. Every adapted layer must train one
-pair B A, or B beside a frozen A; anything else (DoRA's magnitudes, Kronecker factors, LoRA-XS) is refused.
+pair B A, B beside a frozen A (LoRA-FA), or R alone between a frozen A and B (LoRA-XS, SLoRA's ``train: middle``);
+PEFT's LoRA on two-dimensional convolutions without groups counts as a pair. Anything else (DoRA's magnitudes, Kronecker
+factors, all three factors of SLoRA) has no closed form of this size and is refused.
 
 Reconstructed: the recipe for vision, for which this project suggests lr 1e-4 with a warm-up of 3 to 5 % of the steps;
 the optimiser's file says what else is.
@@ -23,11 +25,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..config.schema import RunConfig
-from ..errors import UserError
 from ..registry import register
 from .base import Groups, Rule, Stage, Steps
 from .lora_pro_optimizer import DampingKind, LoraProOptimizer, MomentumSpace, Variant, XMode, check_options
-from .tensors import Pair, pairs
+from .tensors import Pair, pairs, require_adapter
 
 
 @register(
@@ -53,12 +54,9 @@ class LoraPro(Rule):
     )
 
     def check(self, config: RunConfig) -> None:
-        """Refuse a run without an adapter, and SGD with moments."""
+        """Refuse a run without adapter, and SGD with moments."""
         check_options(self.variant or config.engine.optimizer, self.momentum_space)
-        if config.adapter is None:
-            raise UserError(
-                "rule lora_pro: it steps the factors of an adapter, and there is none: add adapter.type=lora."
-            )
+        require_adapter("lora_pro", config)
 
     def start(self, stage: Stage) -> LoraProSteps:
         """Plain gradients, LoRA-Pro's optimiser."""
@@ -76,7 +74,7 @@ class LoraProSteps(Steps):
 
     def prepare(self) -> None:
         """Find the pairs."""
-        self.pairs = pairs(self.stage.model, frozen_A=True)
+        self.pairs = pairs(self.stage.model, wider=True)
 
     def optimizer(self, groups: Groups) -> Optimizer:
         """LoRA-Pro's, on all groups."""
@@ -102,7 +100,7 @@ def create_lora_pro_optimizer(model: nn.Module, lr: float = 1e-4, **options: Any
         **options: those of :class:`~vision_lowrank.optim.lora_pro_optimizer.LoraProOptimizer`.
 
     Raises:
-        UserError: an adapted layer trains something else than one pair B A, or options do not fit together.
+        UserError: an adapted layer trains something that LoRA-Pro has no form for, or options do not fit together.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return LoraProOptimizer(parameters, pairs(model, frozen_A=True), lr, **options)
+    return LoraProOptimizer(parameters, pairs(model, wider=True), lr, **options)

@@ -15,13 +15,18 @@ minimises ‖e - g‖, and e = P_B g + (I - P_B) g P_A is the projection of g on
 Both r × r matrices are diagonalised, BᵀB = U diag(p) Uᵀ and AAᵀ = V diag(q) Vᵀ, so X = U [(UᵀCV)_ij / (p_i + q_j)] Vᵀ.
 An inverse is that of the matrix plus λ I, λ = ε · trace / r (``relative``) or ε (``absolute``); directions below the
 rounding error are left out. At B = 0 this is the first step's rule, a = gA = 0 and b = (1/s²) gB (AAᵀ)⁻¹. Where A is
-frozen (LoRA-FA) b has that form throughout and e = s b A. A step is one of::
+frozen (LoRA-FA) b has that form throughout and e = s b A. Where R (r, r) trains alone in W = W0 + s B R A (LoRA-XS)
+
+    ρ = (1/s²) (BᵀB)⁻¹ gR (AAᵀ)⁻¹,      gR = s Bᵀ g Aᵀ,      e = s B ρ A = P_B g P_A
+
+and there is no X. Of a convolution, A (r, in, h, w) and B (out, r, 1, 1) are taken as (r, in h w) and (out, r). With
+gR and ρ in the places of (gA, gB) and (a, b) for a core, a step is one of::
 
     adamw, weight    e from X = 0;  G = Adam(e), moments (out, in);  (a, b) from gA' = s Bᵀ G, gB' = s G Aᵀ
     adamw, factor    (a, b) from gA, gB, then Adam of a and of b, moments (r, in) and (out, r)
     sgd              (a, b) from gA, gB
 
-and then A ← (1 - lr wd) A - lr a, the same for B. All other parameters get torch's own AdamW or SGD.
+and then A ← (1 - lr wd) A - lr a, the same for B and R. All other parameters get torch's own AdamW or SGD.
 
 Reconstructed: the weight decay of the factors, the SGD step without momentum, and the mode ``symmetry``.
 """
@@ -69,8 +74,9 @@ def geometries(pairs: Sequence[Pair], damping: DampingKind = "relative", eps: fl
         members[pair.A.shape[0], pair.A.dtype, pair.A.device].append(index)
     found: dict[int, Geometry] = {}
     for indices in members.values():
-        left = _spectra(torch.stack([pairs[i].B.T @ pairs[i].B for i in indices]), damping, eps)
-        right = _spectra(torch.stack([pairs[i].A @ pairs[i].A.T for i in indices]), damping, eps)
+        factors = [pairs[i].matrices for i in indices]
+        left = _spectra(torch.stack([B.T @ B for _, B in factors]), damping, eps)
+        right = _spectra(torch.stack([A @ A.T for A, _ in factors]), damping, eps)
         found |= {i: Geometry(*both) for i, *both in zip(indices, left, right, strict=True)}
     return [found[i] for i in range(len(pairs))]
 
@@ -82,7 +88,7 @@ def closest(
 
     ``gA=None`` stands for a frozen A: then a is None too.
     """
-    A, B, s = pair.A, pair.B, pair.scale
+    (A, B), s = pair.matrices, pair.scale
     whole = gB @ geometry.right.inverse / s**2
     if gA is None:
         return None, whole
@@ -94,19 +100,49 @@ def closest(
 
 def equivalent_gradient(pair: Pair, a: Tensor | None, b: Tensor) -> Tensor:
     """e = s B a + s b A (out, in); a = None is a frozen A."""
-    e = b @ pair.A
-    return pair.scale * (e if a is None else e.addmm(pair.B, a))
+    A, B = pair.matrices
+    e = b @ A
+    return pair.scale * (e if a is None else e.addmm(B, a))
+
+
+def directions(pair: Pair, geometry: Geometry, gradients: Sequence[Tensor], x_mode: XMode) -> list[Tensor]:
+    """Those of what trains, A and B, B alone or R alone, whose e is closest to the g with these gradients."""
+    if pair.core is not None:
+        return [geometry.left.inverse @ gradients[0] @ geometry.right.inverse / pair.scale**2]
+    a, b = closest(pair, geometry, *_both(gradients), x_mode)
+    return [b] if a is None else [a, b]
+
+
+def effect(pair: Pair, moves: Sequence[Tensor]) -> Tensor:
+    """e (out, in) of directions of what trains."""
+    if pair.core is not None:
+        A, B = pair.matrices
+        return pair.scale * (B @ moves[0] @ A)
+    return equivalent_gradient(pair, *_both(moves))
+
+
+def pulled_back(pair: Pair, G: Tensor) -> list[Tensor]:
+    """The gradients that what trains would have if G (out, in) were that of W."""
+    (A, B), G = pair.matrices, pair.scale * G
+    if pair.core is not None:
+        return [B.T @ G @ A.T]
+    return [B.T @ G, G @ A.T] if pair.A.requires_grad else [G @ A.T]
+
+
+def _both(each: Sequence[Tensor]) -> tuple[Tensor | None, Tensor]:
+    """Of A and of B; None for a frozen A."""
+    return (None, each[0]) if len(each) == 1 else (each[0], each[1])
 
 
 def _sylvester(pair: Pair, geometry: Geometry, a: Tensor, whole: Tensor) -> Tensor:
     left, right = geometry
-    C = -a @ pair.A.T
+    C = -a @ pair.matrices[0].T
     sums = left.values[:, None] + right.values
     return left.vectors @ (left.vectors.T @ C @ right.vectors * _reciprocal(sums, sums.amax())) @ right.vectors.T
 
 
 def _symmetric(pair: Pair, geometry: Geometry, a: Tensor, whole: Tensor) -> Tensor:
-    return -(geometry.left.inverse @ (pair.B.T @ whole)) / 2
+    return -(geometry.left.inverse @ (pair.matrices[1].T @ whole)) / 2
 
 
 def _zero(pair: Pair, geometry: Geometry, a: Tensor, whole: Tensor) -> Tensor:
@@ -142,8 +178,8 @@ class LoraProOptimizer(Optimizer):
 
     Args:
         params: parameters or groups, as for any optimiser of torch; every trained A and B among them.
-        pairs: what :func:`~vision_lowrank.optim.tensors.pairs` found; s is each pair's own. A is frozen where it
-            requires no gradient.
+        pairs: what :func:`~vision_lowrank.optim.tensors.pairs` found; s is each pair's own. Frozen is what requires
+            no gradient.
         lr: learning rate.
         variant: ``adamw`` or ``sgd``, of the pairs and of all else.
         momentum_space: where AdamW's moments live: on e, ``weight``, or on a and b, ``factor``.
@@ -208,29 +244,35 @@ class LoraProOptimizer(Optimizer):
             return loss
         groups = {id(p): group for group in self.param_groups for p in group["params"]}
         for pair, geometry in zip(due, geometries(due, self.damping, self.damping_eps), strict=True):
-            a, b = self._direction(pair, geometry, groups)
-            for parameter, direction in ((pair.A, a), (pair.B, b)):
-                if direction is not None:
-                    group = groups[id(parameter)]
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(direction, alpha=group["lr"])
+            trained = _trained(pair)
+            steps = self._direction(pair, geometry, [p.grad.flatten(1) for p in trained], groups)
+            for parameter, direction in zip(trained, steps, strict=True):
+                group = groups[id(parameter)]
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(direction.reshape(parameter.shape), alpha=group["lr"])
         self._step_others()
         return loss
 
-    def _projected(self, pair: Pair, geometry: Geometry, groups: dict[int, Any]) -> tuple[Tensor | None, Tensor]:
-        """(a, b) of the raw gradients."""
-        return closest(pair, geometry, _gradient(pair.A), pair.B.grad, self.x_mode)
+    def _projected(
+        self, pair: Pair, geometry: Geometry, gradients: list[Tensor], groups: dict[int, Any]
+    ) -> list[Tensor]:
+        """Directions from the raw gradients."""
+        return directions(pair, geometry, gradients, self.x_mode)
 
-    def _adam_of_weight(self, pair: Pair, geometry: Geometry, groups: dict[int, Any]) -> tuple[Tensor | None, Tensor]:
-        """(a, b) of Adam's step on the equivalent gradient; the moments are kept with B."""
-        gA = _gradient(pair.A)
-        e = equivalent_gradient(pair, *closest(pair, geometry, gA, pair.B.grad, "zero"))
-        G = pair.scale * self._adam(pair.B, e, groups)
-        return closest(pair, geometry, None if gA is None else pair.B.T @ G, G @ pair.A.T, self.x_mode)
+    def _adam_of_weight(
+        self, pair: Pair, geometry: Geometry, gradients: list[Tensor], groups: dict[int, Any]
+    ) -> list[Tensor]:
+        """Directions from Adam's step on the equivalent gradient; the moments are kept with B or R."""
+        e = effect(pair, directions(pair, geometry, gradients, "zero"))
+        G = self._adam(_trained(pair)[-1], e, groups)
+        return directions(pair, geometry, pulled_back(pair, G), self.x_mode)
 
-    def _adam_of_factors(self, pair: Pair, geometry: Geometry, groups: dict[int, Any]) -> tuple[Tensor | None, Tensor]:
-        """Adam's steps on a and on b."""
-        a, b = self._projected(pair, geometry, groups)
-        return None if a is None else self._adam(pair.A, a, groups), self._adam(pair.B, b, groups)
+    def _adam_of_factors(
+        self, pair: Pair, geometry: Geometry, gradients: list[Tensor], groups: dict[int, Any]
+    ) -> list[Tensor]:
+        """Adam's steps on the directions from the raw gradients."""
+        raw = self._projected(pair, geometry, gradients, groups)
+        return [self._adam(p, each, groups) for p, each in zip(_trained(pair), raw, strict=True)]
 
     def _adam(self, owner: Tensor, g: Tensor, groups: dict[int, Any]) -> Tensor:
         """Adam's direction for the gradient `g`, with moments of its shape in the state of `owner`."""
@@ -245,7 +287,7 @@ class LoraProOptimizer(Optimizer):
 
     def _step_others(self) -> None:
         """Torch's own step on what is in no pair; groups and state are shared, as loading a state replaces both."""
-        paired = {id(p) for pair in self.pairs for p in (pair.A, pair.B)}
+        paired = {id(p) for pair in self.pairs for p in _trained(pair)}
         self._others.state = self.state
         self._others.param_groups = [
             group | {"params": [p for p in group["params"] if id(p) not in paired]} for group in self.param_groups
@@ -255,18 +297,19 @@ class LoraProOptimizer(Optimizer):
     def _check_pairs(self) -> None:
         known = {id(p) for group in self.param_groups for p in group["params"]}
         seen: set[int] = set()
-        for name, A, B, scale, _ in self.pairs:
-            trained = {id(p) for p in (A, B) if p.requires_grad}
-            if id(B) not in trained:
-                raise UserError(f"LoRA-Pro: B of '{name}' is frozen: let B train, alone or with A.")
+        for pair in self.pairs:
+            name, letter, last = pair.name, *(("B", pair.B) if pair.core is None else ("R", pair.core))
+            trained = {id(p) for p in _trained(pair)}
+            if id(last) not in trained:
+                raise UserError(f"LoRA-Pro: {letter} of '{name}' is frozen: let it train.")
             if trained & seen:
                 raise UserError(f"LoRA-Pro: '{name}' shares a factor with another pair: give each layer its own.")
             if not trained <= known:
                 raise UserError(f"LoRA-Pro: a factor of '{name}' is not among the parameters: give all that train.")
-            if scale == 0:
+            if pair.scale == 0:
                 raise UserError(f"LoRA-Pro: the scale of '{name}' is 0, so no step of it moves W: set alpha above 0.")
-            if torch.finfo(B.dtype).bits < 32:
-                raise UserError(f"LoRA-Pro: the factors of '{name}' are {B.dtype}: keep adapters in float32.")
+            if torch.finfo(last.dtype).bits < 32:
+                raise UserError(f"LoRA-Pro: the factors of '{name}' are {last.dtype}: keep adapters in float32.")
             seen |= trained
 
 
@@ -285,11 +328,7 @@ def check_options(variant: str, momentum_space: str, x_mode: str = "sylvester", 
 
 
 def _trained(pair: Pair) -> list[Tensor]:
-    return [p for p in (pair.A, pair.B) if p.requires_grad]
-
-
-def _gradient(parameter: Tensor) -> Tensor | None:
-    return parameter.grad if parameter.requires_grad else None
+    return [p for p in (pair.A, pair.B, pair.core) if p is not None and p.requires_grad]
 
 
 def _finite(tensors: list[Tensor]) -> bool:

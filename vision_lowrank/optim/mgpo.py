@@ -33,8 +33,8 @@ from ..config.schema import RunConfig
 from ..errors import UserError
 from ..registry import register
 from .base import Closure, Groups, Rule, Stage, Steps, norm
-from .tensors import Pair, adapter_tensors, pairs
-from .weights import matrix, product_gradient, require_adapter, restored, row_norms
+from .tensors import Pair, adapter_tensors, pairs, require_adapter
+from .weights import matrix, product_gradient, restored, row_norms
 
 
 @register("rule", "mgpo", summary="gradients at weights moved along the momentum (LoRA-MGPO)", paper="arXiv 2502.14538")

@@ -18,19 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..adapters.tuner import AdapterLayer
-from ..config.schema import RunConfig
-from ..errors import UserError
 from .tensors import Pair
-
-
-def require_adapter(rule: str, config: RunConfig) -> None:
-    """Refuse a run without adapter.
-
-    Raises:
-        UserError: `config` has none.
-    """
-    if config.adapter is None:
-        raise UserError(f"rule {rule}: it works on adapters, and there is none: set `adapter`, or leave the rule out.")
 
 
 def weight_change(layer: AdapterLayer | PeftLoraLinear) -> Tensor:

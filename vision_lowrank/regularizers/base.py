@@ -58,6 +58,11 @@ class Regularizer(Section):
         """What it asks of the pretrained model; None where it asks nothing."""
         return None
 
+    @property
+    def wants_unmixed(self) -> bool:
+        """Whether it looks at pictures of a single class only, so that not all views should be mixed."""
+        return False
+
     def check(self, config: RunConfig) -> None:
         """Refuse what makes no sense together, before anything is loaded.
 

@@ -11,8 +11,12 @@ The task adds L_CE and the engine what is returned here, which is therefore w (L
 as ``contrastive``. w = 0 is plain training; with w = 1 nothing reaches the head.
 
 A batch may hold several views of each picture (``task.views=2``); each counts as a row, so at one shot per class the
-other views are the only positives. Where pictures were mixed, labels are weights y (B, C): rows that are no single
-class are left out, or, with ``soft_positives``, P(i) becomes weights y_i·y_p normalised over p ≠ i.
+other views are the only positives.
+
+With Mixup or CutMix (``task.mixup``, ``task.cutmix``) labels are weights y (B, C). Only unmixed views are contrasted:
+the task mixes the first view of each picture and leaves the others alone, and rows that are no single class are left
+out of L_con, though not of L_CE. With ``soft_positives`` all views are mixed, and P(i) becomes weights y_i·y_p
+normalised over p ≠ i.
 
 Reconstructed: the paper's abstract names "a contrastive loss" without its formula; form, τ and w are this project's.
 """
@@ -52,11 +56,25 @@ class SupervisedContrastive(Regularizer):
         """
         super().check(config)
         shots, views = (getattr(config.task, name, 2) for name in ("shots", "views"))
-        if self.w and shots == views == 1:
+        mixing = any(getattr(config.task, name, 0) for name in ("mixup", "cutmix"))
+        if not self.w or (mixing and self.soft_positives):
+            return
+        unmixed = views - 1 if mixing else views
+        if not unmixed:
+            raise UserError(
+                "regularizer supervised_contrastive: mixed pictures are left out and all are mixed: set task.views=2, "
+                "of which one stays unmixed, or regularizer.soft_positives=true."
+            )
+        if shots == unmixed == 1:
             raise UserError(
                 "regularizer supervised_contrastive: with one picture per class no row has a positive: "
-                "set task.views=2, or more task.shots."
+                f"set task.views={views + 1}, or more task.shots."
             )
+
+    @property
+    def wants_unmixed(self) -> bool:
+        """Unless positives are soft, or it has no weight."""
+        return self.w > 0 and not self.soft_positives
 
     def start(self) -> ContrastivePenalty:
         """The term with its weight."""

@@ -10,8 +10,9 @@ adapter can sit on q alone, and PEFT's LoRA on ``nn.MultiheadAttention`` compute
     out = y Wo' + bo                                    (B, L, E)
 
 with ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` as ordinary ``nn.Linear``, the caller's arguments and return
-value unchanged. The split module keeps the emptied original outside its own state, so :func:`fuse_attention` can put
-it back with every name, option and bit.
+value unchanged. The second line is a module of its own, ``core``, without tensors: methods that change how q, k and v
+meet adapt it as others adapt a linear. The split module keeps the emptied original outside its own state, so
+:func:`fuse_attention` can put it back with every name, option and bit.
 
 Split are exactly these classes: ``nn.MultiheadAttention``, ``open_clip.transformer.Attention``, and timm's
 ``Attention``, ``AttentionRope`` and ``EvaAttention`` where they hold a fused ``qkv``. Subclasses, which may compute
@@ -25,7 +26,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from open_clip.transformer import Attention as OpenClipAttention
 from timm.layers import AttentionRope, apply_rot_embed_cat
 from timm.models.eva import EvaAttention
@@ -33,6 +33,7 @@ from timm.models.vision_transformer import Attention as TimmAttention
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .core import DotProductAttention
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -67,11 +68,12 @@ def fuse_attention(module: nn.Module) -> nn.Module:
         `module`, or its replacement where it is itself a split attention.
 
     Raises:
-        UserError: a projection still carries an adapter. Nothing has been changed then.
+        UserError: a projection or the core still carries an adapter. Nothing has been changed then.
     """
     for path, child in _attentions(module, lambda child: isinstance(child, SplitAttention)):
-        for name in PROJECTIONS:
-            if not isinstance(getattr(child, name), nn.Linear) or hasattr(getattr(child, name), "base_layer"):
+        for name in (*PROJECTIONS, "core"):
+            part = getattr(child, name)
+            if not isinstance(part, nn.Linear | DotProductAttention) or hasattr(part, "base_layer"):
                 place = f"{path}.{name}".lstrip(".")
                 raise UserError(f"'{place}' still carries an adapter: merge it before attention is fused.")
     for encoder in _encoders(module):
@@ -89,6 +91,7 @@ class SplitAttention(nn.Module):
 
     Attributes:
         num_heads: number of heads.
+        core: what happens between the projections.
     """
 
     OUT: ClassVar[str] = "out_proj"  # the original's name of the output projection
@@ -98,6 +101,7 @@ class SplitAttention(nn.Module):
         super().__init__()
         self.num_heads = source.num_heads
         self.q_proj, self.k_proj, self.v_proj = (_linear(weight, bias) for weight, bias in self._take(source))
+        self.core = DotProductAttention()
         self.train(source.training)
         self.out_proj = getattr(source, self.OUT)
         setattr(source, self.OUT, None)
@@ -193,15 +197,10 @@ class SplitMultiheadAttention(SplitAttention):
         dropout = self.dropout if self.training else 0.0
         causal = is_causal and key_padding_mask is None and not need_weights
         mask = None if causal else _join(_additive(attn_mask, q), _additive(key_padding_mask, q), q)
-        weights = None
-        if need_weights:
-            weights = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-            weights = F.dropout((weights if mask is None else weights + mask).softmax(-1), dropout)
-            y = weights @ v
+        y, weights = self.core(q, k, v, mask, dropout, causal, need_weights=need_weights)
+        if weights is not None:
             weights = weights.mean(1) if average_attn_weights else weights
             weights = weights if batched else weights[0]
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
         out = self.out_proj(y.transpose(1, 2).flatten(2))
         if not batched:
             return out[0], weights
@@ -219,7 +218,7 @@ class SplitOpenClipAttention(SplitAttention):
         mask = _join(_additive(attn_mask, q), None, q)
         dropout = self.attn_drop.p if self.training else 0.0
         mask = mask.to(q.dtype) if mask is not None else None
-        y = F.scaled_dot_product_attention(self.ln_q(q), self.ln_k(k), v, attn_mask=mask, dropout_p=dropout)
+        y, _ = self.core(self.ln_q(q), self.ln_k(k), v, mask, dropout)
         if self.head_scale is not None:
             y = y * self.head_scale
         return self.out_drop(self.out_proj(self.ln_inner(y.transpose(1, 2).flatten(2))))
@@ -249,15 +248,8 @@ class SplitTimmAttention(SplitAttention):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = self._rotate(q, rope).type_as(v), self._rotate(k, rope).type_as(v)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=attn_mask,
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-            is_causal=is_causal,
-            scale=self.scale,
-        )
+        dropout = self.attn_drop.p if self.training else 0.0
+        y, _ = self.core(q, k, v, attn_mask, dropout, is_causal, self.scale)
         y = y.transpose(1, 2).flatten(2)
         y = self.norm(y) if self.norm is not None else y
         if self.gate is not None:

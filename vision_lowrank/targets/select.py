@@ -28,7 +28,7 @@ def select(
     modules: Sequence[str] = ("q", "k", "v"),
     beyond_linears: Sequence[str] = (),
 ) -> list[str]:
-    """Paths of the chosen linears inside `backbone`, tower by tower, block by block, in the order of `modules`.
+    """Paths of the chosen modules inside `backbone`, tower by tower, block by block, in the order of `modules`.
 
     Args:
         backbone: with split attention where `modules` asks for parts of it.
@@ -36,7 +36,8 @@ def select(
         layers: for every tower, or per tower by name: ``"all"``, a list of block indices (negative from the end), a
             slice such as ``"-4:"``, or a named subset such as ``"half-up"``.
         modules: logical names, of ``q k v o fc1 fc2``.
-        beyond_linears: ``mlp`` for methods that adapt the whole module that holds ``fc1`` and ``fc2``.
+        beyond_linears: names that a method adapts although they are no linears: ``mlp``, the module that holds ``fc1``
+            and ``fc2``; ``attention``, the core of split attention between its projections; ``block``, all of it.
 
     Raises:
         UserError: an unknown tower, layer or module, nothing chosen, or attention that is not split.
@@ -50,8 +51,8 @@ def select(
         chosen = layers.get(tower.name, "all") if isinstance(layers, Mapping) else layers
         for index in layer_indices(chosen, len(tower.blocks)):
             for name in modules:
-                whole = name in beyond_linears
-                paths.append(_mlp(backbone, tower, index) if whole else _path(backbone, tower, index, name))
+                find = _BEYOND_LINEARS[name] if name in beyond_linears else _linear
+                paths.append(find(backbone, tower, index, name))
     return paths
 
 
@@ -112,17 +113,7 @@ def _tower(backbone: Backbone, name: str) -> Tower:
     return backbone.towers[name]
 
 
-def _mlp(backbone: Backbone, tower: Tower, index: int) -> str:
-    """The path of the module that holds ``fc1`` and ``fc2`` of block `index`, adapted already or not."""
-    holders = {tower.modules.get(name, "").rpartition(".")[0] for name in ("fc1", "fc2")}
-    if len(holders) != 1 or holders == {""}:
-        raise UserError(
-            f"tower '{tower.name}' of '{backbone.name}' has no module 'mlp' that holds fc1 and fc2: leave it out."
-        )
-    return f"{tower.blocks[index]}.{holders.pop()}"
-
-
-def _path(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
+def _linear(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
     """The path of logical module `name` in block `index`, checked to be a linear (perhaps adapted already)."""
     if name not in tower.modules:
         hint = near_miss(name, tower.modules)
@@ -136,3 +127,33 @@ def _path(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
     if not isinstance(getattr(module, "base_layer", module), nn.Linear):
         raise UserError(f"'{path}' is a {type(module).__name__}, not a linear: leave '{name}' out for this tower.")
     return path
+
+
+def _mlp(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
+    """The path of the module that holds ``fc1`` and ``fc2`` of block `index`, adapted already or not."""
+    holders = {tower.modules.get(part, "").rpartition(".")[0] for part in ("fc1", "fc2")}
+    if len(holders) != 1 or holders == {""}:
+        raise UserError(
+            f"tower '{tower.name}' of '{backbone.name}' has no module '{name}' that holds fc1 and fc2: leave it out."
+        )
+    return f"{tower.blocks[index]}.{holders.pop()}"
+
+
+def _attention(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
+    """The path of the core of split attention in block `index`, adapted already or not."""
+    path = f"{tower.blocks[index]}.{tower.modules.get('q', '').rpartition('.')[0]}.core"
+    try:
+        backbone.get_submodule(path)
+    except AttributeError:
+        raise UserError(
+            f"tower '{tower.name}' of '{backbone.name}' has no '{name}' that split_attention could split: leave it out."
+        ) from None
+    return path
+
+
+def _block(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
+    """The path of block `index`."""
+    return tower.blocks[index]
+
+
+_BEYOND_LINEARS = {"mlp": _mlp, "attention": _attention, "block": _block}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from markupsafe import Markup
@@ -12,33 +14,76 @@ from ..files import write_text
 from . import plots
 from .report import template
 
+SCALED = {"intruders": "intruders scaled", "shrunk": "ΔW shrunk as much", "random": "random ones scaled"}
+MEASURES = {
+    "fisher": "Fisher ratio",
+    "silhouette": "silhouette",
+    "margin": "margin",
+    "knn": "k-NN",
+    "probe": "linear probe",
+}
 
-def write_inspection(
-    path: Path,
-    summary: Mapping[str, Any],
-    counts: Mapping[str, plots.Points],
-    spectrum: tuple[Sequence[float], Sequence[float], Sequence[int]],
-    similarity: Sequence[Sequence[float]],
-) -> Path:
-    """Write the page.
+
+@dataclass(frozen=True)
+class LayerPlots:
+    """What is drawn of the layers.
+
+    Attributes:
+        counts: kind of layer -> (threshold, number of intruders).
+        shown: name of the layer that the others are of.
+        spectrum: its singular values, frozen and tuned, and the indices of its intruders.
+        similarity: (m, m) cosines.
+        chance: what a random direction scores in the widest layer.
+    """
+
+    counts: Mapping[str, plots.Points]
+    shown: str
+    spectrum: tuple[Sequence[float], Sequence[float], Sequence[int]]
+    similarity: Sequence[Sequence[float]]
+    chance: float
+
+
+def write_inspection(path: Path, numbers: Mapping[str, Any], layers: LayerPlots | None) -> Path:
+    """Write the page; a section that `numbers` does not have is left out.
 
     Args:
         path: the file.
-        summary: what the template names: ``name``, ``method``, ``backbone``, ``layers`` and their totals.
-        counts: kind of layer -> (threshold, number of intruders).
-        spectrum: singular values of the shown layer, frozen and tuned, and the indices of its intruders.
-        similarity: (m, m) cosines of the shown layer.
+        numbers: as ``inspect --json`` writes them (``cli/inspect_artefact.py``), and ``name``.
+        layers: None where there is no ΔW to look at; then ``numbers["refused"]`` says why.
 
     Returns:
         `path`.
     """
-    page = template("inspection.html.jinja").render(
-        {
-            **summary,
-            "counts": Markup(plots.intruder_counts(counts)),
-            "spectrum": Markup(plots.spectrum(*spectrum, "singular values")),
-            "similarity": Markup(plots.similarity(similarity, "cosines")),
+    context = {**numbers, "scaled": SCALED, "measures": MEASURES}
+    if layers is not None:
+        context |= {
+            "shown": layers.shown,
+            "chance": layers.chance,
+            "counts": Markup(plots.intruder_counts(layers.counts)),
+            "spectrum": Markup(plots.spectrum(*layers.spectrum, "singular values")),
+            "similarity": Markup(plots.similarity(layers.similarity, "cosines")),
         }
-    )
-    write_text(path, page)
+    if "rows" in numbers.get("mitigation", {}):
+        context["curves"] = _curves(numbers["mitigation"], numbers["forgetting"]["before"])
+    write_text(path, template("inspection.html.jinja").render(context))
     return path
+
+
+def _curves(section: Mapping[str, Any], before: Mapping[str, float]) -> list[Markup]:
+    """Task accuracy along λ and, where there are such sets, that of what is recognised by prompts."""
+    frozen = {"task": None, "kept": _mean(before, section["kept_sets"])}
+    titles = {"task": "the task: validation pictures", "kept": "what is kept: other sets"}
+    figures = []
+    for part, title in titles.items():
+        lines = {
+            label: [(row["keep"], row[name][part]) for row in section["rows"] if row[name][part] is not None]
+            for name, label in SCALED.items()
+        }
+        if any(lines.values()):
+            figures.append(Markup(plots.accuracy_along(lines, title, baseline=frozen[part])))
+    return figures
+
+
+def _mean(metrics: Mapping[str, float], sets: Sequence[str]) -> float | None:
+    values = [metrics[f"{name}/accuracy"] for name in sets if f"{name}/accuracy" in metrics]
+    return fmean(values) if values else None

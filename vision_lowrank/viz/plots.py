@@ -262,6 +262,28 @@ def similarity(matrix: Sequence[Sequence[float]], title: str) -> str:
         return _svg(figure, title)
 
 
+def accuracy_along(lines: Mapping[str, Points], title: str, *, baseline: float | None = None) -> str:
+    """Accuracy against λ, the fraction that is kept: a line per quantity that is scaled, named below the plot.
+
+    Args:
+        lines: name -> (λ, accuracy) pairs, λ ascending, accuracies as fractions.
+        title: written above the plot.
+        baseline: accuracy of the frozen model, as a dotted line.
+    """
+    with mpl.rc_context(SETTINGS):
+        figure, axes = _figure(310, 270, (44, 8, 30, 96))
+        for index, (name, points) in enumerate(lines.items()):
+            style = {"color": SERIES[index], "ls": ("-", "--", ":")[index % 3], "marker": MARKERS[index]}
+            axes.plot(*_columns(points), label=_short(name), lw=2, ms=4, **style)
+        if baseline is not None:
+            axes.axhline(baseline, color=MUTED, lw=1, ls=":", label="frozen model")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        _decorate(axes, title, "λ, the fraction that is kept", percent=True)
+        # all lines meet at λ = 1: labels at their ends would not tell them apart
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.04, -0.24), frameon=False, fontsize=9, ncols=2)
+        return _svg(figure, title)
+
+
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], gap: float = 13) -> None:
     """Names at the right edge, at the height of their lines' ends, pushed apart to be `gap` units from each other."""
     if not ends:

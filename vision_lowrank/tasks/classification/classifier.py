@@ -12,6 +12,7 @@ It holds all that prediction needs but the untrained base weights, and refuses a
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from ...backbones.base import fingerprint
 from ...backbones.load import load_backbone
 from ...data.transforms import Preprocess
 from ...errors import ArtefactError
+from ...targets.attention import fuse_attention
 from .heads import HeadName, TextHead, make_head
 
 
@@ -60,7 +62,10 @@ class ImageClassifier(nn.Module):
         return self.model.logit_scale if isinstance(self.head, TextHead) else getattr(self.head, "scale", None)
 
     def freeze_text(self) -> None:
-        """Encode the class prompts once; for evaluation and for a text tower that does not train."""
+        """Encode the class prompts once; for evaluation and for a text tower that does not train.
+
+        Where the text tower changes afterwards, or its adapters are switched, they are encoded anew at every call.
+        """
         if isinstance(self.head, TextHead):
             self.head.refresh(self.model)
 
@@ -81,8 +86,7 @@ class ImageClassifier(nn.Module):
             save_adapter(self.model, folder / "adapter")
         if state := self.head.state_dict():
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "head.safetensors")
-        base = {n: p.detach().contiguous() for n, p in self.model.named_parameters() if n in self.trained_base}
-        if base:
+        if base := self._base_state():
             save_file(base, folder / "base.safetensors")
         about = {
             "task": "classification",
@@ -127,6 +131,13 @@ class ImageClassifier(nn.Module):
         classifier.eval()
         classifier.freeze_text()
         return classifier
+
+    def _base_state(self) -> dict[str, Tensor]:
+        """The base's trained parameters, by their names in a backbone as ``load_backbone`` gives it."""
+        plain = self.model
+        if self.trained_base and hasattr(plain, "peft_config"):
+            plain = fuse_attention(copy.deepcopy(plain).unload())  # an adapter has split attention and wrapped layers
+        return {n: p.detach().contiguous() for n, p in plain.named_parameters() if n in self.trained_base}
 
     def _load_head(self, path: Path) -> None:
         try:

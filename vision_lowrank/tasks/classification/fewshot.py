@@ -4,6 +4,9 @@ The protocol is that of CLIP-LoRA (arXiv 2405.18541): class prompts are encoded 
 step, logits are scaled cosine similarities, the loss is cross-entropy, the last state is kept. Every metric is
 reported beside the untrained model's, on the test sets and on the *retention* sets (what the model could do before).
 
+Training pictures are cropped and flipped, or augmented further (:mod:`vision_lowrank.data.augmentation`), and may be
+mixed (:mod:`vision_lowrank.data.mixing`); test pictures never are.
+
 Further protocols: ``protocol: base_to_novel`` trains and tests on the first half of the classes and recognises the
 other half by its prompts (:mod:`vision_lowrank.data.protocols`); ``transfer`` lists other data sets, or other domains,
 whose test pictures the trained model must recognise by the prompts of their own classes.
@@ -12,7 +15,8 @@ whose test pictures the trained model must recognise by the prompts of their own
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,7 +27,8 @@ from torch import Tensor, nn
 from ...adapters.phases import begin_phase, phases
 from ...backbones.prefix_cache import PrefixCache
 from ...config.schema import RunConfig, Section
-from ...data.base import TransformedImages
+from ...data.augmentation import Augmentation, training_transform
+from ...data.base import ImageSet, TransformedImages
 from ...data.protocols import base_to_novel, check_section, with_transfer
 from ...data.samplers import draw_shots
 from ...errors import UserError
@@ -57,6 +62,11 @@ class FewShotConfig(Section):
     templates: tuple[str, ...] | None = Field(None, description="prompt templates instead of the data set's own")
     crop: tuple[float, float] = Field((0.08, 1.0), description="area range of the random crop in training")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip in training")
+    augmentation: Augmentation = Field(
+        "basic", description="what comes on top of crop and flip; `none` has neither: pictures as in evaluation"
+    )
+    mixup: float = Field(0.0, ge=0, description="alpha of Mixup; 0 = none, 0.2 is light, 0.8 heavy")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, usually 1; 0 = none; with Mixup, one or the other")
     protocol: Literal["all", "base_to_novel"] = Field("all", description="train and test all classes, or halves")
     transfer: tuple[DataSection, ...] = Field(
         (), description="data sections whose tests are recognised by prompts alone"
@@ -65,7 +75,9 @@ class FewShotConfig(Section):
     steps_per_shot: int | None = Field(
         None, ge=1, description="train for this many steps per shot (CLIP-LoRA: 500) instead of engine.steps"
     )
-    views: int = Field(1, ge=1, description="random views of each picture in a batch; a contrastive term wants 2")
+    views: int = Field(
+        1, ge=1, le=16, description="random views of each picture in a batch; a contrastive term wants 2"
+    )
     probe_steps: int | None = Field(
         None, ge=1, description="steps of the `probe` stage, where there is one; null = as many as the stages after it"
     )
@@ -98,16 +110,25 @@ class FewShot(ClassificationTask):
         self._teacher = Teacher(self.classifier)
         self._probing = False
         self._held: list[nn.Parameter] = []
+        self._pictures: PrefixCache | None = None  # where every step sees a picture with the same pixels
 
     def stages(self) -> list[Stage]:
-        """The few-shot pictures, randomly cropped and flipped: one stage for each phase of the adapter.
+        """The few-shot pictures, augmented and mixed: one stage for each phase of the adapter.
 
         Where a regulariser asks for the pretrained model's logits and the head is not there yet, the stage ``probe``
         comes first: it trains the head alone. A selection has the stage ``search`` before the others.
         """
         options, selection = self.options, self.config.selection
-        transform = self.classifier.model.preprocess.training(options.crop, options.flip)
-        images = partial(training_images, transform=transform, seed=self.seed, views=options.views)
+        preprocess, regularizer = self.classifier.model.preprocess, self.config.regularizer
+        images = partial(
+            training_images,
+            transform=training_transform(preprocess, options.augmentation, options.crop, options.flip),
+            seed=self.seed,
+            views=options.views,
+            mixup=options.mixup,
+            cutmix=options.cutmix,
+            mixed=1 if regularizer and regularizer.wants_unmixed else options.views,
+        )
         data = images(self.train_images)
         length = {"steps": options.steps_per_shot * options.shots} if options.steps_per_shot else {}
         before = []
@@ -115,15 +136,20 @@ class FewShot(ClassificationTask):
             probing = {"steps": options.probe_steps} if options.probe_steps else length
             before.append(Stage(PROBE, data, probing, prepares=True))
         if selection:
-            inner, _ = selection.split(self.train_images, self.seed)
+            inner, _ = self.search_images
             before.append(Stage(SEARCH, images(inner), {"steps": selection.steps}, steps=selection.search))
         select = "val/accuracy" if options.select else None
         stages = phases(self.classifier.model).items()
         return before + [Stage(phase, data, length | settings, select) for phase, settings in stages]
 
+    @cached_property
+    def search_images(self) -> tuple[ImageSet, ImageSet]:
+        """The training pictures as a search takes them: to train on, and held out."""
+        return self.config.selection.split(self.train_images, self.seed)
+
     def selection_data(self) -> TransformedImages:
         """The pictures held out for a search, as they are evaluated."""
-        _, held_out = self.config.selection.split(self.train_images, self.seed)
+        _, held_out = self.search_images
         return TransformedImages(held_out, self.classifier.model.preprocess.evaluation())
 
     def begin_stage(self, stage: Stage) -> None:
@@ -171,22 +197,33 @@ class FewShot(ClassificationTask):
         elif isinstance(self.classifier.head, TextHead):
             prefix = PrefixCache(self.classifier.model, "text")
             self.classifier.head.prefix = prefix if prefix.depth else None
+        options = self.options
+        if options.augmentation == "none" and options.views == 1 and not (options.mixup or options.cutmix):
+            self._pictures = PrefixCache(self.classifier.model, "vision")
         if self._asks:
             self._teacher.check_base()
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of a batch: image (B, 3, H, W), or (B, V, 3, H, W) with several views; label (B,)."""
+        """Cross-entropy of a batch: image (B, 3, H, W), or (B, V, 3, H, W) with several views.
+
+        Labels are (B,), or where pictures were mixed weights (B, C), (B, V, C); accuracy is then that of the heaviest.
+        """
         if self._text_trains:  # an evaluation may have encoded the prompts
             self.classifier.unfreeze_text()
         model, teacher = self.classifier.model, self._teacher
         pixels, labels = rows(batch)
-        features = teacher.features(pixels) if self._probing else model.encode_image(pixels)
+        if self._probing:
+            features = teacher.features(pixels)
+        else:
+            with self._pictures.using(batch["index"].tolist()) if self._pictures else nullcontext():
+                features = model.encode_image(pixels)
         logits = self.classifier.head(model, features)
         if self.regularizer is not None and self._placed and not self._probing:
             answers = partial(teacher.logits, pixels), partial(teacher.features, pixels)
             self.regularizer.observe(Observed(logits, features, labels, self.classifier.scale, *answers))
         loss = F.cross_entropy(logits, labels)
-        return {"loss": loss, "accuracy": (logits.detach().argmax(dim=-1) == labels).float().mean()}
+        classes = labels if labels.dim() == 1 else labels.argmax(dim=-1)
+        return {"loss": loss, "accuracy": (logits.detach().argmax(dim=-1) == classes).float().mean()}
 
     def summary(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Base-to-novel: ``harmonic_mean/NAME/accuracy`` of base and novel accuracy of each test set."""

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...adapters.watch import Watch
 from ...backbones.prefix_cache import PrefixCache
 
 HeadName = Literal["text", "linear", "cosine"]
@@ -34,8 +35,13 @@ class TextHead(nn.Module):
     """Classifier of a two-tower model: one prompt set per class, encoded by the (adapted) text tower.
 
     The features are computed at every call while the text tower trains; :meth:`refresh` computes them once where
-    they cannot change (evaluation, or a frozen text tower) and :meth:`clear` forgets them. Where only upper blocks of
-    the text tower train, `prefix` keeps what the lower ones give.
+    they cannot change (evaluation, or a frozen text tower) and :meth:`clear` forgets them. Kept ones are left aside
+    when they are not what the model would give: its text tower or its adapters changed since, or the tower trains and
+    gradients are asked for. Where only upper blocks of the text tower train, `prefix` keeps what the lower ones give.
+
+    Attributes:
+        features: the kept class embeddings (C, e), or None.
+        prefix: what the lower blocks give, or None.
     """
 
     def __init__(self, model: nn.Module, classes: Sequence[str], templates: Sequence[str]) -> None:
@@ -45,6 +51,7 @@ class TextHead(nn.Module):
         self.register_buffer("tokens", model.tokenizer(prompts), persistent=False)
         self.features: Tensor | None = None
         self.prefix: PrefixCache | None = None
+        self._watch: Watch | None = None
 
     def class_features(self, model: nn.Module) -> Tensor:
         """Normalised class embeddings (C, e)."""
@@ -62,17 +69,31 @@ class TextHead(nn.Module):
             return model.encode_text(tokens)
 
     def refresh(self, model: nn.Module) -> None:
-        """Compute the class embeddings once and keep them until :meth:`clear`."""
+        """Compute the class embeddings once and keep them until :meth:`clear` or a change of the model."""
+        self.fix(model)
+        self._watch = Watch(model, "text")
+
+    def fix(self, model: nn.Module) -> None:
+        """Compute the class embeddings once and keep them whatever becomes of the model, until :meth:`clear`."""
         with torch.no_grad():
             self.features = self.class_features(model)
+        self._watch = None
 
     def clear(self) -> None:
         """Compute the class embeddings anew at every call."""
-        self.features = None
+        self.features = self._watch = None
+
+    def _kept(self) -> Tensor | None:
+        """The kept class embeddings, if they still hold; a graph that is being traced takes them as they are."""
+        if self._watch is None or torch.compiler.is_compiling():
+            return self.features
+        wanted = torch.is_grad_enabled() and self._watch.trains
+        return self.features if self._watch.unchanged and not wanted else None
 
     def forward(self, model: nn.Module, features: Tensor) -> Tensor:
         """Logits (B, C) of image features (B, e)."""
-        text = self.class_features(model) if self.features is None else self.features
+        kept = self._kept()
+        text = self.class_features(model) if kept is None else kept
         return model.logit_scale * F.normalize(features, dim=-1) @ text.T
 
 

@@ -43,7 +43,7 @@ class Teacher:
         self.head = head.to(next(own.model.parameters()).device)
         if isinstance(head, TextHead):
             with self._pretrained():
-                head.refresh(own.model)
+                head.fix(own.model)
 
     def check_base(self) -> None:
         """Make sure that the base weights stay what they are.

@@ -1,0 +1,50 @@
+"""A saved classifier on the data that its run names, with the sets that the run tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import validate
+from ..config.load import apply_overrides
+from ..config.schema import RunConfig
+from ..data.base import Splits
+from ..data.protocols import base_to_novel, with_transfer
+from ..errors import UserError
+from ..tasks.classification.base import ClassificationTask, load_splits
+from ..tasks.classification.classifier import ImageClassifier, read_artefact
+
+
+def recorded_config(folder: Path, overrides: list[str]) -> RunConfig:
+    """The config of the run that wrote an artefact, with other settings, such as ``data.root=…``, where given.
+
+    Raises:
+        UserError: the artefact was not saved by a run, or a setting is wrong.
+    """
+    tree = read_artefact(folder).get("record", {}).get("config")
+    if tree is None:
+        raise UserError(f"{folder}: does not say which data it belongs to: evaluate an artefact that `train` wrote.")
+    return validate(apply_overrides(tree, overrides), source=str(folder / "artefact.json"))
+
+
+def recorded_splits(config: RunConfig) -> Splits:
+    """All splits of a run: its data set, halved where its protocol says so, and what it transfers to."""
+    splits = load_splits(config)
+    if getattr(config.task, "protocol", "all") == "base_to_novel":
+        splits, _, _ = base_to_novel(splits, splits.train, None)
+    return with_transfer(splits, getattr(config.task, "transfer", ()))
+
+
+def artefact_task(folder: Path, classifier: ImageClassifier, config: RunConfig) -> ClassificationTask:
+    """`classifier`, which was read from `folder`, on the data that `config` names.
+
+    Raises:
+        UserError: the data has other classes; or as the data set's reader.
+    """
+    splits = recorded_splits(config)
+    if splits.train.classes != classifier.classes:
+        odd = sorted(set(splits.train.classes) ^ set(classifier.classes))
+        raise UserError(
+            f"{folder}: the artefact knows {len(classifier.classes)} classes, the data has {len(splits.train.classes)}"
+            f"{f' (differing in {odd[0]!r})' if odd else ' in another order'}: evaluate it on data of the same classes."
+        )
+    return ClassificationTask(classifier, splits, splits.val)
