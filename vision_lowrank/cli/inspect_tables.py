@@ -61,14 +61,13 @@ def mitigation_table(section: Mapping[str, Any]) -> Table:
 
 
 def separation_table(section: Mapping[str, Any]) -> Table:
-    """Measures of the frozen and of the adapted model, in brackets what is lost against clean pictures."""
+    """Measures of the frozen and of the adapted model; the page says too what is lost against clean pictures."""
     measures = list(section["frozen"]["clean"])
-    title = f"separation of '{section['set']}' (in brackets: lost against clean pictures)"
-    table = _numbers(title, "pictures", ["model", *measures, "consistency"])
+    table = _numbers(f"separation of '{section['set']}'", "pictures", ["model", *measures, "cosine"])
     for pictures in section["frozen"]:
         for model in ("frozen", "adapted"):
             values = section[model][pictures]
-            cells = [f"{values[name]:.3g}{_drop(values.get(f'drop/{name}'))}" for name in measures]
+            cells = [f"{values[name]:.3g}" for name in measures]
             same = f"{values['consistency']:.3f}" if "consistency" in values else ""
             table.add_row(pictures if model == "frozen" else "", model, *cells, same)
     return table
@@ -84,7 +83,3 @@ def _numbers(title: str, first: str, columns: Any) -> Table:
 
 def _percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f}"
-
-
-def _drop(drop: float | None) -> str:
-    return "" if drop is None else f" ({drop:+.2g})"

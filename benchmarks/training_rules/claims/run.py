@@ -5,8 +5,8 @@
     python benchmarks/training_rules/claims/run.py --steps 6              # a trial: one seed, prints, writes nothing
 
 Recipes: configs/fewshot/emoji_*.yaml at their own learning rates, but of 80 steps. One entry per claim goes to
-``benchmarks/training_rules/claims.json`` as soon as it is there; an entry that is there is kept. Runs that were trained
-are kept in ``runs/training_rules_claims``. Each file beside this one says what is measured and how.
+``results.json`` beside this file as soon as it is there; an entry that is there is kept. Runs that were trained are
+kept in ``runs/training_rules_claims``. Each file beside this one says what is measured and how.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vision_lowrank.config import environment
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
 
-OUT = Path(__file__).parents[1] / "claims.json"
+OUT = Path(__file__).parent / "results.json"
 COMMAND = "python benchmarks/training_rules/claims/run.py"
 CLAIMS: dict[str, Callable[[Budget], Any]] = {
     "lora_pro_step": lora_pro_step,
