@@ -66,6 +66,32 @@ def test_ready_made_splits_keep_their_pictures_apart(tmp_path):
     assert splits.templates == ("{}!",)
 
 
+def test_a_root_with_train_and_test_has_ready_made_splits(tmp_path):
+    root = tmp_path / "imagenet-r"
+    plant(root / "train", {"n02": 2, "n01": 1})
+    plant(root / "test", {"n01": 1, "n02": 1})
+    (root / ".cache").mkdir()
+    splits = folder(FolderConfig(root=str(root)))
+    assert splits.train.classes == ("n01", "n02")
+    assert splits.train.keys == ("train/n01/00.png", "train/n02/00.png", "train/n02/01.png")
+    assert splits.tests["test"].keys == ("test/n01/00.png", "test/n02/00.png")
+    assert len(splits.val) == 0
+    plant(root / "val", {"n01": 1, "n02": 2})
+    assert len(folder(FolderConfig(root=str(root))).val) == 3
+
+
+def test_a_root_with_train_and_val_alone_is_not_two_classes(tmp_path):
+    plant(tmp_path / "train", {"a": 2})
+    plant(tmp_path / "val", {"a": 2})
+    with pytest.raises(DataError, match=r"holds 'train' and 'val' but no 'test': name the trees by data\.train"):
+        folder(FolderConfig(root=str(tmp_path)))
+
+
+def test_train_beside_other_folders_is_a_class(tmp_path):
+    root = plant(tmp_path / "vehicles", {"train": 10, "tram": 10})
+    assert folder(FolderConfig(root=str(root))).train.classes == ("train", "tram")
+
+
 def test_linked_class_folders_are_followed(tmp_path):
     real = plant(tmp_path / "real", {"a": 2})
     (tmp_path / "links").mkdir()

@@ -20,7 +20,8 @@ from ..errors import UserError, near_miss
 from ..registry import register
 from ..targets.attention import can_split
 from .base import Backbone, Tower
-from .weights import PRETRAINED, RANDOM, downloading, is_file, load_strict, read_weights
+from .vit_pooler import add_pooler, timm_names
+from .weights import PRETRAINED, RANDOM, downloading, is_file, load_strict, read_weights, reading
 
 
 class TimmBackbone(Backbone):
@@ -40,17 +41,21 @@ class TimmBackbone(Backbone):
 
 
 @register("backbone", "timm", summary="vision models of timm without classifier: `timm:vit_small_patch14_dinov2`")
-def load_timm(arch: str, weights: str | None = None, **options: Any) -> TimmBackbone:
+def load_timm(arch: str, weights: str | None = None, pooler: bool = False, **options: Any) -> TimmBackbone:
     """Build the model `arch` of ``timm.list_models()``.
 
     Args:
         arch: such as ``vit_small_patch16_224``, with or without a weight tag after a dot.
         weights: None or ``random``; ``pretrained`` (the tag in `arch`, else timm's default tag); a tag such as
-            ``lvd142m``; or a local ``.safetensors`` or ``.pt`` file, with or without a classifier.
+            ``lvd142m``; or a local ``.safetensors`` or ``.pt`` file, with or without a classifier, of timm or of
+            Hugging Face's ViT.
+        pooler: end with the tanh layer over the class token that Hugging Face's ``ViTModel`` calls ``pooler_output``,
+            see :mod:`.vit_pooler`; its weights come from `weights`, a file.
         options: further arguments of ``timm.create_model``, such as ``img_size`` or ``drop_path_rate``.
 
     Raises:
-        UserError: unknown model, tag or option; no such file; the weights could not be downloaded.
+        UserError: unknown model, tag or option; no such file; the weights could not be downloaded; a pooler for a
+            model that has no place for one, or with weights of timm's, which have none.
         ArtefactError: the file is damaged or belongs to another model.
     """
     base, own_tag = split_model_name_tag(arch)
@@ -63,14 +68,24 @@ def load_timm(arch: str, weights: str | None = None, **options: Any) -> TimmBack
     download = not file and weights not in (None, RANDOM)
     if download and weights != PRETRAINED:
         _check_tag(base, weights)
+    if download and pooler:
+        raise UserError(
+            f"timm publishes '{base}' without the pooler's weights: give a file of Hugging Face's ViT, such as "
+            "weights='path/to/vit-base-patch16-224-in21k/model.safetensors', or leave `pooler` out."
+        )
     name = f"{base}.{weights}" if download and weights != PRETRAINED else arch
     with downloading(f"timm '{name}'"):
         try:
             model = timm.create_model(name, pretrained=download, num_classes=0, **options)
         except TypeError as error:
             raise UserError(f"timm '{arch}' does not accept these options: {error}.") from error
+    if pooler:
+        add_pooler(model, arch)
     if file:
-        load_strict(model, _without_classifier(model, read_weights(file)), file)
+        state = read_weights(file)
+        with reading(file):
+            state = _without_classifier(model, timm_names(state))
+        load_strict(model, state, file)
     return TimmBackbone(
         model,
         name=f"timm:{arch}",
@@ -78,7 +93,7 @@ def load_timm(arch: str, weights: str | None = None, **options: Any) -> TimmBack
         towers=timm_tower(model, "vision", "model"),
         preprocess=_preprocess(model),
         embed_dim=getattr(model, "head_hidden_size", model.num_features),
-        options=options,
+        options=options | ({"pooler": True} if pooler else {}),
     )
 
 

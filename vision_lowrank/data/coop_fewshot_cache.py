@@ -2,19 +2,19 @@
 
 Each file is a pickle ``{"train": [Datum, …], "val": [Datum, …]}`` (ImageNet: train only) of Dassl's ``Datum`` objects
 with attributes ``_impath`` (absolute, of the machine that wrote it), ``_label``, ``_domain`` and ``_classname``. A
-pickle may run any code, so the reader here knows one class, called ``Datum``, and refuses every other name before
-anything of it is imported. A picture is found again by the longest end of its path that the split lists.
+pickle may run any code, so it is read with :mod:`vision_lowrank.data.safe_pickle` and may refer to one class, called
+``Datum``. A picture is found again by the longest end of its path that the split lists.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import DataError
 from .base import ImageSet
+from .safe_pickle import read_pickle
 
 FOLDER = "split_fewshot"
 
@@ -24,18 +24,6 @@ class Datum:
 
     _impath: str
     _label: int
-
-
-class _DatumUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for any ``….Datum``.
-
-        Raises:
-            DataError: the file asks for anything else.
-        """
-        if name == "Datum":
-            return Datum
-        raise DataError(f"it refers to '{module}.{name}', which no few-shot selection needs. Do not trust this file")
 
 
 def cached_files(folder: Path) -> list[Path]:
@@ -73,13 +61,7 @@ def read_selection(path: Path, train: ImageSet, val: ImageSet) -> tuple[ImageSet
 
 
 def _unpickled(path: Path) -> dict[str, list[Datum]]:
-    try:
-        with open(path, "rb") as file:
-            tree = _DatumUnpickler(file).load()
-    except DataError as error:
-        raise DataError(f"few-shot selection '{path}' was refused: {error}.") from None
-    except Exception as error:  # damaged pickles raise whatever their opcodes stumble on
-        raise DataError(f"few-shot selection '{path}' is damaged ({type(error).__name__}): remove it.") from None
+    tree = read_pickle(path, "few-shot selection", lambda _, name: Datum if name == "Datum" else None, "remove it")
     lists = [tree.get(split, []) for split in ("train", "val")] if isinstance(tree, dict) and "train" in tree else [()]
     if not all(isinstance(items, list) and all(map(_is_datum, items)) for items in lists):
         raise DataError(f"few-shot selection '{path}' is not a dictionary of lists of pictures: remove it.")
