@@ -193,6 +193,7 @@ SECTIONS = (
     Section("catalogue", "docs/benchmarks.md", catalogue, comparison.figure),
     Section("step_cost", "docs/benchmarks.md", step_cost),
     Section("init_cost", "docs/benchmarks.md", init_cost),
+    Section("training_rules", "docs/benchmarks.md", training_rules),
 )
 
 
