@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import json
 import sys
 from pathlib import Path
@@ -18,6 +16,7 @@ from ..data.images import SUFFIXES, read_image
 from ..errors import DataError
 from ..files import write_text
 from ..tasks.classification.classifier import ImageClassifier
+from ..viz.text import csv_text
 from .tables import print_table
 
 
@@ -37,7 +36,8 @@ def predict_command(
     if json_path:
         write_text(json_path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     if csv_path:
-        write_text(csv_path, _csv(rows))
+        columns = ["image", "class", "probability"]
+        write_text(csv_path, csv_text([columns, *([row[name] for name in columns] for row in rows)]))
     if not (json_path or csv_path):
         print_table(_table(rows))
 
@@ -94,14 +94,6 @@ def _rows(classifier: ImageClassifier, names: list[str], pixels: torch.Tensor, t
         ranked = [[classifier.classes[label], round(p, 6)] for label, p in zip(labels, probabilities, strict=True)]
         rows.append({"image": name, "class": ranked[0][0], "probability": ranked[0][1], "top": ranked})
     return rows
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "class", "probability"])
-    writer.writerows([row["image"], row["class"], row["probability"]] for row in rows)
-    return text.getvalue()
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
