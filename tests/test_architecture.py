@@ -37,8 +37,10 @@ ALLOWED = {
     "tasks": LIBRARY,
     "viz": BOTTOM,
     "experiment": LIBRARY | {"engine", "tasks", "viz"},
-    "comparison": LIBRARY | {"engine", "experiment", "tasks", "viz"},
+    "trials": {"errors", "experiment"},
+    "comparison": LIBRARY | {"engine", "experiment", "tasks", "trials", "viz"},
     "benchmark": LIBRARY | {"comparison", "viz"},
+    "incremental_benchmark": LIBRARY | {"benchmark", "experiment", "trials", "viz"},
     "__init__": LIBRARY,
     "__main__": {"cli"},
 }

@@ -14,8 +14,10 @@ data sets are unweighted; the averaged harmonic mean is that of the averaged bas
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -31,6 +33,7 @@ Protocol = Literal["fewshot", "base_to_novel", "transfer"]
 PROTOCOLS = ("fewshot", "base_to_novel", "transfer")
 UNTRAINED = "zero-shot"
 Cell = Mapping[str, float]
+Table = tuple[str, list[str], list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,11 @@ def benchmark(grid: Grid, say: Callable[[str], None] = lambda line: None) -> dic
     result = {"protocol": grid.protocol, "environment": environment(), "rows": rows}
     folder = grid.sweep.folder
     write_text(folder / "benchmark.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_tables(result, folder)
+    write_tables(tables(result), folder / "benchmark")
     return result
 
 
-def tables(result: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+def tables(result: Mapping[str, Any]) -> list[Table]:
     """(title, header, lines) for every number of shots: the untrained model first, then the methods."""
     data = list(dict.fromkeys(row["data"] for row in result["rows"]))
     methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
@@ -116,15 +119,15 @@ def tables(result: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[st
     return found
 
 
-def write_tables(result: Mapping[str, Any], folder: Any) -> None:
-    """``benchmark.md``, ``.csv`` and ``.tex``."""
+def write_tables(found: Sequence[Table], path: Path) -> None:
+    """`path` with ``.md``, ``.csv`` and ``.tex``, each with all tables (title, header, lines)."""
     texts: dict[str, list[str]] = {"md": [], "csv": [], "tex": []}
-    for title, header, lines in tables(result):
+    for title, header, lines in found:
         texts["md"].append(f"**{title}**\n\n{markdown(header, lines)}")
         texts["csv"].append(csv_text([["table", *header], *([title, *line] for line in lines)]))
         texts["tex"].append(latex(title, header, lines))
     for suffix, parts in texts.items():
-        write_text(folder / f"benchmark.{suffix}", "\n".join(parts))
+        write_text(path.with_name(f"{path.name}.{suffix}"), "\n".join(parts))
 
 
 def latex(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -186,4 +189,4 @@ def _first(metrics: Mapping[str, Any], prefix: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("±", r"$\pm$").replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")
+    return re.sub(r"[_%&#${}]", r"\\\g<0>", text).replace("±", r"$\pm$")

@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -35,10 +35,11 @@ from .adapters.section import AdapterSection
 from .config import RunConfig, environment, load_config, to_tree
 from .engine.loop import Engine
 from .errors import UserError, near_miss
-from .experiment import build_task, open_run, run_seed, summarise
+from .experiment import build_task, open_run, run_seed
 from .files import write_text
 from .registry import registry
 from .tasks.base import measured_stage
+from .trials import each_method, every_seed
 from .viz.plots import pareto
 from .viz.text import csv_text, markdown, percent
 
@@ -49,7 +50,6 @@ NONE = "none"
 BUDGETS = ("defaults", "rank", "parameters")
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROUNDS = 10
-SELECT = "val/accuracy"
 
 
 class Entry(NamedTuple):
@@ -199,19 +199,9 @@ def compare(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> dic
     Raises:
         UserError: no method could run; the message is the first one's.
     """
-    base, rows, started = sweep.base, [], time.perf_counter()
-    for index, entry in enumerate(sweep.entries):
-        minutes = (time.perf_counter() - started) / 60
-        say(f"method {index + 1} of {len(sweep.entries)}: {entry.name} ({minutes:.0f} min so far)")
-        try:
-            rows.append(_row(sweep, entry, say))
-        except (UserError, RuntimeError) as error:  # out of memory, for one
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".splitlines()[0]
-            rows.append({"method": entry.name, "failed": reason})
-            say(f"{entry.name} left out: {reason}")
+    base = sweep.base
+    rows = each_method({entry.name: partial(_row, sweep, entry, say) for entry in sweep.entries}, say)
     done = [row for row in rows if "failed" not in row]
-    if not done:
-        raise UserError(rows[0]["failed"] if rows else "compare: no method was named.")
     result = {
         "recipe": str(sweep.recipe),
         "overrides": list(sweep.overrides),
@@ -282,29 +272,17 @@ def figure(result: Mapping[str, Any]) -> str:
 def _row(sweep: Sweep, entry: Entry, say: Callable[[str], None]) -> dict[str, Any]:
     """Choose the rate, train every seed, and measure."""
     config = sweep.config(entry, _rank(sweep, entry))
-    rates = list(sweep.rates) or [config.engine.lr]
-    seeds = config.task.seeds
-    validation = {}
-    for rate in rates if len(rates) > 1 else []:
-        say(f"{entry.name}: learning rate {rate:g}, seed {seeds[0]}")
-        metrics = _seed(sweep, entry, config, rate, seeds[0])["metrics"]
-        if SELECT not in metrics:
-            raise UserError("there are no validation pictures to choose a learning rate by: give one --lr.")
-        validation[rate] = metrics[SELECT]
-    rate = max(validation, key=lambda each: validation[each]) if validation else rates[0]
-    results = []
-    for seed in seeds:
-        say(f"{entry.name}: learning rate {rate:g}, seed {seed}")
-        results.append(_seed(sweep, entry, config, rate, seed))
+    row, results = every_seed(
+        partial(_seed, sweep, entry, config),
+        list(sweep.rates) or [config.engine.lr],
+        config.task.seeds,
+        lambda line: say(f"{entry.name}: {line}"),
+    )
     return {
         "method": entry.name,
         **{name: _dumped(getattr(config, name)) for name in ("adapter", *OTHERS)},
         "r": config.adapter.options.get("r") if config.adapter else None,
-        "lr": rate,
-        "validation": {f"{rate:g}": value for rate, value in validation.items()},
-        "baseline": summarise(each["baseline"] for each in results),
-        "metrics": summarise(each["metrics"] for each in results),
-        "trained_parameters": results[0]["facts"]["trainable_parameters"],
+        **row,
         "peak_memory": results[0]["cost"]["peak_memory"],
         "train_hashes": [each["facts"]["train_hash"] for each in results],
         **_step_ratio(sweep, entry, config),

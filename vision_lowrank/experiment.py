@@ -142,8 +142,7 @@ def _baseline(engine: Engine, path: Path) -> dict[str, float]:
     """
     if path.is_file():
         return _read_json(path)
-    with engine.task.untrained():
-        baseline = engine.evaluate("test")
+    baseline = engine.evaluate_untrained()
     if engine.is_main:
         write_text(path, json.dumps(baseline) + "\n")
     return baseline
@@ -156,7 +155,7 @@ def _cost(engine: Engine) -> dict[str, Any]:
     """
     task = engine.task
     facts = {"total_parameters": count(task.parameters())}
-    stages = task.stages()
+    stages = [stage for stage in task.stages() if stage.engine.get("steps", engine.config.steps)]
     if not stages:
         return facts
     stage = measured_stage(stages)

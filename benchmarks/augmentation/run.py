@@ -1,13 +1,13 @@
 """The augmentation study on pictures: augmentations x tuning methods x shots, with and without a contrastive term.
 
-    python benchmarks/augmentation/run.py                              # hours on two cores; goes on if interrupted
+    python benchmarks/augmentation/run.py                              # two hours on one core; goes on if interrupted
     python benchmarks/augmentation/run.py --methods lora kv_prefix     # train only these, and write nothing
 
 Questions of arXiv 2303.02577, asked of tiny-clip's picture tower with frozen class prompts, on Fluent emoji and on
 digits: does augmentation help parameter-efficient tuning, which kind hurts, do tuned prefixes separate augmented
 classes less well than full fine-tuning, and does a contrastive term mend that? The learning rate of each method is
-chosen anew for every augmentation and data set (4 shots, first seed's validation pictures, no contrastive term). All
-arms take 100 steps of 32 pictures, the contrastive ones of 16 pictures twice. Test pictures are clean.
+chosen once per data set (crops, 4 shots, first seed's validation pictures). All arms take 40 steps of 32 pictures, the
+contrastive ones, at 16 shots, of 16 pictures twice. Test pictures are clean.
 
 ``separation``: features of the test pictures of emoji, clean and augmented, with k-NN and probe on the training pool,
 of the frozen model and of the models trained with 16 shots and crops, seed 1. Writes ``results.json`` beside this file.
@@ -40,8 +40,8 @@ from vision_lowrank.tasks.classification.classifier import ImageClassifier
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RUNS = ROOT / "runs" / "augmentation"
-SHOTS = (4, 16)
-COMMON = ("engine.steps=100", "engine.tensorboard=false", "engine.checkpoint_every=0")
+CELLS = ((4, False), (16, False), (16, True))  # shots, and whether with the contrastive term
+COMMON = ("engine.steps=40", "engine.tensorboard=false", "engine.checkpoint_every=0")
 # Method -> recipe, what is changed in it, learning rates.
 METHODS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
     "lora": (
@@ -91,11 +91,9 @@ def rows(methods: Sequence[str]) -> list[dict[str, Any]]:
     found = []
     for data in DATA:
         for method in methods:
+            rate = cell(data, method, "basic", *CELLS[0], METHODS[method][2])["lr"]
             for augmentation in CONTROL.get(method, AUGMENTATIONS):
-                first = cell(data, method, augmentation, SHOTS[0], False, METHODS[method][2])
-                others = [(shots, contrast) for shots in SHOTS for contrast in (False, True)][1:]
-                found += [first]
-                found += [cell(data, method, augmentation, *other, (first["lr"],)) for other in others]
+                found += [cell(data, method, augmentation, *each, (rate,)) for each in CELLS]
     return found
 
 
@@ -105,7 +103,7 @@ def separations(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     splits = load_splits(config)
     models: dict[str, nn.Module] = {"frozen": load_backbone(config.backbone.name)}
     for row in found:
-        if (row["data"], row["augmentation"], row["shots"]) == ("emoji", "basic", SHOTS[-1]):
+        if (row["data"], row["augmentation"], row["shots"]) == ("emoji", "basic", CELLS[-1][0]):
             place = [row[key] for key in ("data", "method", "augmentation", "shots", "contrastive")]
             [artefact] = _folder(*place).glob(f"*/lr-{row['lr']:g}/seed-1/artefact")
             name = row["method"] + (" + contrastive" if row["contrastive"] else "")

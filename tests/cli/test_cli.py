@@ -53,7 +53,9 @@ def test_help_answers_without_torch():
     assert "--resume" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "inspect", "export", "list", "new"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "predict", "inspect", "export", "list", "new", "incremental", "add-classes"]
+)
 def test_every_command_has_help(command, capsys):
     assert run(command, "--help") == 0
     assert "Usage" in capsys.readouterr().out

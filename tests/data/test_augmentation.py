@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from vision_lowrank.data import augmentation
 from vision_lowrank.data.augmentation import FromTorch, training_transform
 from vision_lowrank.data.base import ImageSet, TransformedImages
 from vision_lowrank.data.transforms import Preprocess
 
 PLAIN = Preprocess(24, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 CLIP = Preprocess(24, (0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
-ARMS = ["basic", "randaugment", "randaugment_heavy", "augmix", "trivial_augment"]
+ARMS = ["basic", "randaugment", "randaugment_heavy", "augmix", "trivial_augment", "color_jitter"]
 STRONG = ARMS[1:]
 
 
@@ -141,3 +142,39 @@ def test_what_moves_away_leaves_the_mean_colour(arm):
     # One operation on a picture of the mean colour: either it moves, and what is uncovered is the same, or all changes.
     outs = [TransformedImages(grey, transform)[i, 0]["image"] for i in range(40)]
     assert all(out.flatten(1).std(dim=1).max() < 1e-6 for out in outs)
+
+
+@pytest.mark.parametrize(
+    ("jittered", "grey", "step"),
+    [(1.0, 0.0, v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)), (0.0, 1.0, v2.Grayscale(3))],
+)
+def test_each_step_of_color_jitter_is_torchvisions_before_the_normalisation(jittered, grey, step, monkeypatch):
+    monkeypatch.setattr(augmentation, "JITTERED", jittered)
+    monkeypatch.setattr(augmentation, "GREY", grey)
+    transform = training_transform(CLIP, "color_jitter", crop=(0.3, 1.0))
+    crop, flip, _, *normalise = transform.transforms
+    for seed in range(8):
+        torch.manual_seed(seed)
+        expected = flip(crop(image_set().image(0)))
+        torch.rand(1)  # decides whether the colours change
+        expected = v2.Compose([step, *normalise])(expected)
+        torch.manual_seed(seed)
+        assert torch.equal(transform(image_set().image(0)), expected)
+
+
+def test_color_jitter_makes_a_fifth_grey_and_leaves_a_sixth_alone():
+    basic, jittered = (images(data_of(arm), 200) for arm in ("basic", "color_jitter"))
+    assert (basic[:, :1] != basic).flatten(1).any(dim=1).all()
+    grey = (jittered[:, :1] == jittered).flatten(1).all(dim=1)
+    assert 20 <= grey.sum() <= 60  # 40 ± 3.5 standard deviations
+    same = (basic == jittered).flatten(1).all(dim=1)
+    assert 15 <= same.sum() <= 50  # 32 = 0.2 · 0.8 · 200, likewise
+
+
+def test_color_jitter_keeps_shapes():
+    half = Image.new("RGB", (48, 48), (200, 60, 60))
+    half.paste((60, 60, 200), (0, 0, 24, 48))
+    transform = training_transform(PLAIN, "color_jitter", crop=(1.0, 1.0), flip=0.0)
+    for _ in range(10):
+        out = transform(half)
+        assert (out.std(dim=1) < 1e-6).all()  # every column is of one colour

@@ -232,6 +232,57 @@ def test_validation_pictures_train_and_test_nothing(test, validation):
     assert made(splits, name="fscil", base=2, way=2, test=test).sessions[0].val is None
 
 
+def test_listed_sessions_come_in_their_order_without_the_other_classes():
+    splits = fake(8)
+    listed = [["class 6", "class 1", "class 4"], ["class 0"], ["class 7", "class 2"]]
+    cut = made(splits, name="fscil", sessions=listed, val_shots=1)
+    assert cut.sizes == (3, 1, 2)
+    assert cut.classes == ("class 6", "class 1", "class 4", "class 0", "class 7", "class 2")
+    assert cut.order == (6, 1, 4, 0, 7, 2)
+    truth = names_by_key(splits.train) | names_by_key(splits.val) | names_by_key(splits.tests["test"])
+    for session, names in zip(cut.sessions, listed, strict=True):
+        for part in (session.train, session.val, session.test):
+            assert {part.classes[label] for label in part.labels} == set(names)
+            assert names_by_key(part).items() <= truth.items()
+    assert [len(session.train) for session in cut.sessions] == [45, 5, 10]
+    assert len(cut.seen_test(2)) == 18
+
+
+def test_listed_sessions_are_those_of_base_and_way_where_they_list_the_same():
+    splits = fake(6)
+    listed = [[f"class {label}" for label in labels] for labels in ((0, 1), (2, 3), (4, 5))]
+    one = made(splits, name="fscit", base=2, way=2, shots=3, draw="seed:4")
+    other = made(splits, name="fscit", sessions=listed, shots=3, draw="seed:4")
+    assert one.facts() == other.facts()
+    options = SessionOptions(name="cil", sessions=listed)
+    assert (options.order, options.base, options.way) == ("natural", None, None)
+    assert SessionOptions.model_validate(options.model_dump(mode="json")) == options
+
+
+@pytest.mark.parametrize(
+    ("classes", "listed", "said"),
+    [
+        (
+            ("cat", "dog", "owl"),
+            [["cat"], ["dgo"]],
+            "lists 'dgo', which is no class of the data set. Did you mean 'dog'?",
+        ),
+        (("cat", "dog", "owl"), [["xyz"]], "lists 'xyz', which is no class .* It has 'cat', 'dog', 'owl'"),
+        (("owl", "dog", "owl"), [["dog"], ["owl"]], "lists 'owl', which 2 classes are called"),
+    ],
+)
+def test_listed_classes_must_be_in_the_data_set_once(classes, listed, said):
+    splits = fake(3)
+    renamed = replace(
+        splits,
+        train=replace(splits.train, classes=classes),
+        val=replace(splits.val, classes=classes),
+        tests={"test": replace(splits.tests["test"], classes=classes)},
+    )
+    with pytest.raises(DataError, match=said):
+        made(renamed, name="cil", sessions=listed)
+
+
 def test_facts_record_what_was_drawn():
     cut = made(fake(6), name="fscil", base=2, way=2, val_shots=1)
     facts = cut.facts()
@@ -281,7 +332,15 @@ def test_what_is_given_wins_over_the_preset():
     [
         ({"name": "fscil", "dataset": "cifar10"}, "no setting of data set 'cifar10'. Did you mean 'cifar100'?"),
         ({"name": "cil", "dataset": "cifar100"}, "It has none; without `dataset`, give `base` and `way`"),
-        ({"name": "fscil", "base": 5}, "way\n  Field required"),
+        ({"name": "fscil", "base": 5}, "give way, or the class names of every session as `sessions`"),
+        ({"name": "cil"}, "give base and way, or the class names"),
+        ({"name": "cil", "sessions": [["a", "b"], ["c", "a"]]}, "class 'a' is in session 0 and again in session 1"),
+        ({"name": "cil", "sessions": [["a", "b"], []]}, "session 1 is empty"),
+        ({"name": "cil", "sessions": []}, "there is no session: list the class names"),
+        ({"name": "cil", "sessions": [["a"]], "base": 1, "way": 2}, "leave out base, way"),
+        ({"name": "fscil", "sessions": [["a"]], "dataset": "cub200"}, "leave out dataset "),
+        ({"name": "cil", "sessions": [["a"]], "order": "seed:1993"}, "leave out order"),
+        ({"name": "fscil", "sessions": [["a"]], "draw": "paper"}, "draw=paper is for name=fscil with dataset"),
         ({"name": "fscil", "base": 5, "way": 5, "draw": "paper"}, "draw=paper is for name=fscil with dataset cifar100"),
         ({"name": "fscit", "dataset": "cub200", "draw": "paper"}, "draw=paper is for name=fscil"),
         ({"name": "fscil", "dataset": "cub200", "shots": 6}, "draw=paper has 5 shots per class"),
@@ -322,7 +381,7 @@ def test_classes_that_do_not_fit_are_refused_with_what_does(classes, base, way, 
             r"class 'class 2' \(and 1 more of its session\) has 15 training pictures, 16 needed.*lower shots",
         ),
         ({}, {"base_shots": 13, "val_shots": 5}, "has 4 validation pictures, 5 needed.*val_shots"),
-        ({"val": 0}, {"base_shots": 13, "val_shots": 5}, "has 15 training pictures, 18 needed.*val_shots"),
+        ({"val": 0}, {"base_shots": 13, "val_shots": 5}, "has 15 training pictures, 18 needed.*base_shots"),
         ({}, {"test": "tset"}, "unknown test set 'tset'. Did you mean 'test'?"),
     ],
 )

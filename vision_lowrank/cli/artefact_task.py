@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import validate
 from ..config.load import apply_overrides
 from ..config.schema import RunConfig
-from ..data.base import Splits
+from ..data.base import ImageSet, Splits
 from ..data.protocols import base_to_novel, with_transfer
 from ..errors import UserError
 from ..tasks.classification.base import ClassificationTask, load_splits
@@ -41,6 +43,8 @@ def artefact_task(folder: Path, classifier: ImageClassifier, config: RunConfig) 
         UserError: the data has other classes; or as the data set's reader.
     """
     splits = recorded_splits(config)
+    if config.task.type == "incremental" and set(classifier.classes) <= set(splits.train.classes):
+        splits = _in_order(splits, classifier.classes)  # sessions have an order of their own, and may leave out some
     if splits.train.classes != classifier.classes:
         odd = sorted(set(splits.train.classes) ^ set(classifier.classes))
         raise UserError(
@@ -48,3 +52,13 @@ def artefact_task(folder: Path, classifier: ImageClassifier, config: RunConfig) 
             f"{f' (differing in {odd[0]!r})' if odd else ' in another order'}: evaluate it on data of the same classes."
         )
     return ClassificationTask(classifier, splits, splits.val)
+
+
+def _in_order(splits: Splits, classes: Sequence[str]) -> Splits:
+    """The sets of all splits with the classes of an artefact, in its order."""
+
+    def of(images: ImageSet) -> ImageSet:
+        return images.of_classes([images.classes.index(name) for name in classes])
+
+    tests = {name: of(images) for name, images in splits.tests.items()}
+    return replace(splits, train=of(splits.train), val=of(splits.val), tests=tests, retention={})

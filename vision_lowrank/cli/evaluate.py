@@ -19,9 +19,11 @@ from .tables import print_table, values_table
 
 def evaluate_command(target: Path, overrides: list[str], json_path: Path | None) -> None:
     """Evaluate `target` on its test sets and print the table."""
-    task, config = _artefact_task(target, overrides) if target.is_dir() else _recipe_task(target, overrides)
+    saved = target.is_dir()
+    task, config = _artefact_task(target, overrides) if saved else _recipe_task(target, overrides)
     with tempfile.TemporaryDirectory() as scratch:
-        metrics = Engine(config.engine, task, Path(scratch), seed=config.seed).evaluate("test")
+        engine = Engine(config.engine, task, Path(scratch), seed=config.seed)
+        metrics = engine.evaluate("test") if saved else engine.evaluate_untrained()
     print_table(values_table(str(target), metrics))
     if json_path:
         write_text(json_path, json.dumps(metrics, indent=1) + "\n")

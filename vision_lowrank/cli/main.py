@@ -84,6 +84,25 @@ def predict(
     predict_command(artefact, images, json, csv, top, batch_size, skip_broken)
 
 
+@app.command("add-classes")
+def add_classes(
+    artefact: Artefact,
+    folder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="one folder of pictures per new class", show_default=False),
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="take the last addition back")] = False,
+    min_pictures: Annotated[int, typer.Option(min=1, help="refuse new classes with fewer pictures")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="pictures per batch")] = 64,
+    json: Annotated[Optional[Path], typer.Option(help="also write the numbers to this file")] = None,  # noqa: UP045
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="report, and leave the artefact as it is")] = False,
+) -> None:
+    """Add classes to a saved artefact from a handful of pictures, and say what changed on its old classes."""
+    from .add_classes import add_classes_command
+
+    add_classes_command(artefact, folder, undo, min_pictures, batch_size, json, dry_run)
+
+
 @app.command()
 def inspect(
     target: Annotated[Path, typer.Argument(help="a recipe, or an artefact folder")],
@@ -163,6 +182,22 @@ def compare(
 
     grid = (shots, data, data_root, protocol)
     compare_command(config, overrides or [], methods, initializers, budget, seeds, lr, out, *grid)
+
+
+@app.command()
+def incremental(
+    recipes: Annotated[list[str], typer.Argument(help="class-incremental recipes; KEY=VALUE changes them all")],
+    seeds: Annotated[Optional[str], typer.Option(help="such as 1,2,3; the recipes' if not given")] = None,  # noqa: UP045
+    lr: Annotated[Optional[str], typer.Option(help="learning rates to choose from on validation pictures")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="folder; runs/incremental-NAME if not given")] = None,  # noqa: UP045
+) -> None:
+    """Run several class-incremental methods, a recipe each, on the same sessions. Call again to go on.
+
+    Writes tables, the accuracy after every session as a plot, and report.html.
+    """
+    from .incremental import incremental_command
+
+    incremental_command(recipes, seeds, lr, out)
 
 
 @app.command("list")

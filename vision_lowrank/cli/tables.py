@@ -58,7 +58,7 @@ def size(count: float) -> str:
 
 
 def _is_fraction(name: str) -> bool:
-    return name.rpartition("/")[2] in FRACTIONS
+    return name.rpartition("/")[2] in FRACTIONS or name.startswith(("session/", "incremental/"))
 
 
 def _scale(name: str) -> float:

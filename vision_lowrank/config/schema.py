@@ -26,6 +26,16 @@ class BackboneConfig(Section):
         None,
         description="library tag (`openai`), `pretrained`, `random` or a file; null = shipped (tiny-clip) or random",
     )
+    pooler: bool = Field(False, description="timm ViTs: end with the tanh pooler of Hugging Face's ViT files")
+
+    crop_pct: float | None = Field(
+        None, gt=0, le=1, description="evaluation resizes to size / this before its centre crop; null = the model's own"
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``load_backbone`` takes beside name and weights."""
+        return {"pooler": True} if self.pooler else {}
 
 
 class EngineConfig(Section):
@@ -40,6 +50,7 @@ class EngineConfig(Section):
     weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay; SGD's is coupled")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
     momentum: float = Field(0.0, ge=0, lt=1, description="SGD's momentum")
+    nesterov: bool = Field(False, description="SGD's momentum in Nesterov's form")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up from 0")
     clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm to this; null = off")
@@ -56,6 +67,12 @@ class EngineConfig(Section):
     workers: int = Field(0, ge=0, description="data-loading worker processes")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = torch's default")
     tensorboard: bool = Field(True, description="write TensorBoard event files beside metrics.jsonl")
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> EngineConfig:
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("nesterov is a form of SGD's momentum: set optimizer=sgd and momentum, such as 0.9")
+        return self
 
 
 class RunConfig(Section):
@@ -77,7 +94,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         """Every section that has something against another says so."""
-        for section in (self.rule, self.regularizer, self.selection):
-            if section is not None and self.task is not None:  # a task section that was refused is None here
-                section.check(self)
+        for section in (self.task, self.rule, self.regularizer, self.selection):
+            if section is not None and self.task is not None and hasattr(section, "check"):
+                section.check(self)  # a task section that was refused is None here
         return self

@@ -11,16 +11,18 @@ resized crop and a horizontal flip of the PIL picture (size, size) and its norma
                         normal noise (random erasing)                                arXiv 1708.04896
     augmix              AugMix augmix-m3-w3, without its consistency loss            arXiv 1912.02781
     trivial_augment     TrivialAugmentWide                                           arXiv 2103.10158
+    color_jitter        CoACT's: with probability 0.8, brightness, contrast and saturation times 0.6…1.4 and the hue
+                        turned by up to 0.1 of its circle; then, with probability 0.2, grey  arXiv 2405.16625
 
-Colours change before the normalisation, and what a rotation or a shift uncovers is filled with the mean colour. These
-arms turn, shear and invert pictures: like the flip, they may destroy the labels of digits, text and directions.
+Colours change before the normalisation, and what a rotation or a shift uncovers is filled with the mean colour. All
+but the last turn, shear and invert pictures: like the flip, they may destroy the labels of digits, text and directions.
 
 timm draws from Python's and NumPy's generators. :class:`FromTorch` makes them functions of torch's, so that for these
 arms too a seeded torch generator gives the same tensor again, and puts them back.
 
-The settings are this project's (the paper has no pictures). timm's magnitudes are on a scale of 10; ``inc1`` makes
-every operation stronger as m rises. Without it, in ``randaugment``, m 5 leaves colour, contrast, brightness and
-sharpness as they are, and posterises to 2 bits.
+Except for CoACT's, the settings are this project's (the paper has no pictures). timm's magnitudes are on a scale of
+10; ``inc1`` makes every operation stronger as m rises. Without it, in ``randaugment``, m 5 leaves colour, contrast,
+brightness and sharpness as they are, and posterises to 2 bits.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ from torchvision.transforms import InterpolationMode, v2
 
 from .transforms import Preprocess, Transform
 
-Augmentation = Literal["none", "basic", "randaugment", "randaugment_heavy", "augmix", "trivial_augment"]
+Augmentation = Literal["none", "basic", "randaugment", "randaugment_heavy", "augmix", "trivial_augment", "color_jitter"]
 
 RAND_LIGHT, RAND_HEAVY, AUGMIX = "rand-m5-n1", "rand-m9-n2-mstd0.5-inc1", "augmix-m3-w3"
 ERASED = 0.25
 # The noise of mstd may reach timm's end of the scale, 10, where it posterises to 0 bits, which Pillow refuses.
 STRONGEST = 9.99
+# ColorJitter's brightness, contrast, saturation and hue; the probabilities of it and of grey.
+JITTER, JITTERED, GREY = (0.4, 0.4, 0.4, 0.1), 0.8, 0.2
 
 
 def training_transform(
@@ -65,6 +69,9 @@ def training_transform(
     if augmentation == "trivial_augment":
         trivial = v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=list(fill))
         return preprocess.training(crop, flip, picture=trivial)
+    if augmentation == "color_jitter":
+        jitter = v2.RandomApply([v2.ColorJitter(*JITTER)], p=JITTERED)
+        return preprocess.training(crop, flip, picture=v2.Compose([jitter, v2.RandomGrayscale(GREY)]))
     # Imported here: timm takes a second or two, and the other arms do without it.
     from timm.data.auto_augment import augment_and_mix_transform, rand_augment_transform
     from timm.data.random_erasing import RandomErasing

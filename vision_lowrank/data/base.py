@@ -76,6 +76,16 @@ class ImageSet:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+def joined(sets: Sequence[ImageSet]) -> ImageSet:
+    """The pictures of several sets of the same classes, one set after the other; name and loading are the first's."""
+    return replace(
+        sets[0],
+        labels=tuple(label for images in sets for label in images.labels),
+        keys=tuple(key for images in sets for key in images.keys),
+        captions=tuple(captions for images in sets for captions in images.captions),
+    )
+
+
 @dataclass(frozen=True)
 class Splits:
     """What a data set gives to a task.

@@ -5,7 +5,8 @@ session t >= 1 the next `way`. Labels are 0…C-1 in that order, in every pictur
 has labels base + (t-1) way … base + t way - 1, and C_t = base + t way classes are seen after it. It trains on its own
 classes' pictures and is tested on the test pictures of all classes seen.
 
-Order of classes: ``natural``, or LAMDA-PILOT's shuffle, ``np.random.seed(n); np.random.permutation(C)``.
+Order of classes: ``natural``, or LAMDA-PILOT's shuffle, ``np.random.seed(n); np.random.permutation(C)``. Instead of
+`base` and `way`, `sessions` may list the class names of every session; what it does not name is left out.
 
 Shots: the pictures of each class are put in one order and a session takes the first K, so fewer shots are always a
 subset of more. The order is that of the data set (``first``), of the SHA-256 of (seed, key) (``seed``), or begins with
@@ -21,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -29,8 +30,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from ..config.schema import Section
 from ..errors import DataError, near_miss
-from .base import ImageSet, Splits
+from .base import ImageSet, Splits, joined
 from .fscil_shots import FIRST, SHOTS, fixed_shots
+from .images import listed
 from .session_presets import PROTOCOLS, SETTINGS, Protocol, preset
 
 
@@ -45,13 +47,35 @@ def _words(*words: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _each_class_once(sessions: tuple[tuple[str, ...], ...] | None) -> tuple[tuple[str, ...], ...] | None:
+    """Check that there is a session, that none is empty, and that no class is listed twice."""
+    if sessions is not None and not sessions:
+        raise ValueError("there is no session: list the class names of one session or more")
+    where: dict[str, int] = {}
+    for number, names in enumerate(sessions or ()):
+        if not names:
+            raise ValueError(f"session {number} is empty: list its class names or leave it out")
+        for name in names:
+            if name in where:
+                raise ValueError(
+                    f"class '{name}' is in session {where[name]} and again in session {number}: list it once"
+                )
+            where[name] = number
+    return sessions
+
+
 class SessionOptions(Section):
     """Options of a ``protocol``; what is not given comes from :mod:`vision_lowrank.data.session_presets`."""
 
     name: Protocol = Field(description="fscil: full base, few shots; fscit: few shots throughout; cil: all pictures")
     dataset: str | None = Field(None, description="take the published sessions of this data set; null = own sessions")
-    base: int = Field(ge=1, description="classes of session 0")
-    way: int = Field(ge=1, description="new classes of every later session; cil: the last takes the remainder")
+    base: int | None = Field(None, ge=1, description="classes of session 0")
+    way: int | None = Field(
+        None, ge=1, description="new classes of every later session; cil: the last takes the remainder"
+    )
+    sessions: Annotated[tuple[tuple[str, ...], ...] | None, AfterValidator(_each_class_once)] = Field(
+        None, description="class names of every session, the base's first; instead of base and way"
+    )
     shots: int | None = Field(None, ge=1, description="training pictures per new class; null = all (fscil: 5)")
     base_shots: int | None = Field(None, ge=1, description="training pictures per base class; null = all (fscit: 10)")
     order: Annotated[str, _words("natural")] = Field(
@@ -69,7 +93,22 @@ class SessionOptions(Section):
         """What is given wins over the preset."""
         if not isinstance(given, dict) or given.get("name") not in PROTOCOLS:
             return given
+        if given.get("sessions") is not None:
+            return preset(given["name"]) | {"order": "natural"} | given
         return preset(given["name"], given.get("dataset")) | given
+
+    @model_validator(mode="after")
+    def _cut_in_one_way(self) -> SessionOptions:
+        if self.sessions is None:
+            lacking = [key for key in ("base", "way") if getattr(self, key) is None]
+            if lacking:
+                raise ValueError(f"give {' and '.join(lacking)}, or the class names of every session as `sessions`")
+            return self
+        odd = [key for key in ("dataset", "base", "way") if getattr(self, key) is not None]
+        odd += ["order"] if self.order != "natural" else []
+        if odd:
+            raise ValueError(f"`sessions` says which classes come when: leave out {', '.join(odd)}")
+        return self
 
     @model_validator(mode="after")
     def _paper_draw_is_known(self) -> SessionOptions:
@@ -77,6 +116,7 @@ class SessionOptions(Section):
             return self
         if self.name != "fscil" or self.dataset not in FIRST:
             raise ValueError(f"draw=paper is for name=fscil with dataset {', '.join(FIRST)}: set draw=seed")
+        assert self.base is not None
         if self.order != "natural" or self.base < FIRST[self.dataset][1]:
             raise ValueError(
                 f"draw=paper has fixed shots from class {FIRST[self.dataset][1]} of {self.dataset} on: set "
@@ -87,12 +127,17 @@ class SessionOptions(Section):
         return self
 
     def sizes(self, classes: int) -> tuple[int, ...]:
-        """Numbers of new classes of the sessions of a data set with `classes` classes; they sum to `classes`.
+        """Numbers of new classes of the sessions of a data set with `classes` classes; without `sessions` they sum to
+        `classes`.
 
         Raises:
             DataError: the classes do not fit, or are not as many as the published setting has.
         """
+        if self.sessions is not None:
+            return tuple(map(len, self.sessions))
         base, way = self.base, self.way
+        assert base is not None
+        assert way is not None
         if self.dataset is not None and classes != SETTINGS[self.name][self.dataset].classes:
             expected = SETTINGS[self.name][self.dataset].classes
             raise DataError(
@@ -183,13 +228,7 @@ class Sessions:
     def seen_test(self, number: int) -> ImageSet:
         """Test pictures of all classes seen up to and including session `number`, session after session: those of
         session t are the first of session t + 1."""
-        tests = [session.test for session in self.sessions[: number + 1]]
-        return replace(
-            tests[0],
-            labels=tuple(label for test in tests for label in test.labels),
-            keys=tuple(key for test in tests for key in test.keys),
-            captions=tuple(captions for test in tests for captions in test.captions),
-        )
+        return joined([session.test for session in self.sessions[: number + 1]])
 
     def facts(self) -> dict[str, Any]:
         """Which classes and pictures the sessions hold, for the record of a run; keys of what was drawn."""
@@ -205,11 +244,14 @@ def make_sessions(splits: Splits, options: SessionOptions, seed: int) -> Session
         seed: the run's, for ``order`` and ``draw`` that say ``seed``.
 
     Raises:
-        DataError: the classes do not fit, a class has too few pictures, the test set is unknown, or training,
-            validation and test share pictures.
+        DataError: the classes do not fit, `sessions` lists one that there is not, a class has too few pictures, the
+            test set is unknown, or training, validation and test share pictures.
     """
     sizes = options.sizes(len(splits.train.classes))
-    order = _class_order(len(splits.train.classes), _seed_of(options.order, seed))
+    if options.sessions is None:
+        order = _class_order(len(splits.train.classes), _seed_of(options.order, seed))
+    else:
+        order = _labels(options.sessions, splits.train.classes)
     shuffle, wanted = _seed_of(options.draw, seed), options.val_shots
     train = splits.train.of_classes(order)
     fixed = fixed_shots(options.dataset, train) if options.draw == "paper" and options.dataset else {}
@@ -227,7 +269,8 @@ def make_sessions(splits: Splits, options: SessionOptions, seed: int) -> Session
     for number, size in enumerate(sizes):
         labels = range(start, start + size)
         shots = options.base_shots if number == 0 else options.shots
-        pool.require(labels, (shots or 1) + kept, "training", "shots or val_shots")
+        lower = "shots or val_shots" if number else "base_shots or val_shots"
+        pool.require(labels, (shots or 1) + kept, "training", lower)
         held.require(labels, wanted, "validation", "val_shots")
         sessions.append(
             Session(
@@ -268,6 +311,20 @@ def _class_order(classes: int, seed: int | None) -> list[int]:
         return list(range(classes))
     # The published orders come from the legacy generator; this is np.random.seed without touching the global state.
     return np.random.RandomState(seed % 2**32).permutation(classes).tolist()
+
+
+def _labels(sessions: Sequence[Sequence[str]], classes: Sequence[str]) -> list[int]:
+    """The data set's labels of the listed classes, in order."""
+    names = [name for session in sessions for name in session]
+    for name in names:
+        if name not in classes:
+            hint = near_miss(name, classes) or f" It has {listed(classes)}."
+            raise DataError(f"protocol.sessions lists '{name}', which is no class of the data set.{hint}")
+        if classes.count(name) > 1:
+            raise DataError(
+                f"protocol.sessions lists '{name}', which {classes.count(name)} classes are called: rename them."
+            )
+    return [classes.index(name) for name in names]
 
 
 def _draw_order(

@@ -32,13 +32,26 @@ def evaluate_sets(
     """
     metrics: dict[str, float] = {}
     outputs: dict[str, Outputs] = {}
-    with eval_mode(task), torch.no_grad(), runtime.autocast(config.precision):
-        for name, data in sets.items():
-            if len(data) == 0:  # type: ignore[arg-type]
-                raise DataError(f"evaluation set '{name}' is empty: give it at least one sample.")
-            outputs[name] = _evaluate_set(task, name, data, config, runtime, display, seed)
-            metrics |= {f"{name}/{key}": float(value) for key, value in task.metrics(name, outputs[name]).items()}
+    for name, found in collect_sets(task, sets, config, runtime, display, seed=seed):
+        outputs[name] = found
+        metrics |= {f"{name}/{key}": float(value) for key, value in task.metrics(name, found).items()}
     return metrics, outputs
+
+
+def collect_sets(
+    task: Task, sets: Mapping[str, Dataset], config: EngineConfig, runtime: Runtime, display: Display, *, seed: int
+) -> Iterator[tuple[str, Outputs]]:
+    """Names and outputs of :func:`evaluate_sets`, one set after another, each in eval mode and without gradients.
+
+    Raises:
+        DataError: a set is empty.
+    """
+    for name, data in sets.items():
+        if len(data) == 0:  # type: ignore[arg-type]
+            raise DataError(f"evaluation set '{name}' is empty: give it at least one sample.")
+        with eval_mode(task), torch.no_grad(), runtime.autocast(config.precision):
+            outputs = _evaluate_set(task, name, data, config, runtime, display, seed)
+        yield name, outputs
 
 
 @contextmanager

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from ..config.schema import EngineConfig
-from ..errors import ArtefactError, UserError, near_miss
+from ..errors import ArtefactError, UserError
 from ..optim.base import Rule, Steps
 from ..optim.base import Stage as Site
 from ..tasks.base import Batch, Outputs, Stage, Task
 from .checkpoint import Checkpoint, CheckpointStore, Position
-from .evaluation import evaluate_sets
+from .evaluation import collect_sets, evaluate_sets
 from .gradient import Closure, Part, having, parameters
 from .hooks import Hook, collect_states
 from .metrics_log import MetricsLog
@@ -30,7 +30,7 @@ from .runtime import Runtime
 from .sampler import BatchPlan, train_loader
 from .schedule import set_learning_rate
 from .seeding import Stream, seed_everything
-from .selection import Selection, State, snapshot
+from .selection import Selection, check_selection, restore, snapshot
 from .settings import run_identity, stage_settings
 from .signals import Interrupted, SignalWatch
 
@@ -155,6 +155,18 @@ class Engine:
         self._call("on_evaluate", split, self.metrics)
         return self.metrics
 
+    def evaluate_untrained(self) -> dict[str, float]:
+        """Test metrics of the model as if nothing had been added to it."""
+        with self.task.untrained():
+            self.look("untrained")
+            return self.evaluate("test")
+
+    def look(self, place: Literal["untrained", "start", "end"]) -> None:
+        """Run the model over the pictures that the task wants to look at there, and hand it what came out."""
+        sets = self.task.looks(place)
+        for name, outputs in collect_sets(self.task, sets, self.settings, self.runtime, self.display, seed=self.seed):
+            self.task.take(name, outputs)
+
     def dry_step(self, stage: Stage) -> dict[str, float]:
         """Losses of the first batch of `stage`, forward and backward but no update: to measure what a step costs."""
         config = stage_settings(self.config, stage)
@@ -172,7 +184,8 @@ class Engine:
         self.task.begin_stage(stage)
         self.task.to(self.runtime.device)
         site = Site(self.task, config, self.seed, index)
-        start = stage.steps or (Steps if self.rule is None else self.rule.start)
+        plain = self.rule is None or not config.steps
+        start = stage.steps or (Steps if plain else self.rule.start)
         self.steps = start(site)
         self.steps.prepare()
         self.task.begin_training()
@@ -191,9 +204,9 @@ class Engine:
         )
         self._enter(index, stage, config)
         groups = [group for group in self.task.parameter_groups() if group["params"]]
-        if not groups:
+        if config.steps and not groups:
             raise UserError(f"stage '{stage.name}' trains nothing: give it an adapter or a head that needs gradients.")
-        self.optimizer = self.steps.optimizer(groups)
+        self.optimizer = self.steps.optimizer(groups or [{"params": []}])
         self._scaler = self.runtime.scaler(config.precision)
         self._skipped = 0
         self._selection = Selection(stage.select, config.patience)
@@ -211,19 +224,22 @@ class Engine:
     def _run(self, index: int, stage: Stage, config: EngineConfig, checkpoint: Checkpoint | None) -> None:
         """Run a stage from its start or from `checkpoint`, to its end."""
         self._begin(index, stage, config)
-        self._check_selection(stage)
+        check_selection(stage, self.task)
         if self.runtime.world_size > 1:
-            self._load_trained(self.runtime.broadcast(self.task.trained_state()))
+            restore(self.task, self.runtime.broadcast(self.task.trained_state()))
         self._call("on_stage_start")
         if checkpoint:
             self._load_progress(checkpoint)
+        else:
+            self.look("start")
         self._tell_progress()  # may take tensors out of the optimiser, as it did before the checkpoint
         if checkpoint:
             self._load_loop(checkpoint)
         with self.display.track(stage.name, config.steps, done=self.step, every=config.log_every) as advance:
             self._train(advance)
         if self._selection.state is not None:
-            self._load_trained(self._selection.state)
+            restore(self.task, self._selection.state)
+        self.look("end")
         self._call("on_stage_end")
         self._save(finished=True)
 
@@ -296,6 +312,7 @@ class Engine:
         self.step += 1
         self.global_step += 1
         self._tell_progress()
+        self.task.after_step(self.step)
         self.steps.after_step(self.step)
         self._call("after_step")
         return float(norm)
@@ -329,15 +346,6 @@ class Engine:
         values["peak_memory_mib"] = self.runtime.peak_memory()
         self._log.write(self.stage.name, self.step, self.global_step, values)
 
-    def _check_selection(self, stage: Stage) -> None:
-        """Find a selection that cannot work before training, not after."""
-        sets = self.task.eval_sets("val") if stage.select else {}
-        if stage.select and not any(stage.select.startswith(f"{name}/") for name in sets):
-            raise UserError(
-                f"stage '{stage.name}' selects by '{stage.select}', which names no validation set."
-                f"{near_miss(stage.select.rpartition('/')[0], sets)} Known: {', '.join(sets) or 'none'}."
-            )
-
     def _stopping(self) -> bool:
         """Whether any process was asked to stop: all must agree, or the others would wait for it forever."""
         return self.runtime.any(self._signals.pending)
@@ -359,7 +367,7 @@ class Engine:
     def _load_progress(self, checkpoint: Checkpoint) -> None:
         """Put back counters, trained state and hooks."""
         self.step, self.global_step = checkpoint.position.step, checkpoint.position.global_step
-        self._load_trained(checkpoint.trained)
+        restore(self.task, checkpoint.trained)
         states = checkpoint.loop["hooks"]
         if len(states) != len(self.hooks):
             raise ArtefactError(f"the checkpoint has {len(states)} hook(s), the run {len(self.hooks)}: use the same.")
@@ -374,17 +382,6 @@ class Engine:
         self._selection.load_state_dict(checkpoint.loop["selection"], checkpoint.best)
         self._skipped = checkpoint.loop["skipped"]
 
-    def _load_trained(self, state: State) -> None:
-        own = self.task.trained_state()
-        # Copying a tensor into one of another shape may broadcast silently.
-        odd = [name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)]
-        if odd:
-            raise ArtefactError(
-                f"the model is not the one the checkpoint was made with: {len(odd)} tensor(s) differ in shape or are "
-                f"missing, such as {min(odd)}: use the settings it was made with."
-            )
-        self.task.load_trained_state(state)
-
     def _call(self, place: str, *arguments: Any) -> None:
         for hook in self.hooks:
             getattr(hook, place)(self, *arguments)
@@ -393,7 +390,3 @@ class Engine:
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
     """Norm of all gradients together."""
     return torch.nn.utils.get_total_norm([p.grad for p in tensors if p.grad is not None])
-
-
-def _shape(state: State, name: str) -> torch.Size | None:
-    return state[name].shape if name in state else None

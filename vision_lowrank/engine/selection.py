@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..errors import UserError, near_miss
-from ..tasks.base import Task
+from ..errors import ArtefactError, UserError, near_miss
+from ..tasks.base import Stage, Task
 
 State = dict[str, Tensor]
 
@@ -18,6 +19,37 @@ State = dict[str, Tensor]
 def snapshot(task: Task) -> State:
     """A copy of the task's trained state on the CPU, sharing no memory with it."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in task.trained_state().items()}
+
+
+def restore(task: Task, state: State) -> None:
+    """Put a :func:`snapshot` back.
+
+    Raises:
+        ArtefactError: its tensors are not those of `task`.
+    """
+    own = task.trained_state()
+    # Copying a tensor into one of another shape may broadcast silently.
+    odd = [name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)]
+    if odd:
+        raise ArtefactError(
+            f"the model is not the one the checkpoint was made with: {len(odd)} tensor(s) differ in shape or are "
+            f"missing, such as {min(odd)}: use the settings it was made with."
+        )
+    task.load_trained_state(state)
+
+
+def check_selection(stage: Stage, task: Task) -> None:
+    """Find a selection that cannot work before training, not after.
+
+    Raises:
+        UserError: the stage selects by a metric of no validation set.
+    """
+    sets = task.eval_sets("val") if stage.select else {}
+    if stage.select and not any(stage.select.startswith(f"{name}/") for name in sets):
+        raise UserError(
+            f"stage '{stage.name}' selects by '{stage.select}', which names no validation set."
+            f"{near_miss(stage.select.rpartition('/')[0], sets)} Known: {', '.join(sets) or 'none'}."
+        )
 
 
 @dataclass
@@ -70,3 +102,7 @@ class Selection:
         """Put back what a checkpoint holds."""
         self.value, self.step, self.waited = counters["value"], counters["step"], counters["waited"]
         self.state = state
+
+
+def _shape(state: State, name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None

@@ -256,6 +256,8 @@ def incremental_metrics(matrix: SessionMatrix, weights: Sequence[float] = (0.0, 
         "forgetting": fmean(best[i] - a[last][i] for i in range(last)),
         "base_forgetting": a[0][0] - a[last][0],
         "backward_transfer": fmean(a[last][i] - a[i][i] for i in range(last)),
+        "base_accuracy": each[last]["base_accuracy"],
+        "new_accuracy": each[last]["new_accuracy"],
         "gacc_auc": each[last]["gacc_auc"],
         "average_gacc_auc": fmean(row["gacc_auc"] for row in each[1:]),
     }

@@ -101,7 +101,11 @@ def make_optimizer(groups: Groups, settings: EngineConfig) -> Optimizer:
     """``engine.optimizer`` with its options."""
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            list(groups), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            list(groups),
+            settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
         )
     return torch.optim.AdamW(list(groups), settings.lr, settings.betas, weight_decay=settings.weight_decay)
 

@@ -84,6 +84,21 @@ class Task(nn.Module):
         """``training_step``: what distributed wrappers call."""
         return self.training_step(batch)
 
+    def after_step(self, step: int) -> None:
+        """Called when the optimiser has stepped and `step` steps of the stage are done."""
+
+    def looks(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
+        """Named data sets to look at: the model runs over them as in an evaluation, and :meth:`take` gets the outputs.
+
+        Args:
+            place: ``start`` of a stage, before its first step and not again when it resumes; its ``end``, before its
+                result is saved; or ``untrained``, before the evaluation inside :meth:`untrained`.
+        """
+        return {}
+
+    def take(self, name: str, outputs: Outputs) -> None:
+        """What the model gave for a set of :meth:`looks`: the outputs of all its samples, on the CPU."""
+
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
         """Named data sets to evaluate on; ``val`` may be empty."""
         raise NotImplementedError

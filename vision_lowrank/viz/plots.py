@@ -1,4 +1,4 @@
-"""Small plots as SVG text: learning curves, confusion matrices, accuracy against the number of shots, spectra.
+"""Small plots as SVG text: learning curves, confusion matrices, accuracy against shots and sessions, spectra.
 
 The text is deterministic, stands alone as an ``.svg`` file and can be put straight into a page. Every colour that must
 change with the page's theme is written as a CSS variable with its light-theme value as the default, such as
@@ -30,6 +30,7 @@ THEMED = {INK: "ink", MUTED: "muted", RULE: "rule", ACCENT: "accent"}
 RIGHT, WRONG = (0, 114, 178), (213, 94, 0)
 SERIES = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a7b00", MUTED)
 MARKERS = "osD^vPXh"
+UNTRAINED = "prototype only"
 CLEANING = tuple(
     (re.compile(pattern, re.DOTALL), replacement)
     for pattern, replacement in (
@@ -142,19 +143,39 @@ def accuracy_by_shots(rows: Iterable[Mapping[str, object]], title: str = "accura
     with mpl.rc_context(SETTINGS):
         room = 22 + 6.6 * max((len(_short(name)) for name in methods), default=0)
         figure, axes = _figure(460 + room, 340, (48, room, 30, 36))
-        ends = {}
-        for index, (name, points) in enumerate(methods.items()):
-            shots, mean, std = np.array(sorted(points)).T
-            color = SERIES[index % len(SERIES)]
-            dashes = ("-", "--", ":", "-.")[index // len(SERIES) % 4]
-            axes.fill_between(shots, mean - std, mean + std, color=color, alpha=0.14, lw=0)
-            axes.plot(shots, mean, color=color, ls=dashes, lw=2, ms=5, marker=MARKERS[index % len(MARKERS)])
-            ends[name] = (shots[-1], mean[-1], color)
+        ends = _bands(axes, methods)
         ticks = sorted({point[0] for points in methods.values() for point in points})
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         _decorate(axes, title, "training pictures per class", percent=True)
+        _label_ends(axes, ends)
+        return _svg(figure, title)
+
+
+def session_curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    baseline: Sequence[tuple[float, float]] | None = None,
+    title: str = "accuracy after every session",
+) -> str:
+    """Accuracy against the session of class-incremental learning, a line per method with a band of ± one std.
+
+    Args:
+        series: method -> (mean, std) after the sessions 0, 1, …, T, fractions in [0, 1].
+        baseline: the same of the model without training, as a dashed line; only its means are drawn.
+        title: written above the plot.
+    """
+    lines = {name: [(t, *point) for t, point in enumerate(points)] for name, points in series.items() if points}
+    with mpl.rc_context(SETTINGS):
+        room = 22 + 6.6 * max(len(_short(name)) for name in (*lines, UNTRAINED))
+        figure, axes = _figure(460 + room, 320, (48, room, 30, 36))
+        ends = _bands(axes, lines)
+        if baseline:
+            means = [(t, mean) for t, (mean, _) in enumerate(baseline)]
+            axes.plot(*_columns(means), color=MUTED, lw=1.5, ls="--", marker=".")
+            ends[UNTRAINED] = (*means[-1], MUTED)
+        axes.xaxis.set_major_locator(MaxNLocator(11, integer=True, min_n_ticks=1))
+        _decorate(axes, title, "session", percent=True)
         _label_ends(axes, ends)
         return _svg(figure, title)
 
@@ -200,8 +221,7 @@ def intruder_counts(kinds: Mapping[str, Points], title: str = "intruders against
         room = 60 + 6.6 * max(map(len, names), default=0)
         figure, axes = _figure(400 + room, 280, (44, room, 30, 36))
         for index, (name, points) in enumerate(zip(names, kinds.values(), strict=True)):
-            style = {"color": SERIES[index % len(SERIES)], "ls": ("-", "--", ":", "-.")[index // len(SERIES) % 4]}
-            axes.plot(*_columns(points), label=name, lw=2, ms=4, marker=MARKERS[index % len(MARKERS)], **style)
+            axes.plot(*_columns(points), label=name, lw=2, ms=4, **_style(index))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         _decorate(axes, title, "similarity below which a vector counts", percent=False)
         if names:  # where all vectors count, the lines meet: labels at their ends would not tell them apart
@@ -282,6 +302,26 @@ def accuracy_along(lines: Mapping[str, Points], title: str, *, baseline: float |
         # all lines meet at λ = 1: labels at their ends would not tell them apart
         axes.legend(loc="upper left", bbox_to_anchor=(-0.04, -0.24), frameon=False, fontsize=9, ncols=2)
         return _svg(figure, title)
+
+
+def _style(index: int) -> dict[str, str]:
+    """Colour, dashes and marker of the line number `index`: 32 of them differ."""
+    dashes = ("-", "--", ":", "-.")[index // len(SERIES) % 4]
+    return {"color": SERIES[index % len(SERIES)], "ls": dashes, "marker": MARKERS[index % len(MARKERS)]}
+
+
+def _bands(
+    axes: Axes, lines: Mapping[str, Iterable[tuple[float, float, float]]]
+) -> dict[str, tuple[float, float, str]]:
+    """Draw a line with a band per name -> (x, mean, std) triples; returns the lines' ends for :func:`_label_ends`."""
+    ends = {}
+    for index, (name, points) in enumerate(lines.items()):
+        x, mean, std = np.array(sorted(points)).T
+        style = _style(index)
+        axes.fill_between(x, mean - std, mean + std, color=style["color"], alpha=0.14, lw=0)
+        axes.plot(x, mean, lw=2, ms=5, **style)
+        ends[name] = (x[-1], mean[-1], style["color"])
+    return ends
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], gap: float = 13) -> None:

@@ -32,6 +32,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from ..errors import ArtefactError
 from ..files import write_text
 from . import plots
+from .session_report import PREFIXES, SessionFacts, session_section
 
 MATRIX_LIMIT = 60  # classes; a larger confusion matrix is unreadable, its worst pairs are listed instead
 MISTAKES = 24
@@ -88,6 +89,7 @@ class Facts(Record):
     test_hashes: dict[str, str] = {}
     trainable_parameters: int | None = None
     adapter_parameters: int | None = None
+    incremental: SessionFacts | None = None
 
 
 class Cost(Record):
@@ -255,8 +257,12 @@ def _mistakes(folders: Sequence[Path]) -> dict[str, Any] | None:
 def _scores(result: Result) -> dict[str, Any]:
     """Rows of the tables: accuracies first, or all metrics where there is no accuracy; ``lead`` is the one in words."""
     rows = sorted((_row(name, result) for name in result.metrics), key=lambda row: list(KINDS).index(row["kind"]))
+    sessions = session_section(rows, next(iter(result.seeds.values())).facts.incremental)
+    if sessions:
+        rows = [row for row in rows if not row["name"].startswith(PREFIXES)]
     headline = [row for row in rows if row["metric"] == "accuracy"] or rows
     return {
+        "sessions": sessions,
         "headline": headline,
         "others": [row for row in rows if row not in headline],
         "lead": headline[0] if headline else None,
@@ -271,6 +277,7 @@ def _row(name: str, result: Result) -> dict[str, Any]:
     pairs = {seed: (one.baseline.get(name), one.metrics.get(name)) for seed, one in result.seeds.items()}
     changes = [new - old for old, new in pairs.values() if old is not None and new is not None]
     return {
+        "name": name,
         "kind": kind if kind in KINDS else "",
         "set": set_name or group or name,
         "metric": metric,
@@ -285,7 +292,7 @@ def _row(name: str, result: Result) -> dict[str, Any]:
 
 
 def _is_fraction(name: str) -> bool:
-    return name.endswith(("accuracy", "top5"))
+    return name.endswith(("accuracy", "top5")) or name.startswith(PREFIXES)
 
 
 def _facts(result: Result) -> dict[str, Any]:

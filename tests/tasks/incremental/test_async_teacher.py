@@ -11,7 +11,7 @@ from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.tasks.base import Task
-from vision_lowrank.tasks.incremental.head import PrototypeHead
+from vision_lowrank.tasks.classification.prototypes import PrototypeHead
 from vision_lowrank.tasks.incremental.teacher import AsynchronousTeacher, FrozenCopy
 from vision_lowrank.tasks.incremental.unfreeze import Parts
 
@@ -45,7 +45,7 @@ class Student(Task):
         features = self.model.encode_image(self.pixels)
         taught = self.teacher.features(self.model, self.pixels)
         assert not taught.requires_grad
-        (self.head(features).square().sum() + (features - taught).square().sum()).backward()
+        (self.head.logits(features).square().sum() + (features - taught).square().sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
         self.teacher.update(self.model)

@@ -7,7 +7,7 @@ from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
 from vision_lowrank.tasks.base import Task, count
-from vision_lowrank.tasks.incremental.head import PrototypeHead
+from vision_lowrank.tasks.classification.prototypes import PrototypeHead
 from vision_lowrank.tasks.incremental.unfreeze import Parts, encoder_parameters
 
 EMBEDDINGS = {"patch_embed", "cls_token", "pos_embed", "class_embedding", "positional_embedding", "conv1", "ln_pre"}
@@ -112,7 +112,7 @@ def test_the_encoder_joins_later_without_a_new_optimiser():
 
     def step():
         optimizer.zero_grad()
-        loss = task.head(task.model.encode_image(torch.randn(2, 3, 32, 32))).square().mean()
+        loss = task.head.logits(task.model.encode_image(torch.randn(2, 3, 32, 32))).square().mean()
         loss.backward()
         optimizer.step()
         return {id(p) for name, p in task.named_parameters() if not torch.equal(p, start[name])}
@@ -126,7 +126,7 @@ def test_the_encoder_joins_later_without_a_new_optimiser():
 def test_lower_blocks_stay_while_the_encoder_trains():
     task, parts = session(l_ft=2)
     parts.train("encoder")
-    task.head(task.model.encode_image(torch.randn(2, 3, 32, 32))).sum().backward()
+    task.head.logits(task.model.encode_image(torch.randn(2, 3, 32, 32))).sum().backward()
     reached = {name for name, p in task.model.get_base_model().named_parameters() if p.grad is not None}
     assert reached == parts.encoder.keys()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,9 +38,11 @@ def load_frozen(config: RunConfig, head: HeadName) -> nn.Module:
     Raises:
         UserError: a text head was asked of a backbone without a text tower.
     """
-    backbone = load_backbone(config.backbone.name, config.backbone.weights)
+    backbone = load_backbone(config.backbone.name, config.backbone.weights, **config.backbone.options)
     if head == "text" and "text" not in backbone.towers:
         raise UserError(f"backbone '{backbone.name}' has no text tower: set task.head=linear or task.head=cosine.")
+    if config.backbone.crop_pct:
+        backbone.preprocess = replace(backbone.preprocess, crop_pct=config.backbone.crop_pct)
     return backbone.requires_grad_(False)
 
 
@@ -55,7 +58,13 @@ def load_adapted(config: RunConfig, head: HeadName, train: ImageSet, templates: 
     Raises:
         UserError: an initialiser without an adapter.
     """
-    backbone = load_frozen(config, head)
+    return adapted(config, load_frozen(config, head), head, train, templates)
+
+
+def adapted(
+    config: RunConfig, backbone: nn.Module, head: HeadName, train: ImageSet, templates: Sequence[str]
+) -> nn.Module:
+    """`backbone`, which a run names, with the run's adapter; as :func:`load_adapted`."""
     if config.adapter is None:
         if config.initializer is not None:
             raise UserError("initializer: there is no adapter to start: add an `adapter`, or leave it out.")

@@ -6,6 +6,7 @@ An artefact is a folder::
     head.safetensors    the head's tensors (absent for a text head, which has none)
     adapter/            PEFT's adapter folder (absent without an adapter)
     base.safetensors    the base's parameters that were trained themselves (absent where none were)
+    reference.safetensors   features of some training pictures (absent where none are kept): :mod:`.reference`
 
 It holds all that prediction needs but the untrained base weights, and refuses any other base.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +84,12 @@ class ImageClassifier(nn.Module):
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
         folder.mkdir(parents=True, exist_ok=True)
+        if base := self._base_state():
+            save_file(base, folder / "base.safetensors")
         if hasattr(self.model, "peft_config"):
             save_adapter(self.model, folder / "adapter")
         if state := self.head.state_dict():
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "head.safetensors")
-        if base := self._base_state():
-            save_file(base, folder / "base.safetensors")
         about = {
             "task": "classification",
             "backbone": self.model.spec,
@@ -134,10 +136,19 @@ class ImageClassifier(nn.Module):
 
     def _base_state(self) -> dict[str, Tensor]:
         """The base's trained parameters, by their names in a backbone as ``load_backbone`` gives it."""
+        if not self.trained_base:
+            return {}
         plain = self.model
-        if self.trained_base and hasattr(plain, "peft_config"):
+        if hasattr(plain, "peft_config"):
             plain = fuse_attention(copy.deepcopy(plain).unload())  # an adapter has split attention and wrapped layers
+            self._belongs_to(fingerprint(plain.model))
         return {n: p.detach().contiguous() for n, p in plain.named_parameters() if n in self.trained_base}
+
+    def _belongs_to(self, weights: str) -> None:
+        """Let the adapters say that they belong to a base of the fingerprint `weights`: the one trained beside them."""
+        self.model.get_base_model().fingerprint = weights
+        for name, place in self.model.attachments.items():
+            self.model.attachments[name] = replace(place, fingerprint=weights)
 
     def _load_head(self, path: Path) -> None:
         try:

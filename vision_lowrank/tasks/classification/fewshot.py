@@ -39,7 +39,7 @@ from ...selection.final import unshare
 from ..base import Batch, Stage
 from .base import ClassificationTask, load_adapted, load_splits, starting
 from .classifier import ImageClassifier
-from .heads import HeadName, TextHead
+from .heads import TextHead
 from .teacher import PROBE, Teacher
 from .views import rows, training_images
 
@@ -58,7 +58,9 @@ class FewShotConfig(Section):
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="seeds of the few-shot draw and of training")
     sampler: Literal["coop", "clip_lora"] = Field("coop", description="whose few-shot draw a seed reproduces")
     allow_fewer: bool = Field(False, description="accept classes with fewer pictures than shots, as the sampler does")
-    head: HeadName = Field("text", description="text prompts (two-tower models), a linear layer or cosine prototypes")
+    head: Literal["text", "linear", "cosine"] = Field(
+        "text", description="text prompts (two-tower models), a linear layer or cosine prototypes"
+    )
     templates: tuple[str, ...] | None = Field(None, description="prompt templates instead of the data set's own")
     crop: tuple[float, float] = Field((0.08, 1.0), description="area range of the random crop in training")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip in training")

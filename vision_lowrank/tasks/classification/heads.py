@@ -8,6 +8,8 @@ All heads take features F (B, e) and give logits (B, C):
   fit all backbones; √e keeps a coordinate's size near 1.
 * cosine: logits = τ · normalise(F) · normalise(P)ᵀ with trained prototypes P (C, e), τ = 20 (weight imprinting,
   arXiv 1712.07136; cosine classifier, arXiv 1904.04232).
+* prototype, cosine_prototype: logits = F · Pᵀ of the features as they are, or cosines: :mod:`.prototypes`, for classes
+  that come one after another.
 """
 
 from __future__ import annotations
@@ -21,10 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...adapters.preserve import preserved
 from ...adapters.watch import Watch
 from ...backbones.prefix_cache import PrefixCache
+from ...errors import UserError
+from .prototypes import CosinePrototypeHead, PrototypeHead
 
-HeadName = Literal["text", "linear", "cosine"]
+HeadName = Literal["text", "linear", "cosine", "prototype", "cosine_prototype"]
+PROTOTYPES = {"prototype": PrototypeHead, "cosine_prototype": CosinePrototypeHead}
 
 # Prompts per pass of the text tower. Of more prompts in training only the embeddings are kept and the activations are
 # computed again in the backward pass: a thousand prompts of a ViT-B/16 CLIP would take some 30 GB.
@@ -129,4 +135,24 @@ def make_head(name: HeadName, model: nn.Module, classes: Sequence[str], template
     """A fresh head for `classes` on `model` (a backbone, attached or not)."""
     if name == "text":
         return TextHead(model, classes, templates)
+    if name in PROTOTYPES:
+        return PROTOTYPES[name](len(classes), model.embed_dim)
     return {"linear": LinearHead, "cosine": CosineHead}[name](model, len(classes))
+
+
+@torch.no_grad()
+def text_rows(model: nn.Module, names: Sequence[str], templates: Sequence[str], scale: float = 1.0) -> Tensor:
+    """Rows (n, d) for the classes `names`: `scale` times their normalised mean text embeddings.
+
+    Predictions are then zero-shot's, whatever `scale` is; with the model's logit scale divided by the usual norm of h,
+    the logits are near zero-shot's too.
+
+    Raises:
+        UserError: `model` has no text tower.
+    """
+    if "text" not in model.towers:
+        raise UserError(f"backbone '{model.name}' has no text tower: start the head from prototypes.")
+    with preserved(model):
+        model.eval()
+        head = TextHead(model, names, templates).to(next(model.parameters()).device)
+        return scale * head.class_features(model)

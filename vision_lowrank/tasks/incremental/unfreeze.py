@@ -7,7 +7,7 @@ Models", arXiv 2405.16625. A student has three parts (:class:`Parts`):
 * ``classifier``: the head;
 * ``encoder``: the base weights of the image tower's blocks with index >= l_ft (from 0) and of everything after them:
   final norm, pooler, projection. l_ft = -1 is the whole encoder with its embeddings; at or above the number of blocks
-  it is nothing.
+  it is nothing, and so it is without l_ft (None).
 
 In the base session, pet and classifier train from the start and the encoder joins them at epoch e_ft, in one run of the
 optimiser: two groups exist from the first step on, at rates lr and lr · encoder_lr_factor, and an optimiser passes over
@@ -53,7 +53,7 @@ class Parts:
     encoder: Parameters
 
     @classmethod
-    def of(cls, model: nn.Module, head: nn.Module, l_ft: int) -> Parts:
+    def of(cls, model: nn.Module, head: nn.Module, l_ft: int | None) -> Parts:
         """The parts of a backbone, attached or not, with a head, as they are right after attaching.
 
         A head that grows has other parameters afterwards: ask again.
@@ -86,16 +86,18 @@ class Parts:
         return [*others, {"params": list(self.encoder.values()), "lr": lr * encoder_lr_factor}]
 
 
-def encoder_parameters(model: nn.Module, l_ft: int) -> Parameters:
+def encoder_parameters(model: nn.Module, l_ft: int | None) -> Parameters:
     """Base weights of the image tower's blocks from `l_ft` on and of what comes after them, by name in the backbone.
 
     Args:
         model: a backbone, attached or not.
-        l_ft: index of the first block; -1 for the whole encoder, embeddings included.
+        l_ft: index of the first block; -1 for the whole encoder, embeddings included; None for nothing.
 
     Raises:
         UserError: `l_ft` is below -1, or the backbone has no known blocks.
     """
+    if l_ft is None:
+        return {}
     backbone, prefix = backbone_of(model), adapter_prefix(model)
     if l_ft < -1:
         raise UserError(f"l_ft={l_ft}: give the index of a block, from 0, or -1 for the whole encoder.")

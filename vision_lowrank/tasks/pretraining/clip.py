@@ -126,7 +126,7 @@ class PretrainClip(ClassificationTask):
 
     def __init__(self, config: RunConfig, seed: int) -> None:
         splits = load_splits(config)
-        backbone = load_backbone(config.backbone.name, config.backbone.weights)
+        backbone = load_backbone(config.backbone.name, config.backbone.weights, **config.backbone.options)
         if "text" not in backbone.towers:
             raise UserError(f"backbone '{backbone.name}' has no text tower: contrastive pretraining needs two towers.")
         if config.task.patch_dropout:

@@ -10,9 +10,10 @@ from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.merge import merge
 from vision_lowrank.backbones.load import load_backbone
-from vision_lowrank.errors import ArtefactError, UserError
+from vision_lowrank.errors import UserError
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
-from vision_lowrank.tasks.incremental.head import PrototypeHead, text_rows
+from vision_lowrank.tasks.classification.heads import text_rows
+from vision_lowrank.tasks.classification.prototypes import PrototypeHead
 
 LABELS = torch.tensor([1, 3, 1, 3, 1])
 
@@ -30,7 +31,7 @@ def test_logits_are_dot_products_without_bias_or_scale():
     expected = [
         [sum(h * w for h, w in zip(row, column, strict=True)) for column in own.prototypes.detach()] for row in features
     ]
-    torch.testing.assert_close(own(features), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(own.logits(features), torch.tensor(expected, dtype=torch.float64))
     assert [name for name, _ in own.named_parameters()] == ["prototypes"]
 
 
@@ -49,17 +50,19 @@ def test_rows_are_class_means_and_other_rows_do_not_change():
 def test_unseen_classes_never_win_when_masked():
     own, features = head(), rand(40, 4)
     own.set_prototypes(features[:5], LABELS)
-    raw, masked = own(features), own(features, mask_unseen=True)
+    raw, masked = own.logits(features), own(None, features)
     assert torch.equal(masked[:, own.seen], raw[:, own.seen])
     assert (masked[:, ~own.seen] == -torch.inf).all()
     assert set(masked.argmax(dim=1).tolist()) == {1, 3}
     assert set(raw.argmax(dim=1).tolist()) - {1, 3}
+    own.mask_unseen = False
+    assert torch.equal(own(None, features), raw)
 
 
 def test_a_masked_loss_has_finite_gradients():
     own, features = head(), rand(6, 4).requires_grad_()
     own.see([0, 1])
-    F.cross_entropy(own(features, mask_unseen=True), torch.tensor([0, 1, 0, 1, 0, 1])).backward()
+    F.cross_entropy(own(None, features), torch.tensor([0, 1, 0, 1, 0, 1])).backward()
     assert features.grad.isfinite().all()
     assert not own.prototypes.grad[2:].any()
 
@@ -73,7 +76,7 @@ def test_sessions_of_prototypes_are_the_nearest_dot_product_baseline():
         own.set_prototypes(shots[chosen], labels[chosen])
         means = {c: (shots[c] + shots[c + 6]) / 2 for c in range(session[-1] + 1)}
         nearest = [max(means, key=lambda c, row=row: float(row @ means[c])) for row in tests]
-        logits = own(tests, mask_unseen=True)
+        logits = own(None, tests)
         assert logits.argmax(dim=1).tolist() == nearest
         base = logits[:, :3] if base is None else base
         assert torch.equal(logits[:, :3].argmax(dim=1), base.argmax(dim=1))
@@ -86,7 +89,7 @@ def test_a_frozen_head_changes_by_the_prototype_step_only():
     own.requires_grad_(False)
     features = rand(2, 4).requires_grad_()
     own.set_prototypes(features, torch.tensor([2, 2]))
-    F.cross_entropy(own(features), torch.tensor([2, 2])).backward()
+    F.cross_entropy(own.logits(features), torch.tensor([2, 2])).backward()
     assert own.prototypes.grad is None
     assert torch.equal(own.prototypes[[0, 1, 3, 4]], before[[0, 1, 3, 4]])
     torch.testing.assert_close(own.prototypes[2], features.detach().mean(dim=0))
@@ -103,10 +106,10 @@ def test_random_rows_fill_the_range_of_the_paper():
 def test_growing_keeps_rows_and_what_is_seen(trains):
     own, features = head().requires_grad_(trains), rand(3, 4)
     own.see([4])
-    before = own(features)
+    before = own.logits(features)
     own.grow(2)
-    assert own(features).shape == (3, 7)
-    torch.testing.assert_close(own(features)[:, :5], before)
+    assert own.logits(features).shape == (3, 7)
+    torch.testing.assert_close(own.logits(features)[:, :5], before)
     assert own.seen.tolist() == [False] * 4 + [True] + [False] * 2
     assert own.prototypes.requires_grad == trains
     assert own.prototypes.dtype == torch.float64
@@ -114,26 +117,6 @@ def test_growing_keeps_rows_and_what_is_seen(trains):
     torch.testing.assert_close(own.prototypes[6], features.mean(dim=0))
     with pytest.raises(UserError, match="cannot grow by 0 classes"):
         own.grow(0)
-
-
-def test_it_is_saved_and_loaded_whatever_its_size(tmp_path):
-    own = head()
-    own.grow(3)
-    own.set_prototypes(rand(2, 4), torch.tensor([7, 0]))
-    path = tmp_path / "head.safetensors"
-    own.save(path)
-    other = head(classes=2)
-    other.save(path)
-    own.save(path)
-    loaded = PrototypeHead.load(path)
-    assert torch.equal(loaded.prototypes, own.prototypes)
-    assert torch.equal(loaded.seen, own.seen)
-    assert [file.name for file in tmp_path.iterdir()] == ["head.safetensors"]
-    path.write_bytes(b"no tensors")
-    with pytest.raises(ArtefactError, match=r"head.safetensors: the head cannot be read"):
-        PrototypeHead.load(path)
-    with pytest.raises(ArtefactError, match="cannot be read"):
-        PrototypeHead.load(tmp_path / "none.safetensors")
 
 
 def test_text_rows_predict_as_zero_shot_does():
@@ -152,7 +135,7 @@ def test_text_rows_predict_as_zero_shot_does():
         batch = rand(9, 3, 48, 48)
         features = model.encode_image(batch)
         zero_shot = ImageClassifier(model, "text", names, templates)(batch)
-        cosines = own(features)[:, :3] / features.norm(dim=1, keepdim=True)
+        cosines = own.logits(features)[:, :3] / features.norm(dim=1, keepdim=True)
         torch.testing.assert_close(model.logit_scale * cosines, zero_shot)
     torch.testing.assert_close(text_rows(model, names, templates, scale=3.0), 3 * rows)
     with pytest.raises(UserError, match="has no text tower"):
@@ -165,6 +148,6 @@ def test_merging_the_adapter_leaves_the_logits_as_they_were():
     own, batch = PrototypeHead(5, 32), pixels(model)
     moved(model)
     with torch.no_grad():
-        logits = own(model.encode_image(batch))
-        merged = own(merge(copy.deepcopy(model)).eval().encode_image(batch))
+        logits = own.logits(model.encode_image(batch))
+        merged = own.logits(merge(copy.deepcopy(model)).eval().encode_image(batch))
     torch.testing.assert_close(merged, logits, rtol=0, atol=1e-4)

@@ -1,0 +1,115 @@
+"""The report's section "Session after session", of runs that learn classes in sessions 0…T.
+
+It shows the metrics ``session/t/NAME`` (after session t) and ``incremental/NAME`` (of the whole sequence), all
+fractions, which :mod:`vision_lowrank.metrics.incremental` defines, and from ``facts.incremental`` of the first seed::
+
+    classes               names of all classes in the order of the sessions, (C,)
+    matrix.classes        number of classes that each session brings, (T + 1,)
+    matrix.accuracies     T + 1 rows: a_{t,i}, accuracy after session t on the classes of session i <= t
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from markupsafe import Markup
+from pydantic import BaseModel, Field, model_validator
+
+from . import plots
+
+PREFIXES = ("session/", "incremental/")
+LABELS = {
+    "accuracy": "accuracy",
+    "last_accuracy": "accuracy after the last session",
+    "average_accuracy": "accuracy, mean over sessions",
+    "base_accuracy": "accuracy, base classes",
+    "new_accuracy": "accuracy, new classes",
+    "harmonic_mean": "harmonic mean of base and new classes",
+    "average_harmonic_mean": "harmonic mean, mean over sessions",
+    "performance_drop": "drop from the first to the last session",
+    "forgetting": "forgetting, mean over sessions",
+    "base_forgetting": "forgetting of the base classes",
+    "backward_transfer": "backward transfer",
+    "gacc/0": "generalised accuracy, new classes only",
+    "gacc/0.5": "generalised accuracy, base classes count half",
+    "gacc/1": "generalised accuracy, all classes alike",
+    "gacc_auc": "generalised accuracy, area",
+    "average_gacc_auc": "generalised accuracy, area, mean over sessions",
+    "base_only_accuracy": "base classes among themselves",
+    "base_only_forgetting": "forgetting of base classes among themselves",
+}
+SMALLER_IS_BETTER = ("forgetting", "performance_drop")
+
+
+class Matrix(BaseModel):
+    """Sizes of the sessions and accuracies a_{t,i}."""
+
+    classes: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)
+    accuracies: list[list[Annotated[float, Field(ge=0, le=1)]]]
+
+    @model_validator(mode="after")
+    def _triangular(self) -> Matrix:
+        if [len(row) for row in self.accuracies] != [*range(1, len(self.classes) + 1)]:
+            raise ValueError(f"accuracies are not {len(self.classes)} rows of 1, 2, … values, one per session")
+        return self
+
+
+class SessionFacts(BaseModel):
+    """``facts.incremental`` of a seed."""
+
+    classes: list[str]
+    matrix: Matrix
+
+    @model_validator(mode="after")
+    def _all_named(self) -> SessionFacts:
+        if len(self.classes) != sum(self.matrix.classes):
+            raise ValueError(f"{len(self.classes)} names for the matrix's {sum(self.matrix.classes)} classes")
+        return self
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The classes that each session brings."""
+        names = iter(self.classes)
+        return [list(itertools.islice(names, size)) for size in self.matrix.classes]
+
+
+def session_section(rows: Sequence[Mapping[str, Any]], facts: SessionFacts | None) -> dict[str, Any] | None:
+    """What the section shows; None where the run has no sessions.
+
+    Args:
+        rows: the report's row of every metric: ``name``, ``before``, ``after`` and ``change``.
+        facts: None leaves out the accuracies by group of classes.
+
+    Returns:
+        ``curve`` (markup, None where a mean is unknown), ``summary`` and ``each``, the rows of ``incremental/NAME`` and
+        ``session/t/NAME`` with the ``session`` t, and ``facts``.
+    """
+    named = {row["name"]: row for row in rows}
+    sessions = itertools.takewhile(lambda t: f"session/{t}/accuracy" in named, itertools.count())
+    accuracy = [named[f"session/{t}/accuracy"] for t in sessions]
+    if not accuracy:
+        return None
+    after = _points(accuracy, "after")
+    split = [(name.split("/", 2), row) for name, row in named.items() if name.startswith("session/")]
+    summary = [_labelled(row, name.partition("/")[2]) for name, row in named.items() if name.startswith("incremental/")]
+    order = {metric: place for place, metric in enumerate(LABELS)}
+    return {
+        "curve": Markup(plots.session_curves({"trained": after}, _points(accuracy, "before"))) if after else None,
+        "summary": sorted(summary, key=lambda row: order.get(row["metric"], len(order))),
+        "each": [_labelled(row, parts[2]) | {"session": parts[1]} for parts, row in split if len(parts) == 3],
+        "facts": facts,
+    }
+
+
+def _points(rows: Sequence[Mapping[str, Any]], when: str) -> list[tuple[float, float]]:
+    """(mean, std) of every row; empty where one is unknown."""
+    scores = [row[when] for row in rows]
+    known = all(score is not None and score.mean is not None for score in scores)
+    return [(score.mean, score.std or 0.0) for score in scores] if known else []
+
+
+def _labelled(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    sign = -1 if metric.endswith(SMALLER_IS_BETTER) else 1
+    return {**row, "metric": metric, "label": LABELS.get(metric, metric.replace("_", " ")), "sign": sign}
