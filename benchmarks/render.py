@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training_rules.claims.tables import tables as claims
+
 from vision_lowrank import benchmark, comparison
 from vision_lowrank.viz.plots import accuracy_by_shots
 from vision_lowrank.viz.text import percent
@@ -179,7 +181,9 @@ class Section(NamedTuple):
         head, _, rest = document.partition(begin)
         _, _, tail = rest.partition(end)
         result = self.result
-        return f"{head}{begin}{self.text(result)}\nMade by `{result['command']}` on {where(result)}.\n{end}{tail}"
+        later = result.get("later")
+        added = f" Added later by `{later['command']}`: {', '.join(later['methods'])}." if later else ""
+        return f"{head}{begin}{self.text(result)}\nMade by `{result['command']}` on {where(result)}.{added}\n{end}{tail}"
 
 
 def where(result: Result) -> str:
@@ -194,6 +198,8 @@ SECTIONS = (
     Section("step_cost", "docs/benchmarks.md", step_cost),
     Section("init_cost", "docs/benchmarks.md", init_cost),
     Section("training_rules", "docs/benchmarks.md", training_rules),
+    Section("training_rules/claims", "docs/benchmarks.md", claims),
+    Section("protocols", "docs/benchmarks.md", protocols),
 )
 
 
