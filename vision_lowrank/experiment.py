@@ -62,9 +62,6 @@ def run(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: the run folder holds another config or cannot be written; or anything a part refuses.
     """
-    if config.engine.threads:
-        torch.set_num_threads(config.engine.threads)
-    recompute_dropout(config.engine.recompute_dropout)
     folder = run_folder(config)
     open_run(folder, config)
     seeds = getattr(config.task, "seeds", (config.seed,))
@@ -105,6 +102,9 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     if path.is_file():
         return _read_json(path)
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    recompute_dropout(config.engine.recompute_dropout)
     task = build_task(config, seed)
     engine = Engine(config.engine, task, folder, seed=seed, rule=config.rule)
     baseline = _baseline(engine, folder / "baseline.json")

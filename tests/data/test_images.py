@@ -152,5 +152,5 @@ def test_the_check_finds_every_kind_of_broken_file_and_passes_the_others(tmp_pat
     bad = [broken(tmp_path, kind).name for kind in KINDS]
     with pytest.warns(UserWarning, match=r"6 of 12 pictures .* the first is 'text.jpg': not a picture. Left out"):
         assert readable(tmp_path, bad + good, skip_broken=True) == good
-    with pytest.raises(DataError, match=r"6 of 12 pictures .* or set skip_broken=true"):
+    with pytest.raises(DataError, match=r"6 of 12 pictures .* data.skip_broken=true leaves them out"):
         readable(tmp_path, good + bad, skip_broken=False)

@@ -42,11 +42,11 @@ def replaced(folder: Path) -> Iterator[Path]:
             os.replace(folder, old / "previous")
             try:
                 os.replace(new, folder)
-            except OSError:
+            except BaseException:  # an interrupt too
                 os.replace(old / "previous", folder)
+                old.rmdir()
                 raise
-            finally:
-                shutil.rmtree(old)
+            shutil.rmtree(old)
         else:
             os.replace(new, folder)
         flush(folder.parent)

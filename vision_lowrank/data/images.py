@@ -82,7 +82,7 @@ def readable(root: Path, keys: Sequence[str], skip_broken: bool) -> list[str]:
         key, problem = broken[0]
         what = f"{len(broken)} of {len(keys)} pictures in '{root}' cannot be read, the first is '{key}': {problem}"
         if not skip_broken:
-            raise DataError(f"{what}. Replace or remove them, or set skip_broken=true.")
+            raise DataError(f"{what}. Replace or remove them; in a recipe, data.skip_broken=true leaves them out.")
         warnings.warn(f"{what}. Left out.", stacklevel=2)
     return [key for key, problem in zip(keys, problems, strict=True) if not problem]
 

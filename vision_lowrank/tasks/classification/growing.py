@@ -68,7 +68,7 @@ def add_classes(
     folder, pictures = Path(folder), Path(pictures)
     about = _read(folder)
     _check_head(folder, about["head"])
-    images = _read_pictures(pictures)
+    images = read_tree(pictures)
     _check_names(images.classes, about["classes"], folder)
     _check_numbers(images, pictures, min_pictures)
 
@@ -150,13 +150,6 @@ def _check_head(folder: Path, head: str) -> None:
             f"{folder}: its head is '{head}', whose layer must be trained on all classes together: train with them, "
             f"or use task.head=cosine, whose classes are class means."
         )
-
-
-def _read_pictures(root: Path) -> ImageSet:
-    try:
-        return read_tree(root)
-    except DataError as error:  # without the remedy that only recipes have
-        raise DataError(str(error).replace(", or set skip_broken=true", "")) from None
 
 
 def _check_names(new: Sequence[str], old: Sequence[str], folder: Path) -> None:
