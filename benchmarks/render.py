@@ -182,8 +182,9 @@ class Section(NamedTuple):
         _, _, tail = rest.partition(end)
         result = self.result
         later = result.get("later")
-        added = f" Added later by `{later['command']}`: {', '.join(later['methods'])}." if later else ""
-        return f"{head}{begin}{self.text(result)}\nMade by `{result['command']}` on {where(result)}.{added}\n{end}{tail}"
+        made = f"Made by `{result['command']}` on {where(result)}."
+        made += f" Added later by `{later['command']}`: {', '.join(later['methods'])}." if later else ""
+        return f"{head}{begin}{self.text(result)}\n{made}\n{end}{tail}"
 
 
 def where(result: Result) -> str:

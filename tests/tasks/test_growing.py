@@ -283,7 +283,7 @@ def test_a_broken_picture_is_named_and_changes_nothing(artefact, folders, tmp_pa
     before = content(artefact)
     with pytest.raises(DataError, match=r"fox/1\.png") as error:
         add_classes(artefact, tmp_path / "own")
-    assert "skip_broken" not in str(error.value)
+    assert "Replace or remove" in str(error.value)
     assert content(artefact) == before
 
 
