@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from training_rules.claims.tables import tables as claims
 
-from vision_lowrank import benchmark, comparison
+from vision_lowrank import benchmark, comparison, incremental_benchmark
 from vision_lowrank.viz.plots import accuracy_by_shots
 from vision_lowrank.viz.text import percent
 
@@ -160,6 +160,20 @@ def augmentation(result: Result) -> str:
             lines.append([model, version, *numbers, f"{values.get('consistency', 1):.3f}"])
     parts.append(f"**separation of the test pictures of emoji**\n\n{comparison.markdown(header, lines)}")
     return "\n".join(parts)
+
+
+def incremental(result: Result) -> str:
+    """Both tables of every study."""
+    parts = []
+    for name, study in result["studies"].items():
+        for title, header, lines in incremental_benchmark.tables(study):
+            parts.append(f"**{name}: {title}**\n\n{comparison.markdown(header, lines)}")
+    return "\n".join(parts)
+
+
+def incremental_figure(result: Result) -> str:
+    """Accuracy after every session of emoji, as SVG."""
+    return incremental_benchmark.figure(result["studies"]["emoji, cosine"])
 
 
 class Section(NamedTuple):

@@ -32,7 +32,7 @@ DIGITS = (
     "task.protocol={name: fscit, base: 4, way: 2, base_shots: 10, shots: 5, val_shots: 10}",
 )
 DATA = {"emoji": (), "digits": DIGITS}
-# Study -> methods, what is changed in the recipes, rates; dot products are some twenty times as large as cosines' logits.
+# Study -> methods, what is changed in the recipes, rates; dot products are some twenty times as large as the cosines.
 HEADS: dict[str, tuple[Sequence[str], tuple[str, ...], Sequence[float]]] = {
     "cosine": (METHODS, (), RATES),
     "dot": (("prototype", "lora", "coact_no_teacher", "coact"), ("task.cosine=false",), (1e-4, 1e-3, 1e-2)),

@@ -301,7 +301,7 @@ def test_a_projection_trains_and_is_not_part_of_the_classifier(sessions):
     assert not any("guides" in name for name in task.classifier.state_dict())
 
 
-@pytest.mark.parametrize("adapter", ["block_lora", "sora", "lofit", "lora_xs"])
+@pytest.mark.parametrize("adapter", ["block_lora", "sora", "lofit", "lora_xs", "kasa", "visual_prompt"])
 def test_any_adapter_takes_the_place_of_lora(sessions, adapter):
     task, _ = trained(sessions, f"adapter={{type: {adapter}, towers: [vision]}}", "task.incremental_trains=[pet]")
     assert task.record.done == 3

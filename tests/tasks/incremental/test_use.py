@@ -1,9 +1,14 @@
 """What a trained incremental classifier is good for afterwards: eval, predict, add-classes, taken back."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from vision_lowrank.cli.main import main
 from vision_lowrank.config import load_config
@@ -68,3 +73,38 @@ def test_an_evaluation_may_keep_more_of_the_picture(sessions):
     plain = load_frozen(load_config(sessions), "prototype").preprocess
     config = load_config(sessions, ["backbone.crop_pct=0.5"])
     assert load_frozen(config, "prototype").preprocess.crop_pct == 0.5 != plain.crop_pct
+
+
+def test_two_processes_give_the_result_of_one(sessions, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, launcher in (("one", []), ("two", torchrun)):
+        command = [*launcher, "-m", "vision_lowrank", "train", sessions, f"name={name}", "adapter.dropout=0"]
+        subprocess.run(
+            [sys.executable, *map(str, command)],
+            check=True, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    one, two = (tmp_path / "runs" / name / "seed-1" for name in ("one", "two"))
+    for file in ("head", "base", "reference"):
+        ours, theirs = (load_file(folder / "artefact" / f"{file}.safetensors") for folder in (one, two))
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            torch.testing.assert_close(theirs[name].float(), tensor.float(), rtol=1e-3, atol=1e-4)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, two)]
+    assert results[0]["facts"]["incremental"] == results[1]["facts"]["incremental"]
+
+
+def test_a_timm_vit_with_its_pooler_goes_through_all_sessions(sessions, tmp_path):
+    overrides = [
+        "backbone={name: 'timm:vit_tiny_patch16_224', weights: random, pooler: true}",
+        "adapter.layers=[10,11]",
+    ]
+    config = load_config(sessions, [*overrides, "task.l_ft=11", "task.epochs=1", "task.e_ft=0", "task.cosine=false"])
+    result = run(config)["seeds"]["1"]
+    block, norm, pooler = 444_864, 2 * 192, 192 * 193
+    assert result["facts"]["trains"] == {
+        "pet": 2 * 2 * 2 * (192 + 192),
+        "classifier": 6 * 192,
+        "encoder": block + norm + pooler,
+    }
+    names = load_file(tmp_path / "runs" / config.name / "seed-1" / "artefact" / "base.safetensors").keys()
+    assert {"model.head.dense.weight", "model.norm.weight", "model.blocks.11.attn.qkv.weight"} <= names
