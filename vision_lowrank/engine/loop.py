@@ -171,6 +171,7 @@ class Engine:
         """Losses of the first batch of `stage`, forward and backward but no update: to measure what a step costs."""
         config = stage_settings(self.config, stage)
         self._begin(0, stage, config.model_copy(update={"steps": max(1, config.steps)}))
+        self._tell_progress()
         self._load_step(next(self._batches()))
         losses = self.steps.gradients(self.closure)
         self.optimizer.zero_grad(set_to_none=True)

@@ -190,15 +190,25 @@ def test_the_previous_model_is_the_one_after_the_session_before(sessions):
     assert task.guides.head_then.seen.tolist() == [True] * 4 + [False] * 2
 
 
-@pytest.mark.parametrize("place", [("base", 5), ("session-1", 1), ("session-2", 3)])
-def test_a_killed_run_goes_on_bit_for_bit_and_loses_no_session(sessions, place):
+@pytest.mark.parametrize(
+    ("place", "adapter"),
+    [
+        (("base", 5), "lora"),
+        (("session-1", 1), "lora"),
+        (("session-2", 3), "lora"),
+        (("session-2", 1), "lamda"),
+        (("session-2", 1), "lofit"),
+    ],
+)
+def test_a_killed_run_goes_on_bit_for_bit_and_loses_no_session(sessions, place, adapter):
     class Kill(Hook):
         def after_step(self, engine):
             if (engine.stage.name, engine.step) == place:
                 raise KeyboardInterrupt
 
-    whole, _ = trained(sessions, folder="whole")
-    config = load_config(sessions)
+    overrides = [] if adapter == "lora" else [f"adapter={{type: {adapter}, towers: [vision]}}"]
+    whole, _ = trained(sessions, *overrides, folder="whole")
+    config = load_config(sessions, overrides)
     with pytest.raises(KeyboardInterrupt):
         Engine(config.engine, build_task(config, 1), sessions.parent / "cut", seed=1, hooks=[Kill()]).fit()
     seen = []
@@ -210,6 +220,7 @@ def test_a_killed_run_goes_on_bit_for_bit_and_loses_no_session(sessions, place):
     task = build_task(config, 1)
     Engine(config.engine, task, sessions.parent / "cut", seed=1, hooks=[Stages()]).fit()
     assert seen[0] == place[0]
+    assert all(torch.equal(p, whole.parts.pet[name]) for name, p in task.parts.pet.items())
     assert task.record.matrix() == whole.record.matrix()
     ours, theirs = task.trained_state(), whole.trained_state()
     assert ours.keys() == theirs.keys()
@@ -299,6 +310,23 @@ def test_a_projection_trains_and_is_not_part_of_the_classifier(sessions):
     assert task.guides.projection[2].weight.shape[0] == 128
     assert not torch.equal(task.guides.projection[2].weight, before)
     assert not any("guides" in name for name in task.classifier.state_dict())
+    assert not any(p.requires_grad for p in task.guides.projection.parameters())  # the later sessions freeze it
+
+
+def test_measuring_the_cost_of_a_later_session_shows_the_base_session_no_class_of_it(sessions):
+    config = load_config(sessions, ["task.epochs=0"])
+    facts = run(config)["seeds"]["1"]["facts"]["incremental"]["matrix"]
+    task, _ = trained(sessions, "task.epochs=0", folder="bare")
+    assert SessionMatrix.from_json(facts) == task.record.matrix()
+
+
+def test_an_adapter_whose_phases_bring_other_tensors_is_held_as_it_is(sessions):
+    task, watch = watched(sessions, "adapter={type: lofit, towers: [vision]}", "task.incremental_trains=[classifier]")
+    for name in ("session-1", "session-2"):
+        assert all(torch.equal(t, watch.end[name][1][key]) for key, t in watch.start[name][1].items())
+    own = dict(task.classifier.model.get_base_model().named_parameters())
+    assert task.parts.pet
+    assert all(own[name] is p for name, p in task.parts.pet.items())
 
 
 @pytest.mark.parametrize("adapter", ["block_lora", "sora", "lofit", "lora_xs", "kasa", "visual_prompt"])
@@ -322,6 +350,9 @@ def test_any_adapter_takes_the_place_of_lora(sessions, adapter):
         (["task.l_ft=-3"], "l_ft"),
         (["task.conistency=1"], "consistency"),
         (["engine.momentum=0"], "nesterov is a form of SGD's momentum"),
+        (["rule={type: lisa}"], "rule 'lisa' changes base weights, which sessions freeze and compare with"),
+        (["rule={type: ggpo}"], "rule 'ggpo' changes base weights"),
+        (["adapter.towers=[vision,text]", "adapter.layers=all"], "sits on the text tower too, which no session trains"),
         (["regularizer={type: supervised_contrastive}"], "regularizer"),
     ],
 )

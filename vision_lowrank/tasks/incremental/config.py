@@ -1,4 +1,5 @@
-"""Options of ``task: {type: incremental}``; defaults are CoACT's (arXiv 2405.16625) where it has one for all data sets.
+"""Options of ``task: {type: incremental}``; defaults are CoACT's (arXiv 2405.16625) where it has one for all data sets,
+but for its augmentation, ``color_jitter``, and what its code does with test pictures and unseen classes.
 
 What a method is, in these options:
 
@@ -20,6 +21,7 @@ from ...config.schema import RunConfig, Section
 from ...data.augmentation import Augmentation
 from ...data.sessions import SessionOptions
 from ...errors import UserError
+from ...regularizers.base import alters_base
 from .unfreeze import PartName
 
 
@@ -43,7 +45,7 @@ class IncrementalConfig(Section):
     l_ft: int | None = Field(
         None, ge=-1, description="base weights of blocks from this one on train too; -1 = all; null = none"
     )
-    e_ft: int = Field(0, ge=0, description="epoch of the base session from which they do")
+    e_ft: int = Field(0, ge=0, description="epoch of the base session (of the adapter's last phase) from which they do")
     encoder_lr_factor: float = Field(1.0, gt=0, description="their learning rate, as a share of engine.lr")
 
     contrastive: float = Field(1.0, ge=0, description="weight of the contrastive term with frozen models; 0 = none")
@@ -93,5 +95,16 @@ class IncrementalConfig(Section):
             raise UserError("task.incremental_trains names pet, but there is no adapter: set it to [classifier].")
         if "encoder" in self.incremental_trains and self.l_ft is None:
             raise UserError("task.incremental_trains names encoder, but l_ft is null: set it, -1 for all blocks.")
+        if config.adapter is not None and (odd := alters_base(config.adapter.config())):
+            raise UserError(
+                f"task incremental: {odd} changes the frozen weights, so that the adapter switched off is not the "
+                "pretrained model it is compared with: use `initializer: {type: pissa}` or the adapter's own start."
+            )
+        rule = config.rule
+        if rule is not None and (rule.type == "lisa" or (rule.moves_base and (self.contrastive or self.guided))):
+            raise UserError(
+                f"task incremental: rule '{rule.type}' changes base weights, which sessions freeze and compare with: "
+                "use another rule, or l_ft for base weights that train."
+            )
         if config.selection is not None:
             raise UserError("selection: it searches before few-shot training; task.type=incremental has no such stage.")

@@ -55,6 +55,7 @@ class Guides(nn.Module):
             head: the student's.
         """
         options = self.options
+        self.projection.requires_grad_(session == 0)
         if session == 0:
             if options.contrastive:
                 self.teacher.hold(parts.encoder)

@@ -56,7 +56,7 @@ class SessionRecord(nn.Module):
         for session in range(len(self.sizes)):
             seen = sum(self.sizes[: session + 1])
             chosen = labels < seen
-            self.add(session, logits[chosen, :seen], labels[chosen])
+            self.add(session, logits[chosen][:, :seen], labels[chosen])
 
     @property
     def done(self) -> int:

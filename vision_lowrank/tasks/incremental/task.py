@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from ...adapters.phases import begin_phase, phases
@@ -35,6 +36,7 @@ from ...config.schema import RunConfig
 from ...data.augmentation import training_transform
 from ...data.base import ImageSet, Splits, TransformedImages, joined
 from ...data.sessions import Session, make_sessions
+from ...errors import UserError
 from ...metrics.incremental import SessionMatrix, incremental_metrics
 from ...registry import register
 from ..base import Batch, Outputs, Stage, count
@@ -47,7 +49,7 @@ from ..classification.views import training_images
 from .config import IncrementalConfig
 from .guides import Guides
 from .record import SessionRecord
-from .unfreeze import Parameters, PartName, Parts, encoder_parameters
+from .unfreeze import Parameters, PartName, Parts, adapter_parameters, backbone_of, encoder_parameters
 
 ROWS, SEEN, TEST_AS_VAL = "new classes", "seen classes", "test-as-val"
 BASE = "base"
@@ -82,10 +84,14 @@ class Incremental(ClassificationTask):
         self.head: PrototypeHead = self.classifier.head
         self.head.mask_unseen = options.mask_unseen
         self.parts = Parts.of(model, self.head, options.l_ft)
+        if any(backbone_of(model).tower_of(name) == "text" for name in self.parts.pet):
+            raise UserError(
+                "the adapter sits on the text tower too, which no session trains: set adapter.towers=[vision]."
+            )
         self.guides = Guides(options, model.embed_dim)
         self.record = SessionRecord(sessions.sizes, [len(members) for members in test.by_class()])
         self.register_buffer("text_scale", torch.zeros(()))
-        self._moved, self._pet = moved, self.parts.pet
+        self._moved = moved
         self._phases = phases(model)
         self._stage, self._session, self._untrained = "", sessions.sessions[-1], False
         self._matrix: SessionMatrix | None = None
@@ -107,16 +113,21 @@ class Incremental(ClassificationTask):
 
     def begin_stage(self, stage: Stage) -> None:
         """Take the frozen copies that the session needs, and let its parts train."""
-        options, base = self.options, dict(self._base)
+        options, base, model = self.options, dict(self._base), self.classifier.model
         self._stage = stage.name
         self._session = self.sessions.sessions[0 if stage.name in base else int(stage.name.rpartition("-")[2])]
-        self.parts.train()
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()  # a frozen copy and an artefact hold no running statistics
+        self.parts.train(*(("pet", "classifier") if stage.name in base else ()))
+        begin_phase(model, base.get(stage.name, self._base[-1][1]))
         if stage.name in base:
-            self.parts.train("pet", "classifier")
-            begin_phase(self.classifier.model, base[stage.name])
-            self._pet = {name: p for name, p in self.parts.pet.items() if p.requires_grad}
-        elif options.incremental_epochs:
-            replace(self.parts, pet=self._pet).train(*options.incremental_trains)
+            self.parts = replace(self.parts, pet=adapter_parameters(model))  # a phase may bring others
+        else:
+            self.parts.train(*(options.incremental_trains if options.incremental_epochs else ()))
+        before = range(self._session.classes[0])
+        self.head.seen.zero_()  # a step to measure costs may have begun another session
+        self.head.see(before)
         self.guides.begin(self._session.number, self.parts, self._later_moves, self.head)
         self.head.see(self._session.classes)
 
@@ -274,8 +285,9 @@ class Incremental(ClassificationTask):
         found: set[PartName] = set(options.incremental_trains) if options.incremental_epochs else set()
         if options.epochs or (options.epochs is None and self.config.engine.steps):
             found |= {"pet", "classifier"}
-            late = options.epochs is not None and options.e_ft >= options.epochs
-            found |= set() if late else {"encoder"}
+            base = self.sessions.sessions[0]
+            steps = self.config.engine.steps if options.epochs is None else options.epochs * self._epoch(base)
+            found |= {"encoder"} if options.e_ft * self._epoch(base) < steps else set()
         return {name for name in found if getattr(self.parts, name)}
 
     @property

@@ -61,10 +61,7 @@ class Parts:
         Raises:
             UserError: there is no such block, or the backbone has no known blocks.
         """
-        backbone, prefix = backbone_of(model), adapter_prefix(model)
-        named = backbone.named_parameters()
-        pet = {name: p for name, p in named if prefix and prefix in name and p.requires_grad}
-        return cls(pet, dict(head.named_parameters()), encoder_parameters(model, l_ft))
+        return cls(adapter_parameters(model), dict(head.named_parameters()), encoder_parameters(model, l_ft))
 
     def train(self, *names: PartName) -> None:
         """Let these parts train, and nothing else of the three."""
@@ -84,6 +81,13 @@ class Parts:
         own = {id(parameter) for parameter in self.encoder.values()}
         others = [{**group, "params": [p for p in group["params"] if id(p) not in own]} for group in groups]
         return [*others, {"params": list(self.encoder.values()), "lr": lr * encoder_lr_factor}]
+
+
+def adapter_parameters(model: nn.Module) -> Parameters:
+    """The adapter's tensors that require gradients now, by name in the backbone; none without an adapter."""
+    prefix = adapter_prefix(model)
+    named = backbone_of(model).named_parameters()
+    return {name: p for name, p in named if prefix and prefix in name and p.requires_grad}
 
 
 def encoder_parameters(model: nn.Module, l_ft: int | None) -> Parameters:
