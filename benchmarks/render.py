@@ -215,6 +215,7 @@ SECTIONS = (
     Section("training_rules", "docs/benchmarks.md", training_rules),
     Section("training_rules/claims", "docs/benchmarks.md", claims),
     Section("protocols", "docs/benchmarks.md", protocols),
+    Section("augmentation", "docs/benchmarks.md", augmentation),
 )
 
 
