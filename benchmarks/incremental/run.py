@@ -24,7 +24,7 @@ from vision_lowrank.incremental_benchmark import Study, study
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RATES = (3e-3, 3e-2, 1e-1)
+RATES = (1e-2, 3e-2, 1e-1)
 COACT = ("coact", "coact_no_teacher", "coact_no_cft", "coact_no_consistency", "coact_paper")
 METHODS = ("prototype", "linear", "lora", "lora_distilled", "full", *COACT)
 DIGITS = (
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=DATA, help="train only these, and write nothing")
     data = parser.parse_args().data
-    studies = {f"{name}, {head}": result(name, head) for name in data or DATA for head in HEADS}
+    studies = {f"{name}, {head}": result(name, head) for head in HEADS for name in data or DATA}
     if data:
         return
     found = {
