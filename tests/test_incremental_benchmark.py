@@ -32,7 +32,7 @@ def recipes(tmp_path, pictures, tiny_weights):
     )
     own = {
         "proto": "  epochs: 0\n",
-        "lora": "  epochs: 1\n  incremental_epochs: 1\nadapter: {type: lora, r: 2, layers: [0]}\n",
+        "lora": "  epochs: 1\n  incremental_epochs: 1\nadapter: {type: lora, r: 2, towers: [vision], layers: [0]}\n",
     }
     paths = [tmp_path / f"shapes_{name}.yaml" for name in own]
     for path, text in zip(paths, own.values(), strict=True):
