@@ -6,15 +6,13 @@
 Recipes: configs/incremental/emoji_*.yaml. Emoji: 14 base sub-groups with 10 pictures each in the Fluent style, which
 tiny-clip has never seen, then three sessions of 5 new ones with 5 pictures each. Digits: 4 base classes, then three
 sessions of 2, with as many pictures. Each method's learning rate is chosen out of three on the first seed's validation
-pictures. Heads compare cosines; ``dot`` repeats four methods with the dot products of the paper. Writes
-``results.json`` beside this file.
+pictures. Heads compare cosines. Writes ``results.json`` beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +30,13 @@ DIGITS = (
     "task.protocol={name: fscit, base: 4, way: 2, base_shots: 10, shots: 5, val_shots: 10}",
 )
 DATA = {"emoji": (), "digits": DIGITS}
-# Study -> methods, what is changed in the recipes, rates; dot products are some twenty times as large as the cosines.
-HEADS: dict[str, tuple[Sequence[str], tuple[str, ...], Sequence[float]]] = {
-    "cosine": (METHODS, (), RATES),
-    "dot": (("prototype", "lora", "coact_no_teacher", "coact"), ("task.cosine=false",), (1e-4, 1e-3, 1e-2)),
-}
 
 
-def result(data: str, head: str) -> dict[str, Any]:
+def result(data: str) -> dict[str, Any]:
     """One study, whatever of it is missing run first."""
-    methods, changes, rates = HEADS[head]
-    recipes = [ROOT / "configs" / "incremental" / f"emoji_{method}.yaml" for method in methods]
-    given = ("engine.tensorboard=false", "engine.checkpoint_every=0", *DATA[data], *changes)
-    found = study(Study(recipes, ROOT / "runs" / "incremental" / f"{data}-{head}", given, rates=rates), say)
+    recipes = [ROOT / "configs" / "incremental" / f"emoji_{method}.yaml" for method in METHODS]
+    given = ("engine.tensorboard=false", "engine.checkpoint_every=0", *DATA[data])
+    found = study(Study(recipes, ROOT / "runs" / "incremental" / f"{data}", given, rates=RATES), say)
     failed = [row for row in found["rows"] if "failed" in row]
     if failed:
         raise SystemExit(f"{failed[0]['method']}: {failed[0]['failed']}")
@@ -56,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=DATA, help="train only these, and write nothing")
     data = parser.parse_args().data
-    studies = {f"{name}, {head}": result(name, head) for head in HEADS for name in data or DATA}
+    studies = {name: result(name) for name in data or DATA}
     if data:
         return
     found = {
