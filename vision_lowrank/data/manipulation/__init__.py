@@ -1,0 +1,1 @@
+"""Photographs that were edited, and their originals: records, readers, generated edits, framing."""

@@ -1,0 +1,282 @@
+"""What every manipulation data set is: photographs, real or edited, with what is known of their edits.
+
+A :class:`Record` says what is known of one picture. A key that is None was NOT ANNOTATED; an empty tuple was annotated
+and there is none: losses and metrics skip the first and use the second. A :class:`ManipulationSet` holds records, as a
+sequence that may parse them one by one, beside arrays of what splits, samplers and slices ask of all of them; pictures
+and masks are read when asked for.
+
+Schema and vocabularies follow ManipBench (arXiv 2511.14259); keys and file layout are this project's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeAlias, overload
+
+import numpy as np
+from PIL import Image
+
+from ...errors import DataError
+from ..images import read_image
+
+Scope: TypeAlias = Literal["local", "global", "unknown"]
+Box: TypeAlias = tuple[float, float, float, float]
+
+REAL, EDITED, SYNTHETIC = 0, 1, 2
+
+HIGH_LEVEL_CUES = ("shape", "structure", "relation", "text", "pose", "expression")
+LOW_LEVEL_CUES = ("texture", "blur", "noise", "light", "detail", "color")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Names whose order fixes the order of a head's outputs.
+
+    Attributes:
+        cues: visible signs of an edit.
+        categories: what kinds of edit there are, by group.
+    """
+
+    cues: tuple[str, ...] = (*HIGH_LEVEL_CUES, *LOW_LEVEL_CUES)
+    categories: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "semantic": ("addition", "removal", "replacement", "action_change"),
+            "visual": ("background", "color", "material", "expression", "resizing"),
+            "textual": ("scene_text", "handwritten_text", "scanning_text"),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Region:
+    """An edited region.
+
+    Attributes:
+        xyxy: left, top, right, bottom in pixels of the stored picture (after its EXIF orientation).
+        cues: cues of this region; None = not annotated.
+    """
+
+    xyxy: Box
+    cues: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture. None everywhere means not annotated.
+
+    Attributes:
+        id: unique in its data set.
+        image: path relative to the set's root, POSIX.
+        label: 0 real, 1 edited, 2 fully synthetic.
+        source_id: what a real picture and its edits ("twins") share; a real picture's is its own id.
+        group: what is never divided among splits, where that is more than a source, such as crops of one photograph.
+        source_image: path of the real picture that this one was made of.
+        editor: what made the edit, such as ``qwen-image-edit``.
+        editor_access: ``open`` or ``closed``.
+        category: kind of edit, from the vocabulary.
+        prompt: instruction that the editor was given.
+        scope: ``local``, ``global`` (all of it was regenerated: no part in localisation metrics) or ``unknown``.
+        width: of the stored picture in pixels.
+        height: likewise.
+        boxes: edited regions.
+        mask: path of the mask, white where edited.
+        cues: visible signs of the edit.
+        explanation: text for people.
+        annotator: who annotated: ``human``, ``auto`` or ``generator``.
+        derived: boxes were computed from the mask, or the mask from boxes.
+        split: ``train``, ``val`` or ``test``.
+    """
+
+    id: str
+    image: str
+    label: int
+    source_id: str
+    group: str | None = None
+    source_image: str | None = None
+    editor: str | None = None
+    editor_access: str | None = None
+    category: str | None = None
+    prompt: str | None = None
+    scope: Scope = "unknown"
+    width: int | None = None
+    height: int | None = None
+    boxes: tuple[Region, ...] | None = None
+    mask: str | None = None
+    cues: tuple[str, ...] | None = None
+    explanation: str | None = None
+    annotator: str | None = None
+    derived: bool = False
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One name per picture, as numbers.
+
+    Attributes:
+        codes: (N,) int32, index into `names`; -1 = not annotated.
+        names: every name that occurs, in order of appearance.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[str | None]) -> Column:
+        """The column of `values`."""
+        numbers: dict[str, int] = {}
+        codes = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
+        return cls(np.asarray(codes, dtype=np.int32), tuple(numbers))
+
+    def __getitem__(self, index: int) -> str | None:
+        code = int(self.codes[index])
+        return None if code < 0 else self.names[code]
+
+    def at(self, indices: np.ndarray) -> Column:
+        """The column of some pictures; names stay as they are."""
+        return Column(self.codes[indices], self.names)
+
+
+@dataclass(frozen=True)
+class ManipulationSet:
+    """Real and edited pictures.
+
+    Attributes:
+        name: a short name used in tables.
+        records: one per picture.
+        root: folder that the records' paths are relative to.
+        vocabulary: order of cues and categories.
+        labels: (N,) int8.
+        sources: ``source_id`` of every picture.
+        editors: ``editor`` of every picture.
+        categories: ``category`` of every picture.
+    """
+
+    name: str
+    records: Sequence[Record] = field(repr=False)
+    root: Path
+    vocabulary: Vocabulary
+    labels: np.ndarray = field(repr=False)
+    sources: Column = field(repr=False)
+    editors: Column = field(repr=False)
+    categories: Column = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, name: str, records: Sequence[Record], root: Path, vocabulary: Vocabulary | None = None
+    ) -> ManipulationSet:
+        """A set of `records`, which are gone through once."""
+        rows = [(r.label, r.source_id, r.editor, r.category) for r in records]
+        return cls(
+            name,
+            records,
+            root,
+            vocabulary or Vocabulary(),
+            np.asarray([row[0] for row in rows], dtype=np.int8),
+            Column.of(row[1] for row in rows),
+            Column.of(row[2] for row in rows),
+            Column.of(row[3] for row in rows),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """Picture `index`, RGB, upright.
+
+        Raises:
+            DataError: it is missing, damaged or no picture.
+        """
+        name = self.records[index].image
+        return read_image(self.root / name, name)
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """Where picture `index` was edited, (H, W) bool; all False for a real one, None where it is not annotated.
+
+        Raises:
+            DataError: the file is missing or damaged, or its size is not the picture's.
+        """
+        record = self.records[index]
+        if record.mask is not None:
+            return read_mask(self.root / record.mask, record.mask)
+        if record.label == REAL:
+            width, height = self.size(index)
+            return np.zeros((height, width), dtype=bool)
+        return None
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of picture `index` in pixels, upright."""
+        record = self.records[index]
+        if record.width is not None and record.height is not None:
+            return record.width, record.height
+        return self.image(index).size
+
+    def subset(self, indices: Sequence[int] | np.ndarray, name: str | None = None) -> ManipulationSet:
+        """The pictures at `indices`, in that order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return replace(
+            self,
+            name=name or self.name,
+            records=Chosen(self.records, chosen),
+            labels=self.labels[chosen],
+            sources=self.sources.at(chosen),
+            editors=self.editors.at(chosen),
+            categories=self.categories.at(chosen),
+        )
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 over sorted (id, label) pairs: the identity of the set."""
+        lines = sorted(f"{record.id}\t{record.label}" for record in self.records)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Chosen(Sequence[Record]):
+    """Some of the records of a longer sequence, looked up when asked for."""
+
+    records: Sequence[Record]
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, item: int) -> Record: ...
+    @overload
+    def __getitem__(self, item: slice) -> Chosen: ...
+    def __getitem__(self, item: int | slice) -> Record | Chosen:
+        if isinstance(item, slice):
+            return Chosen(self.records, self.indices[item])
+        return self.records[int(self.indices[item])]
+
+
+@dataclass(frozen=True)
+class ManipulationSplits:
+    """What a manipulation data set gives to a task.
+
+    Attributes:
+        train: pictures to learn from.
+        val: pictures for selection and calibration; no source of theirs is in `train` or a test set.
+        tests: named test sets, never used for selection.
+    """
+
+    train: ManipulationSet
+    val: ManipulationSet
+    tests: dict[str, ManipulationSet]
+
+
+def read_mask(path: Path, name: str | None = None) -> np.ndarray:
+    """A mask file as (H, W) bool: True where the mean over R, G, B is above 127.5 (IMDL-BenCo's rule).
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        values = np.asarray(read_image(path, name), dtype=np.float32)
+    except DataError as error:
+        raise DataError(str(error).replace("picture", "mask", 1)) from None
+    return values.mean(axis=-1) > 127.5

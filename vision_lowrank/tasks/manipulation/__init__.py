@@ -1,0 +1,1 @@
+"""Image manipulation: detect, localise, explain."""
