@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ..classification.prototypes import PrototypeHead
+from ..parameters import Parameters
 from .config import IncrementalConfig
 from .losses import asynchronous_contrastive, logit_distance
 from .teacher import AsynchronousTeacher, FrozenCopy
-from .unfreeze import Parameters, Parts
+from .unfreeze import Parts
 
 PROJECTED = 128
 

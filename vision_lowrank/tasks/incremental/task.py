@@ -46,10 +46,11 @@ from ..classification.heads import text_rows
 from ..classification.prototypes import PrototypeHead
 from ..classification.reference import PER_CLASS, picture_features, save_reference
 from ..classification.views import training_images
+from ..parameters import Parameters, adapter_parameters, backbone_of, encoder_parameters
 from .config import IncrementalConfig
 from .guides import Guides
 from .record import SessionRecord
-from .unfreeze import Parameters, PartName, Parts, adapter_parameters, backbone_of, encoder_parameters
+from .unfreeze import PartName, Parts
 
 ROWS, SEEN, TEST_AS_VAL = "new classes", "seen classes", "test-as-val"
 BASE = "base"

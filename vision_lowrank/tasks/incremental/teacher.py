@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...adapters.preserve import preserved
-from .unfreeze import backbone_of
+from ..parameters import backbone_of
 
 
 class FrozenCopy(nn.Module):
