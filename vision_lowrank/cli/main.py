@@ -7,6 +7,8 @@ Exit codes: 0 done, 2 a mistake in what was given (one line says which), 130 int
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -200,6 +202,84 @@ def incremental(
     incremental_command(recipes, seeds, lr, out)
 
 
+@app.command()
+def scan(
+    paths: Annotated[list[Path], typer.Argument(help="pictures and folders; every input yields a row")],
+    model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="detector's artefact folder; the shipped one if not given"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the results; heat maps mirror the input tree in it")] = Path(
+        "scan-results"
+    ),
+    recursive: Annotated[bool, typer.Option("--recursive", help="look into sub-folders too")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="most pictures the model looks at together")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
+    threshold: Annotated[
+        str, typer.Option(help="auto: the detector's own; a probability such as 0.5; a false-positive rate: fpr=0.01")
+    ] = "auto",
+    overlay: Annotated[bool, typer.Option("--overlay", help="write pictures under their heat maps and boxes")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="let the model's language part explain; slow")] = False,
+    json: Annotated[bool, typer.Option("--json", help="write results.json; all three if none is asked for")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="write results.csv")] = False,
+    html: Annotated[bool, typer.Option("--html", help="write report.html, one self-contained page")] = False,
+    npy: Annotated[bool, typer.Option("--npy", help="write heat maps as float32 too")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="take over what results.jsonl has for the same pictures, model and threshold"),
+    ] = False,
+    fail_on: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="edited, or uncertain (which includes edited): exit with code 2 if one is found"),
+    ] = None,
+) -> None:
+    """Look for edits in pictures: verdict, likelihood under the model, regions, heat map and signs of each.
+
+    Exit codes: 0 done; 1 something given is wrong, or a file gave no answer and --fail-on was asked for, or none gave
+    one; 2 --fail-on found something, or an unknown option; 130 interrupted. A file that cannot be read is a row with
+    its error.
+    """
+    from .scan import scan_command
+
+    written = (json, csv, html, npy)
+    with _exit_code(1):  # 2 says that something was found
+        scan_command(
+            paths, model, out, recursive, batch, device, threshold, overlay, explain, *written, resume, fail_on
+        )
+
+
+@app.command("make-edits")
+def make_edits(
+    photos: Annotated[str, typer.Argument(help="folder of photographs, or builtin for scikit-image's")],
+    out: Annotated[Path, typer.Argument(help="folder for the data set; call again to go on")],
+    per_photo: Annotated[int, typer.Option(min=1, help="edits per real picture")] = 4,
+    kinds: Annotated[Optional[str], typer.Option(help="kinds of edit with commas between; all if not given")] = None,  # noqa: UP045
+    exclude: Annotated[Optional[str], typer.Option(help="kinds to leave out")] = None,  # noqa: UP045
+    unseen: Annotated[Optional[str], typer.Option(help="kinds for the test pictures only")] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(min=0, help="of everything drawn")] = 1,
+    size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=64, help="side of the squares (192), or longest side of whole photographs (512)"),
+    ] = None,
+    crops: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="squares per photograph, 0 = whole ones; 16 for builtin, else 0"),
+    ] = None,
+    objects: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="folder of PNGs with transparency to paste; emoji if not given"),
+    ] = None,
+    fractions: Annotated[str, typer.Option(help="shares of the photographs in train, val and test")] = "0.7,0.1,0.2",
+    check: Annotated[
+        bool, typer.Option("--check", help="see whether file formats and sizes alone give edits away")
+    ] = False,
+) -> None:
+    """Make edited photographs with exact masks, boxes, signs and explanations, split by photograph."""
+    from .make_edits import make_edits_command
+
+    make_edits_command(photos, out, per_photo, kinds, exclude, unseen, seed, size, crops, objects, fractions, check)
+
+
 @app.command("list")
 def list_parts(kind: Annotated[Optional[str], typer.Argument(help="adapter, backbone, data or task")] = None) -> None:  # noqa: UP045
     """List the registered adapters, backbones, data sets and tasks."""
@@ -225,6 +305,32 @@ def check_data(
         raise typer.Exit(2)
 
 
+@data.command("validate")
+def validate_data(
+    path: Annotated[Path, typer.Argument(help="FILE.jsonl in ManipBench's schema, or a folder of such files")],
+    json: Annotated[Optional[Path], typer.Option(help="also write what was found to this file")] = None,  # noqa: UP045
+    pictures: Annotated[bool, typer.Option(help="open pictures and masks too")] = True,
+) -> None:
+    """Check a data set of edited pictures: all problems in one pass; exit code 2 if there are any."""
+    from .manipulation_data import validate_command
+
+    if not validate_command(path, json, pictures):
+        raise typer.Exit(2)
+
+
+@data.command("convert")
+def convert_data(
+    form: Annotated[str, typer.Argument(help="imdl-json, imdl-folder, sid-set, folders, coco or magicbrush")],
+    source: Annotated[Path, typer.Argument(help="data set to read")],
+    target: Annotated[Path, typer.Argument(help="data set to write; FILE.jsonl for ManipBench's schema")],
+    derive: Annotated[bool, typer.Option("--derive", help="also boxes from masks, and masks from pairs")] = False,
+) -> None:
+    """Convert a data set of edited pictures to ManipBench's schema, or from it."""
+    from .manipulation_data import convert_command
+
+    convert_command(form, source, target, derive)
+
+
 @app.command()
 def new(
     kind: Annotated[str, typer.Argument(help="recipe: a config for your own pictures; adapter: a method of your own")],
@@ -237,14 +343,22 @@ def new(
     new_command(kind, name, out)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; user mistakes become one line each on stderr and exit code 2."""
+@contextmanager
+def _exit_code(code: int) -> Iterator[None]:
+    """End with `code`, and one line per mistake on stderr, where the user made one."""
     try:
-        app(arguments)
+        yield
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(code)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; user mistakes become one line each on stderr and exit code 2."""
+    try:
+        with _exit_code(2):
+            app(arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left

@@ -1,0 +1,162 @@
+import csv
+import json
+import os
+import re
+import signal
+
+import pytest
+import torch
+import typer
+from PIL import Image
+
+from vision_lowrank.cli import scan as command
+from vision_lowrank.errors import UserError
+
+OPTIONS = {
+    "model": None,
+    "recursive": True,
+    "batch": 4,
+    "device": "cpu",
+    "threshold": "auto",
+    "overlay": False,
+    "explain": False,
+    "json": False,
+    "csv": False,
+    "html": False,
+    "npy": False,
+    "resume": False,
+    "fail_on": None,
+}
+
+
+@pytest.fixture
+def run(detector, monkeypatch, tmp_path):
+    """Exit code of a scan with the test's detector; 0 where it just returns."""
+    monkeypatch.setattr(command, "load_detector", lambda model, device: detector)
+
+    def go(*paths, out=tmp_path / "out", **changes):
+        try:
+            command.scan_command(list(paths), out=out, **(OPTIONS | changes))
+        except typer.Exit as stop:
+            return stop.exit_code
+        return 0
+
+    return go
+
+
+def rows_of(out):
+    return json.loads((out / "results.json").read_text())["rows"]
+
+
+def test_all_results_are_written_with_a_row_for_every_input(zoo, run, tmp_path, capsys):
+    assert run(zoo) == 0
+    out = tmp_path / "out"
+    assert len(rows_of(out)) == 16
+    with open(out / "results.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 16
+    assert (out / "report.html").read_text().count("<tbody data-path") == 16
+    said = capsys.readouterr()
+    assert "16 pictures:" in said.out
+    assert "6 without an answer" in said.out
+    assert "likelihood under this model" in said.out
+    assert said.err.count("no answer:") == 6
+
+
+def test_only_the_results_asked_for_are_written(zoo, run, tmp_path):
+    run(zoo, csv=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.csv", "results.jsonl", "heatmaps"}
+
+
+def test_a_scan_of_the_folder_with_its_own_output_sees_no_output(zoo, run):
+    run(zoo, out=zoo / "out", overlay=True)
+    run(zoo, out=zoo / "out", overlay=True, resume=True)
+    assert len(rows_of(zoo / "out")) == 16
+
+
+@pytest.mark.parametrize(
+    ("names", "fail_on", "code"),
+    [
+        (["white.png"], None, 0),
+        (["white.png"], "edited", 2),
+        (["black.png"], "uncertain", 0),
+        (["grey.png"], "edited", 0),
+        (["grey.png"], "uncertain", 2),
+        (["white.png", "broken.png"], "edited", 2),
+        (["black.png", "broken.png"], None, 0),
+        (["black.png", "broken.png"], "edited", 1),
+        (["broken.png"], None, 1),
+    ],
+)
+def test_exit_codes(run, tmp_path, names, fail_on, code):
+    for name, level in {"white": 255, "black": 0, "grey": 115}.items():
+        Image.new("L", (130, 130), level).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes(b"")
+    assert run(*(tmp_path / name for name in names), fail_on=fail_on) == code
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fail_on": "edits"}, "Did you mean 'edited'?"),
+        ({"threshold": "strict"}, "--threshold 'strict'"),
+        ({"device": "gpu"}, "--device 'gpu'"),
+        ({"device": "cuda:99"}, "--device 'cuda:99'"),
+        ({"out": "file"}, "--out"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(zoo, run, tmp_path, changes, message):
+    (tmp_path / "file").write_text("in the way")
+    if "out" in changes:
+        changes = {"out": tmp_path / changes["out"]}
+    with pytest.raises(UserError) as caught:
+        run(zoo, **changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_is_not_there_is_an_error(zoo, run):
+    with pytest.raises(UserError, match=r"Did you mean 'photo\.jpg'"):
+        run(zoo, zoo / "foto.jpg")
+
+
+def test_the_threshold_asked_for_decides(zoo, run, tmp_path):
+    run(zoo, threshold="0.1")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["header"]["threshold_origin"] == "0.1: given"
+    assert {row["verdict"] for row in results["rows"] if not row["error"]} == {"edited"}
+
+
+def test_an_interruption_ends_in_order_and_says_how_to_go_on(zoo, run, detector, tmp_path, monkeypatch, capsys):
+    inspect = detector.inspect
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return inspect(*args, **kwargs)
+
+    monkeypatch.setattr(detector, "inspect", interrupted)
+    assert run(zoo, batch=3) == 130
+    said = capsys.readouterr().err
+    assert re.search(r"interrupted after 3 of 16 pictures\. Go on with: .* --resume", said)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert not results["header"]["complete"]
+    assert len(results["rows"]) == 3
+    monkeypatch.setattr(detector, "inspect", inspect)
+    assert run(zoo, resume=True) == 0
+    assert len(rows_of(tmp_path / "out")) == 16
+
+
+def test_file_names_steer_neither_terminal_nor_markup(run, tmp_path, capsys):
+    name = "[red]\x1b[2J\udcff.png"
+    Image.new("RGB", (130, 130), "white").save(tmp_path / name)
+    (tmp_path / "\x1b[2J.png").write_bytes(b"")
+    run(tmp_path / name, tmp_path / "\x1b[2J.png")
+    said = capsys.readouterr()
+    assert "\x1b[2J" not in said.out + said.err
+    assert "[red]\\x1b[2J\\udcff.png" in said.out.replace("\n", "")
+    assert rows_of(tmp_path / "out")[0]["path"] == str(tmp_path / name)
+
+
+def test_auto_takes_the_accelerator_where_there_is_one():
+    there = torch.accelerator.is_available()
+    assert command.compute_device("auto").type == (torch.accelerator.current_accelerator().type if there else "cpu")

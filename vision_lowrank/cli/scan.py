@@ -1,0 +1,207 @@
+"""``vision-lowrank scan``: look for edits in any pictures, and write what was found."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..engine.signals import SignalWatch
+from ..errors import UserError, near_miss
+from ..paths import shipped
+from ..scanning import Detector, Options, Row, Threshold, find_files, make_header, scan, write_csv, write_json
+from ..scanning.header import finished
+from ..viz.scan_report import write_scan_report
+from .tables import print_table
+
+FAIL_ON = {"edited": ("edited",), "uncertain": ("edited", "uncertain")}
+_LISTED = 20  # rows shown on the terminal
+
+
+def scan_command(
+    paths: list[Path],
+    model: Path | None,
+    out: Path,
+    recursive: bool,
+    batch: int,
+    device: str,
+    threshold: str,
+    overlay: bool,
+    explain: bool,
+    json: bool,
+    csv: bool,
+    html: bool,
+    npy: bool,
+    resume: bool,
+    fail_on: str | None,
+) -> None:
+    """Scan, write the results asked for (all three where none is), say what was found; see ``main.py`` for the options.
+
+    Raises:
+        UserError: an option, a path or the model cannot be used.
+        typer.Exit: 2 if `fail_on` was found; 1 if it was asked for and a file gave no answer, or none did; 130 if
+            the scan was interrupted.
+    """
+    if fail_on is not None and fail_on not in FAIL_ON:
+        raise UserError(f"--fail-on '{fail_on}': give edited or uncertain.{near_miss(fail_on, FAIL_ON)}")
+    asked = Threshold.parse(threshold)
+    json, csv, html = (json, csv, html) if json or csv or html else (True, True, True)
+    place = compute_device(device)
+    found = find_files(paths, recursive, leave_out=out)
+    _make_folder(out)
+    model = model or shipped("data") / "manipulation_detector"
+    detector = load_detector(model, place)
+    calibration = asked.of(detector.calibration)
+    header = make_header(
+        detector,
+        calibration,
+        model=model,
+        explain=explain,
+        device=str(place),
+        command=_command(),
+        inputs=len(found.sources),
+        others=found.others,
+    )
+    options = Options(batch=batch, explain=explain, overlay=overlay, npy=npy, thumbnails=html, resume=resume)
+    start = time.perf_counter()
+    rows = _watched(scan(found.sources, detector, calibration, out, header, options), len(found.sources))
+    header = finished(header, rows, time.perf_counter() - start)
+    files = _write(out, header, rows, json, csv, html)
+    _say(header, rows, files)
+    _exit(header, fail_on)
+
+
+def load_detector(model: Path, device: torch.device) -> Detector:
+    """The detector in a folder, on `device`."""
+    from ..tasks.manipulation.detector import ManipulationDetector
+
+    return ManipulationDetector.load(model).to(device)
+
+
+def compute_device(name: str) -> torch.device:
+    """``auto``: the accelerator where there is one, else the CPU; otherwise what torch calls by this name.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    there = [*([accelerator.type] if accelerator else []), "cpu"]
+    count = torch.accelerator.device_count() if accelerator else 0
+    if device is None or device.type not in there or (device.type != "cpu" and (device.index or 0) >= count):
+        raise UserError(f"--device '{name}' is not here: give auto or one of {', '.join(there)}.")
+    return device
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out '{out}' cannot be made: {error.strerror}.") from None
+
+
+def _command() -> str:
+    """What the user typed."""
+    program = Path(sys.argv[0])
+    started = ["python", str(program)] if program.parent.name == "tools" else ["vision-lowrank"]
+    return shlex.join([*started, *sys.argv[1:]])
+
+
+def _watched(batches: Generator[list[Row], None, None], total: int) -> list[Row]:
+    """The rows, with a progress bar; those so far where SIGINT or SIGTERM comes."""
+    rows: list[Row] = []
+    start = time.perf_counter()
+    with SignalWatch() as watch, _bar(total) as bar, warnings.catch_warnings(), closing(batches):
+        warnings.filterwarnings("ignore", module="PIL")  # what matters of them is in the rows
+        for batch in batches:
+            rows += batch
+            speed = f"{len(rows) / (time.perf_counter() - start):.1f} images/s"
+            bar.update(bar.task_ids[0], completed=len(rows), speed=speed)
+            if watch.pending:
+                break
+    return rows
+
+
+def _bar(total: int) -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    bar.add_task("", total=total, speed="")
+    return bar
+
+
+def _write(out: Path, header: dict[str, Any], rows: Sequence[Row], json: bool, csv: bool, html: bool) -> list[Path]:
+    """Write the results asked for; their paths."""
+    files = []
+    if json:
+        files.append(out / "results.json")
+        write_json(files[-1], header, rows)
+    if csv:
+        files.append(out / "results.csv")
+        write_csv(files[-1], rows)
+    if html:
+        files.append(out / "report.html")
+        write_scan_report(files[-1], header, [row.to_dict() for row in rows], out)
+    return files
+
+
+def _say(header: dict[str, Any], rows: Sequence[Row], files: Sequence[Path]) -> None:
+    """The most suspicious pictures as a table, those without an answer on stderr, where everything is."""
+    for row in [row for row in rows if row.error][:_LISTED]:
+        print(f"no answer: {_plain(row.path)}: {_plain(row.error or '')}", file=sys.stderr)
+    suspicious = [row for row in rows if row.verdict in FAIL_ON["uncertain"]]
+    suspicious.sort(key=lambda row: -(row.probability or 0))
+    if suspicious:
+        table = Table()
+        table.add_column("picture", overflow="fold")
+        table.add_column("verdict")
+        table.add_column("likelihood", justify="right")
+        for row in suspicious[:_LISTED]:
+            table.add_row(escape(_plain(row.path)), row.verdict, f"{100 * (row.probability or 0):.1f}%")
+        print_table(table)
+    tally = header["counts"]
+    print(
+        f"{len(rows)} pictures: {tally['edited']} edited, {tally['uncertain']} uncertain, {tally['real']} real, "
+        f"{tally['error']} without an answer (threshold {header['threshold']:.3f}: {header['threshold_origin']})."
+    )
+    print(header["reading"])
+    for path in files:
+        print(f"wrote {_plain(str(path))}")
+
+
+def _exit(header: dict[str, Any], fail_on: str | None) -> None:
+    """Leave with the code that the outcome asks for, or return."""
+    tally = header["counts"]
+    done = sum(tally.values())
+    if not header["complete"]:
+        command = header["command"] + ("" if "--resume" in header["command"].split() else " --resume")
+        print(
+            f"interrupted after {done} of {header['inputs']} pictures. Go on with: {_plain(command)}", file=sys.stderr
+        )
+        raise typer.Exit(130)
+    if fail_on and any(tally[verdict] for verdict in FAIL_ON[fail_on]):
+        raise typer.Exit(2)
+    if tally["error"] and (fail_on or tally["error"] == done):
+        raise typer.Exit(1)
+
+
+def _plain(text: str) -> str:
+    """File names may hold bytes that are no text, or that steer a terminal: those are shown as their escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
