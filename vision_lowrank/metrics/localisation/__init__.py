@@ -1,0 +1,1 @@
+"""Where was this picture edited? Metrics of maps (`pixels`) and of boxes (`boxes`)."""
