@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data.transforms import Preprocess
 from ..errors import UserError
+from .image_states import TokenLayout, check_tiles, join_tiles, states_after, valid_places
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,57 @@ class Backbone(nn.Module):
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """Final patch tokens without prefix tokens: (B, 3, H, W) -> (B, N, width)."""
         raise NotImplementedError
+
+    def token_layout(self) -> TokenLayout:
+        """What the tokens of the vision tower are.
+
+        Raises:
+            UserError: the backbone has no vision tower whose blocks all hold the same patch tokens.
+        """
+        raise UserError(
+            f"backbone '{self.name}' has no vision tower whose blocks all hold the same patch tokens, so it has no "
+            "states to read: use a vision transformer, such as 'tiny-clip' or 'timm:vit_small_patch16_224'."
+        )
+
+    @property
+    def state_layers(self) -> int:
+        """L: number of layers that :meth:`image_states` can be asked for beside layer 0."""
+        self.token_layout()
+        return len(self.towers["vision"].blocks)
+
+    @property
+    def state_width(self) -> int:
+        """d: channels of every state."""
+        return self.token_layout().width
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens of one tile of ``preprocess.size`` pixels a side."""
+        return self.token_layout().grid
+
+    def image_states(self, tiles: Tensor, counts: Sequence[int], layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """States of the image tokens after some layers; blocks above the highest of them do not run.
+
+        Args:
+            tiles: (M, 3, S, S) with S = ``preprocess.size``: the tiles of all pictures, one picture after another.
+            counts: number of tiles of each of the B pictures, with sum M.
+            layers: 0 for the embedded patches, l for the output of block l before any final norm, up to
+                ``state_layers``.
+
+        Returns:
+            One tensor (B, N, d) per entry of `layers`, N = max(counts) · tokens of a tile, tile by tile and row by row,
+            without class token, zeros behind shorter pictures; and a bool tensor (B, N), False at those zeros.
+
+        Raises:
+            UserError: the backbone has no such tower, or an argument is out of range.
+        """
+        layout = self.token_layout()
+        check_tiles(tiles, counts, self.preprocess.size)
+        blocks = [self.get_submodule(path) for path in self.towers["vision"].blocks]
+        tokens = slice(layout.prefix, layout.prefix + layout.grid[0] * layout.grid[1])
+        states = states_after(blocks, layers, lambda: self.encode_image(tiles))
+        valid = valid_places(counts, layout.grid[0] * layout.grid[1], tiles.device)
+        return [join_tiles(state[:, tokens], counts) for state in states], valid
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``encode_image``."""

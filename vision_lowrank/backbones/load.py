@@ -18,11 +18,12 @@ def load_backbone(name: str, weights: str | os.PathLike[str] | None = None, **op
     """Build a backbone and load its weights.
 
     Args:
-        name: ``tiny-clip``, ``open_clip:<architecture>`` or ``timm:<model>``.
+        name: ``tiny-clip``, ``open_clip:<architecture>``, ``timm:<model>`` or ``hf:<multimodal LLM>``.
         weights: ``random`` (drawn from torch's global generator); ``pretrained``, the library's default; a tag of the
             library such as ``openai``; or a local ``.safetensors`` or ``.pt`` file. None is the family's default:
             the shipped weights for tiny-clip, random for the others.
-        options: further arguments of the library's own constructor, such as ``img_size`` for timm.
+        options: ``image_size``, the side of the input in pixels, which every family knows; others of the family or of
+            the library's own constructor, such as ``drop_path_rate`` for timm.
 
     Raises:
         UserError: the name, the weights or an option is unknown, or a download failed.

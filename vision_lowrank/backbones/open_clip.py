@@ -20,7 +20,8 @@ from ..data.transforms import Preprocess
 from ..errors import UserError, near_miss
 from ..registry import register
 from .base import Backbone, Tower
-from .timm import timm_tower
+from .image_states import TokenLayout, check_image_size
+from .timm import timm_layout, timm_tower
 from .weights import PRETRAINED, RANDOM, check_keys, downloading, is_file, reading
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -75,6 +76,15 @@ class OpenClipBackbone(Backbone):
         )["image_intermediates"][-1]
         return maps.flatten(2).transpose(1, 2)
 
+    def token_layout(self) -> TokenLayout:
+        """What the tokens of the vision tower are; UserError where its blocks do not all hold the same patches."""
+        visual = self.model.visual
+        if hasattr(visual, "trunk"):
+            return timm_layout(visual.trunk) or super().token_layout()
+        if "vision" not in self.towers:
+            return super().token_layout()
+        return TokenLayout(tuple(visual.grid_size), 1, visual.conv1.out_channels)
+
     @property
     def logit_scale(self) -> Tensor:
         """Scalar multiplier of cosine similarities (already exponentiated)."""
@@ -82,7 +92,9 @@ class OpenClipBackbone(Backbone):
 
 
 @register("backbone", "open_clip", summary="CLIP-like models of open_clip, image and text towers: `open_clip:ViT-B-16`")
-def load_open_clip(arch: str, weights: str | None = None, **options: Any) -> OpenClipBackbone:
+def load_open_clip(
+    arch: str, weights: str | None = None, image_size: int | None = None, **options: Any
+) -> OpenClipBackbone:
     """Build the architecture `arch` of ``open_clip.list_models()``.
 
     Args:
@@ -90,7 +102,9 @@ def load_open_clip(arch: str, weights: str | None = None, **options: Any) -> Ope
         weights: None or ``random``; a tag such as ``openai``; ``pretrained`` (``openai`` where it exists, else the
             first tag that open_clip lists); or a local ``.safetensors`` or ``.pt`` file. A tag brings its own
             activation; with a file of OpenAI's weights, name the ``-quickgelu`` architecture.
-        options: further arguments of ``open_clip.create_model``, such as ``force_image_size``.
+        image_size: side of the input in pixels, open_clip's ``force_image_size``, to which position embeddings are
+            resampled.
+        options: further arguments of ``open_clip.create_model``, such as ``force_patch_dropout``.
 
     Raises:
         UserError: unknown architecture, tag or option; no such file; something could not be downloaded.
@@ -105,11 +119,14 @@ def load_open_clip(arch: str, weights: str | None = None, **options: Any) -> Ope
     tag = None if weights is None or weights == RANDOM or is_file(weights) else _tag(arch, weights)
     if tag and get_pretrained_cfg(arch, tag).get("quick_gelu"):
         options = {"force_quick_gelu": True, **options}
+    given, options = options, {**options, **({} if image_size is None else {"force_image_size": image_size})}
     with _quiet(), downloading(f"open_clip '{arch}'" + (f" with weights '{tag}'" if tag else "")):
         try:
             model = open_clip.create_model(arch, pretrained=tag, pretrained_text=False, weights_only=True, **options)
         except TypeError as error:
             raise UserError(f"open_clip '{arch}' does not accept these options: {error}.") from error
+    patch_embed = getattr(getattr(model.visual, "trunk", model.visual), "patch_embed", model.visual)
+    check_image_size(image_size, max(getattr(patch_embed, "patch_size", (1,))), arch)
     if weights and is_file(weights):
         with reading(weights):
             keys = load_checkpoint(model, weights, strict=False, weights_only=True)
@@ -121,7 +138,7 @@ def load_open_clip(arch: str, weights: str | None = None, **options: Any) -> Ope
         embed_dim=open_clip.get_model_config(arch)["embed_dim"],
         preprocess=open_clip.get_model_preprocess_cfg(model),
         tokenizer=_tokenizer(arch, options.get("force_context_length")),
-        options=options,
+        options=given | ({} if image_size is None else {"image_size": image_size}),
     )
 
 

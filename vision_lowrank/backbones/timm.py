@@ -20,6 +20,7 @@ from ..errors import UserError, near_miss
 from ..registry import register
 from ..targets.attention import can_split
 from .base import Backbone, Tower
+from .image_states import TokenLayout, check_image_size
 from .vit_pooler import add_pooler, timm_names
 from .weights import PRETRAINED, RANDOM, downloading, is_file, load_strict, read_weights, reading
 
@@ -39,9 +40,19 @@ class TimmBackbone(Backbone):
         channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
+    def token_layout(self) -> TokenLayout:
+        """What the tokens of the vision tower are; UserError where its blocks do not all hold the same patches."""
+        return timm_layout(self.model) or super().token_layout()
+
 
 @register("backbone", "timm", summary="vision models of timm without classifier: `timm:vit_small_patch14_dinov2`")
-def load_timm(arch: str, weights: str | None = None, pooler: bool = False, **options: Any) -> TimmBackbone:
+def load_timm(
+    arch: str,
+    weights: str | None = None,
+    pooler: bool = False,
+    image_size: int | None = None,
+    **options: Any,
+) -> TimmBackbone:
     """Build the model `arch` of ``timm.list_models()``.
 
     Args:
@@ -51,7 +62,8 @@ def load_timm(arch: str, weights: str | None = None, pooler: bool = False, **opt
             Hugging Face's ViT.
         pooler: end with the tanh layer over the class token that Hugging Face's ``ViTModel`` calls ``pooler_output``,
             see :mod:`.vit_pooler`; its weights come from `weights`, a file.
-        options: further arguments of ``timm.create_model``, such as ``img_size`` or ``drop_path_rate``.
+        image_size: side of the input in pixels, timm's ``img_size``, to which position embeddings are resampled.
+        options: further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
     Raises:
         UserError: unknown model, tag or option; no such file; the weights could not be downloaded; a pooler for a
@@ -73,12 +85,14 @@ def load_timm(arch: str, weights: str | None = None, pooler: bool = False, **opt
             f"timm publishes '{base}' without the pooler's weights: give a file of Hugging Face's ViT, such as "
             "weights='path/to/vit-base-patch16-224-in21k/model.safetensors', or leave `pooler` out."
         )
+    size = {} if image_size is None else {"img_size": image_size}
     name = f"{base}.{weights}" if download and weights != PRETRAINED else arch
     with downloading(f"timm '{name}'"):
         try:
-            model = timm.create_model(name, pretrained=download, num_classes=0, **options)
+            model = timm.create_model(name, pretrained=download, num_classes=0, **options, **size)
         except TypeError as error:
             raise UserError(f"timm '{arch}' does not accept these options: {error}.") from error
+    check_image_size(image_size, max(getattr(getattr(model, "patch_embed", None), "patch_size", (1,))), name)
     if pooler:
         add_pooler(model, arch)
     if file:
@@ -93,7 +107,7 @@ def load_timm(arch: str, weights: str | None = None, pooler: bool = False, **opt
         towers=timm_tower(model, "vision", "model"),
         preprocess=_preprocess(model),
         embed_dim=getattr(model, "head_hidden_size", model.num_features),
-        options=options | ({"pooler": True} if pooler else {}),
+        options=options | ({"pooler": True} if pooler else {}) | ({"image_size": image_size} if size else {}),
     )
 
 
@@ -115,6 +129,14 @@ def timm_tower(model: nn.Module, name: str, path: str) -> Iterator[Tower]:
     modules = _modules(next(iter(blocks.values()))) if blocks else {}
     if modules:
         yield Tower(name, tuple(blocks), modules)
+
+
+def timm_layout(model: nn.Module) -> TokenLayout | None:
+    """Grid, prefix tokens and width of a timm ViT; None for models without patches or in stages, such as Swin."""
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if grid is None or not isinstance(getattr(model, "blocks", None), nn.Module):
+        return None
+    return TokenLayout(tuple(grid), getattr(model, "num_prefix_tokens", 0), model.embed_dim)
 
 
 def _modules(block: nn.Module) -> dict[str, str]:

@@ -21,13 +21,21 @@ class Section(BaseModel):
 class BackboneConfig(Section):
     """Which pretrained model to adapt."""
 
-    name: str = Field(description="`tiny-clip`, `open_clip:<arch>` or `timm:<model>`")
+    name: str = Field(description="`tiny-clip`, `open_clip:<arch>`, `timm:<model>` or `hf:<multimodal LLM>`")
     weights: str | None = Field(
         None,
         description="library tag (`openai`), `pretrained`, `random` or a file; null = shipped (tiny-clip) or random",
     )
     pooler: bool = Field(False, description="timm ViTs: end with the tanh pooler of Hugging Face's ViT files")
-
+    image_size: int | None = Field(
+        None, ge=1, description="side of the input in pixels, positions resampled to it; null = the model's own"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="`hf` models: type of the frozen weights; adapters stay fp32; null = float32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="`hf` models: compute blocks again in the backward pass: less memory, same results"
+    )
     crop_pct: float | None = Field(
         None, gt=0, le=1, description="evaluation resizes to size / this before its centre crop; null = the model's own"
     )
@@ -35,7 +43,8 @@ class BackboneConfig(Section):
     @property
     def options(self) -> dict[str, Any]:
         """What ``load_backbone`` takes beside name and weights."""
-        return {"pooler": True} if self.pooler else {}
+        asked = {name: getattr(self, name) for name in ("pooler", "image_size", "dtype", "gradient_checkpointing")}
+        return {name: value for name, value in asked.items() if value}
 
 
 class EngineConfig(Section):

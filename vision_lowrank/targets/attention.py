@@ -16,7 +16,8 @@ meet adapt it as others adapt a linear. The split module keeps the emptied origi
 
 Split are exactly these classes: ``nn.MultiheadAttention``, ``open_clip.transformer.Attention``, and timm's
 ``Attention``, ``AttentionRope`` and ``EvaAttention`` where they hold a fused ``qkv``. Subclasses, which may compute
-something else, and window or relative-position attention (Swin, BEiT) are left as they are.
+something else, and window or relative-position attention (Swin, BEiT) are left as they are. Of the vision attention of
+Qwen's multimodal models the fused ``qkv`` alone is split, see :mod:`.fused_qkv`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .core import DotProductAttention
+from .fused_qkv import fuse_qkv, linear_of, owns_qkv, split_qkv, split_qkvs, stack, thirds
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -49,10 +51,11 @@ def split_attention(module: nn.Module) -> nn.Module:
         UserError: an attention carries an adapter already, or has an option that cannot be split exactly. Nothing
             has been changed then.
     """
-    for path, child in _attentions(module, lambda child: type(child) in SPLITS):
+    for path, child in _attentions(module, lambda child: type(child) in SPLITS or owns_qkv(child)):
         reason = _obstacle(path, child)
         if reason:
             raise UserError(f"attention '{path or type(child).__name__}' cannot be split: {reason}.")
+    split_qkv(module)
     module = _swap(module, can_split, lambda child: SPLITS[type(child)](child))
     for encoder in _encoders(module):
         # Its nested-tensor path hands the layers an input that only nn.MultiheadAttention's own fast path takes.
@@ -70,14 +73,16 @@ def fuse_attention(module: nn.Module) -> nn.Module:
     Raises:
         UserError: a projection or the core still carries an adapter. Nothing has been changed then.
     """
-    for path, child in _attentions(module, lambda child: isinstance(child, SplitAttention)):
-        for name in (*PROJECTIONS, "core"):
+    split = _attentions(module, lambda child: isinstance(child, SplitAttention))
+    for path, child in (*split, *split_qkvs(module)):
+        for name in (name for name in (*PROJECTIONS, "core") if hasattr(child, name)):
             part = getattr(child, name)
             if not isinstance(part, nn.Linear | DotProductAttention) or hasattr(part, "base_layer"):
                 place = f"{path}.{name}".lstrip(".")
                 raise UserError(f"'{place}' still carries an adapter: merge it before attention is fused.")
     for encoder in _encoders(module):
         encoder.use_nested_tensor = encoder.__dict__.pop("_nested_before_split", encoder.use_nested_tensor)
+    fuse_qkv(module)
     return _swap(module, lambda child: isinstance(child, SplitAttention), lambda child: child.fuse())
 
 
@@ -100,7 +105,7 @@ class SplitAttention(nn.Module):
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
         self.num_heads = source.num_heads
-        self.q_proj, self.k_proj, self.v_proj = (_linear(weight, bias) for weight, bias in self._take(source))
+        self.q_proj, self.k_proj, self.v_proj = (linear_of(weight, bias) for weight, bias in self._take(source))
         self.core = DotProductAttention()
         self.train(source.training)
         self.out_proj = getattr(source, self.OUT)
@@ -125,12 +130,12 @@ class SplitAttention(nn.Module):
         """Weight and bias of q, k, v, taken out of `source`."""
         weight, bias = source.in_proj_weight, source.in_proj_bias
         source.in_proj_weight = source.in_proj_bias = None
-        return list(zip(_thirds(weight), _thirds(bias), strict=True))
+        return list(zip(thirds(weight), thirds(bias), strict=True))
 
     def _give(self, source: nn.Module, linears: list[nn.Linear]) -> None:
         """The inverse of :meth:`_take`."""
-        source.in_proj_weight = _stack([linear.weight for linear in linears])
-        source.in_proj_bias = _stack([linear.bias for linear in linears])
+        source.in_proj_weight = stack([linear.weight for linear in linears])
+        source.in_proj_bias = stack([linear.bias for linear in linears])
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """q, k and v before the heads; adapted projections of one input may compute together what they share."""
@@ -159,7 +164,7 @@ class SplitMultiheadAttention(SplitAttention):
         if source._qkv_same_embed_dim:
             return super()._take(source)
         weights = [source.q_proj_weight, source.k_proj_weight, source.v_proj_weight]
-        biases = _thirds(source.in_proj_bias)
+        biases = thirds(source.in_proj_bias)
         source.q_proj_weight = source.k_proj_weight = source.v_proj_weight = source.in_proj_bias = None
         return list(zip(weights, biases, strict=True))
 
@@ -168,7 +173,7 @@ class SplitMultiheadAttention(SplitAttention):
             super()._give(source, linears)
             return
         source.q_proj_weight, source.k_proj_weight, source.v_proj_weight = (linear.weight for linear in linears)
-        source.in_proj_bias = _stack([linear.bias for linear in linears])
+        source.in_proj_bias = stack([linear.bias for linear in linears])
 
     def forward(
         self,
@@ -233,11 +238,11 @@ class SplitTimmAttention(SplitAttention):
     def _take(self, source: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
         weight, bias = source.qkv.weight, source.qkv.bias
         source.qkv = None
-        return list(zip(_thirds(weight), _thirds(bias), strict=True))
+        return list(zip(thirds(weight), thirds(bias), strict=True))
 
     def _give(self, source: nn.Module, linears: list[nn.Linear]) -> None:
-        weight = _stack([linear.weight for linear in linears])
-        source.qkv = _linear(weight, _stack([linear.bias for linear in linears])).train(self.training)
+        weight = stack([linear.weight for linear in linears])
+        source.qkv = linear_of(weight, stack([linear.bias for linear in linears])).train(self.training)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, L, E) -> (B, L, E); `attn_mask` is added, or True where a key is seen."""
@@ -284,7 +289,7 @@ class SplitEvaAttention(SplitRopeAttention):
         return list(zip(weights, biases, strict=True))
 
     def _give(self, source: nn.Module, linears: list[nn.Linear]) -> None:
-        source.qkv = _linear(_stack([linear.weight for linear in linears]), None).train(self.training)
+        source.qkv = linear_of(stack([linear.weight for linear in linears]), None).train(self.training)
         source.q_bias, source.v_bias = linears[0].bias, linears[2].bias
         if source.q_bias is not None:
             source.k_bias = torch.zeros_like(source.q_bias, requires_grad=False)
@@ -339,26 +344,6 @@ def _swap(root: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[
             if child in made:
                 setattr(parent, name, made[child])
     return root
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear with copies of `weight` (out, in) and `bias` (out,), without a draw from the random generator."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None:
-            setattr(linear, name, nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad))
-    return linear
-
-
-def _thirds(tensor: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (None, None, None) if tensor is None else tensor.chunk(3)
-
-
-def _stack(tensors: list[Tensor | None]) -> nn.Parameter | None:
-    if tensors[0] is None:
-        return None
-    joined = torch.cat([tensor.detach() for tensor in tensors])
-    return nn.Parameter(joined, requires_grad=any(tensor.requires_grad for tensor in tensors))
 
 
 def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
