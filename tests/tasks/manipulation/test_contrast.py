@@ -202,3 +202,11 @@ def test_label_tells_twins_apart():
 def test_pair_draws_twins_together():
     before, after = train_tower("pair")
     assert 1 - after["twin_cosine"] < 0.1 * (1 - before["twin_cosine"])
+
+
+def test_one_row_alone_has_no_loss():
+    z = torch.randn(1, 4, requires_grad=True)
+    loss = contrastive_loss(z, torch.tensor([1]), torch.tensor([0]), "label", twin_weight=2.0)
+    loss.backward()
+    assert loss == 0
+    assert z.grad.isfinite().all()

@@ -211,3 +211,14 @@ def test_a_planted_rectangle_is_found():
     inside = known.tokens.bool()
     above = (said.tokens[inside][:, None] > said.tokens[~inside]).float().mean()
     assert above > 0.9
+
+
+def test_each_head_reads_its_own_query():
+    decoder = QueryDecoder(16, cues=3, boxes=2, width=16, layers=0, heads=2, ffn=16).double()
+    states, valid = torch.randn(1, 5, 16).double(), torch.ones(1, 5, dtype=torch.bool)
+    decoded = decoder(states, valid, torch.rand(1, 5, 2).double())
+    queries = decoder.norm(decoder.queries)
+    torch.testing.assert_close(decoded.logit, decoder.detection(queries[0]))
+    torch.testing.assert_close(decoded.cues[0], decoder.cues(queries[1]))
+    torch.testing.assert_close(decoded.boxes[0], decoder.boxes(queries[2:]).sigmoid())
+    torch.testing.assert_close(decoded.objectness[0], decoder.objectness(queries[2:])[:, 0])

@@ -172,3 +172,29 @@ def test_a_linear_head_learns_detection_alone():
     assert terms.keys() == used.keys() == {"detection"}
     expected = F.binary_cross_entropy_with_logits(said.logit, known.edited.float())
     torch.testing.assert_close(terms["detection"], expected)
+
+
+@pytest.mark.parametrize("term", ["detection", "cues", "boxes", "objectness", "tokens"])
+def test_every_term_reaches_the_states(term):
+    states = torch.randn(B, N, 16, requires_grad=True)
+    decoder = QueryDecoder(16, cues=C, boxes=K, width=16, heads=2, ffn=16, dropout=0)
+    terms, _ = decoder_losses(decoder(states, VALID, torch.rand(B, N, 2)), targets())
+    (gradient,) = torch.autograd.grad(terms[term], states)
+    assert gradient.abs().sum() > 0
+
+
+def test_the_weights_of_the_box_terms_also_decide_who_is_matched():
+    # One prediction is nearer in its coordinates, the other overlaps more.
+    wanted = torch.tensor([[0.5, 0.5, 0.1, 0.1]])
+    predicted = torch.tensor([[0.5, 0.5, 0.3, 0.3], [0.59, 0.59, 0.1, 0.1]], dtype=torch.float64)
+    known = targets(boxes=[NONE, wanted, NONE, NONE])
+    said = decoded(boxes=predicted.expand(B, 2, 4), objectness=torch.zeros(B, 2, dtype=torch.float64))
+    distance, overlap = (
+        (predicted - wanted).abs().sum(-1),
+        1 - generalized_box_iou(corners(predicted), corners(wanted.double()))[:, 0],
+    )
+    assert distance[1] < distance[0]
+    assert overlap[0] < overlap[1]
+    for weights, nearest in (({"l1": 1.0, "giou": 0.0}, distance[1]), ({"l1": 0.0, "giou": 1.0}, overlap[0])):
+        terms, _ = decoder_losses(said, known, LossWeights(**weights))
+        torch.testing.assert_close(terms["boxes"], nearest)

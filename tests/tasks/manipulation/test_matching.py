@@ -92,3 +92,10 @@ def test_nothing_to_match_and_diverged_boxes_are_no_error():
     none = match(some_boxes(2, 3), torch.zeros(2, 3), [some_boxes(0)] * 2)
     assert [len(part) for part in none] == [0, 0, 0]
     assert len(match(torch.full((1, 3, 4), torch.nan), torch.zeros(1, 3), [some_boxes(2).float()]).queries) == 2
+
+
+def test_sureness_counts_as_a_probability():
+    """Two queries at the same distance or nearly so: a logit of 9 is hardly more than one of 3, as probabilities go."""
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.2, 0.23]]])
+    wanted = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
+    assert match(boxes, torch.tensor([[3.0, 9.0]]), [wanted]).queries.tolist() == [0]

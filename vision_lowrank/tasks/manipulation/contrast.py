@@ -74,7 +74,7 @@ def contrastive_loss(
         itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
         q = (z @ z.T / tau).masked_fill(itself, -torch.inf).softmax(dim=-1).gather(1, twins[:, None])[:, 0]
         anchors = (labels[:, None] == labels).sum(dim=1) > 1
-        return loss + (((twin_weight - 1) * q).log1p() * anchors).sum() / anchors.sum().clamp_min(1)
+        return loss + ((twin_weight - 1) * q[anchors]).log1p().sum() / anchors.sum().clamp_min(1)
 
 
 def twin_cosine(features: Tensor, twins: Tensor) -> float:
