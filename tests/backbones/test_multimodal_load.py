@@ -126,7 +126,7 @@ def test_smolvlm_needs_num2words_for_its_processor_alone(monkeypatch, tmp_path):
         own = load_backbone("hf:tiny-smolvlm", weights=weights)
         assert torch.equal(own.image_states(tiles, [2], [2])[0][0], whole.image_states(tiles, [2], [2])[0][0])
         assert own.prompts([2], ["what?"]) == whole.prompts([2], ["what?"])
-        with pytest.raises(UserError, match="pip install num2words"):
+        with pytest.raises(UserError, match=r'pip install "vision-lowrank\[mllm\]"'):
             own.prepare([picture()], ["what?"])
 
 

@@ -17,6 +17,9 @@ permuting its p rows changes nothing. Masks get p columns that hide nothing, so 
 sees the whole prefix and its past. Weights that a caller asks for cover the S keys: what they lack to 1 lies on the
 prefix.
 
+In multimodal LLMs every picture and window of a tower sees the prefix. In the LLM it joins after the cache of keys,
+which never holds it; where k and v have fewer heads than q, so has the prefix.
+
 Start: Pk, Pv ~ N(0, 0.02²), as transformers' embeddings (reconstructed: the papers leave it open). Keys that small have
 logits near 0, so the prefix begins as p nearly equal, mildly attractive keys whose values are near 0; values of exactly
 zero would give keys and gates no gradient. There is no ΔW: what the prefix does depends on the queries, and nothing can
@@ -37,6 +40,7 @@ from ..errors import UserError
 from ..registry import register
 from ..targets.attention import SplitAttention
 from ..targets.core import DotProductAttention
+from ..targets.library_core import LibraryCore, projections
 from .base import MethodConfig, WeightUpdate
 from .tuner import AdapterLayer, register_method
 from .whole import WholeLayer
@@ -45,7 +49,7 @@ STD = 0.02
 
 
 class Widths(NamedTuple):
-    """Of one attention: number of heads, features of k and of v over all heads, and an empty tensor of their kind."""
+    """Of one attention: heads of q, features of k and of v over all heads, and an empty tensor of their kind."""
 
     heads: int
     k: int
@@ -95,14 +99,17 @@ class KvPrefixConfig(MethodConfig):
             UserError: it is no core of a split attention.
         """
         core = module.base_layer if isinstance(module, AdapterLayer) else module
-        if not isinstance(core, DotProductAttention) or not isinstance(parent, SplitAttention):
+        ours = isinstance(core, DotProductAttention) and isinstance(parent, SplitAttention)
+        if not ours and not isinstance(core, LibraryCore):
             raise UserError(
                 f"kv_prefix cannot adapt '{name}', a {type(core).__name__}: call split_attention first, and choose the "
                 "core of attention (modules: [attention], or target_modules=['core'])."
             )
-        weight = getattr(parent.k_proj, "base_layer", parent.k_proj).weight
+        q, k, v = projections(parent)
+        weight = getattr(k, "base_layer", k).weight
         like = weight.new_empty(0, dtype=torch.promote_types(weight.dtype, torch.float32))
-        self.widths[name] = Widths(parent.num_heads, parent.k_proj.out_features, parent.v_proj.out_features, like)
+        heads = parent.num_heads if ours else q.out_features // parent.head_dim
+        self.widths[name] = Widths(heads, k.out_features, v.out_features, like)
 
 
 class KvPrefix(WeightUpdate):
@@ -114,16 +121,16 @@ class KvPrefix(WeightUpdate):
 
     def __init__(self, core: Any, config: KvPrefixConfig, name: str) -> None:
         super().__init__(config)
-        self.heads, width_k, width_v, like = config.widths[name]
+        heads, width_k, width_v, like = config.widths[name]
         self.Pk = nn.Parameter(like.new_empty(config.length, width_k).normal_(std=STD))
         self.Pv = nn.Parameter(like.new_empty(config.length, width_v).normal_(std=STD))
-        self.g = nn.Parameter(like.new_zeros(self.heads)) if config.zero_init_gate else None
+        self.g = nn.Parameter(like.new_zeros(heads)) if config.zero_init_gate else None
 
-    def prefix(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Pk and Pv (B, H, p, d) for keys `like` (B, H, S, d)."""
-        shape = (len(like), -1, -1, -1)
-        Pk, Pv = (P.to(like.dtype).unflatten(1, (self.heads, -1)).transpose(0, 1) for P in (self.Pk, self.Pv))
-        return Pk.expand(shape), Pv.expand(shape)
+    def prefix(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Pk (B, G, p, d) and Pv (B, G, p, e) for k (B, G, S, d) and v (B, G, S, e)."""
+        pairs = ((self.Pk, k), (self.Pv, v))
+        Pk, Pv = (P.to(x.dtype).unflatten(1, (x.shape[1], -1)).transpose(0, 1) for P, x in pairs)
+        return Pk.expand(len(k), -1, -1, -1), Pv.expand(len(v), -1, -1, -1)
 
     def facts(self) -> dict[str, float]:
         """Mean norms of the prefix's rows, and the largest weight of a gate."""
@@ -151,7 +158,7 @@ class KvPrefixLayer(WholeLayer):
         update: KvPrefix | None = self.working()
         if update is None:
             return self.base_layer(q, k, v, attn_mask, dropout_p, is_causal, scale, need_weights)
-        Pk, Pv = update.prefix(k)
+        Pk, Pv = update.prefix(k, v)
         if update.g is not None:
             y, weights = self.base_layer(q, k, v, attn_mask, dropout_p, is_causal, scale, need_weights)
             more, _ = self.base_layer(q, Pk, Pv, None, dropout_p, False, scale)

@@ -40,7 +40,7 @@ from .tuner import AdapterLayer, register_method, wrap_linear
 RANKINGS = ("top", "bottom", "random")
 # What attention modules call their number of heads, and their output projection.
 HEADS = ("num_heads", "num_attention_heads", "n_heads")
-OUTPUTS = ("out_proj", "proj", "o_proj", "o", "dense")
+OUTPUTS = ("out_proj", "proj", "o_proj", "o", "dense", "projection_layer")
 
 
 @register(
@@ -114,6 +114,8 @@ class LofitConfig(MethodConfig):
         if name.rpartition(".")[2] not in OUTPUTS or width is None:
             raise UserError(f"lofit edits what heads give to their output projection, not '{name}': use modules=[o].")
         counts = [getattr(parent, attribute) for attribute in HEADS if hasattr(parent, attribute)]
+        if not counts and hasattr(parent, "head_dim"):
+            counts = [width // parent.head_dim]
         if self.head_dim:
             counts = [width // self.head_dim]
         if not counts or width % counts[0]:

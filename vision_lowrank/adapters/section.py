@@ -69,11 +69,12 @@ def attach_section(
     section: AdapterSection,
     initializer: Initializer | None = None,
     losses: Losses | None = None,
+    adapter_name: str = "default",
 ) -> PeftModel:
     """Attach what the section describes."""
     layers: Any = section.layers
     config, towers, modules = section.config(), section.towers, section.modules
-    return attach(backbone, config, towers, layers, modules, initializer=initializer, losses=losses)
+    return attach(backbone, config, towers, layers, modules, adapter_name, initializer=initializer, losses=losses)
 
 
 def _defaults(part: Part) -> dict[str, Any]:

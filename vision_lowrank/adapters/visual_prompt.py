@@ -14,8 +14,8 @@ The paper puts the prompts between class token and patches; here they stand at t
 and rotary positions attention is equivariant to permutations of its tokens, norms and MLPs act token by token, and
 positions were added before, to the picture's tokens alone. Hence blocks are refused where the position counts or a
 token has a meaning that a prompt lacks: windows, relative or rotary positions, masks (a text tower's causal one), keys
-from elsewhere. What reads tokens *inside* the chosen blocks, such as ``hidden_states`` of transformers, sees the
-shallow prompts after the picture's tokens.
+from elsewhere. LLMs and the towers of Qwen have these. What reads tokens *inside* the chosen blocks, such as
+``hidden_states`` of transformers, sees the prompts after the picture's tokens; LLaVA-OneVision does, and is refused.
 
 Start: uniform in ± sqrt(6 / (3 · 16 · 16 + D)), the paper's: Glorot's bound of an embedding of 16 x 16 patches, kept
 for other patch sizes. The output at the start is not the base's. ``dropout`` acts on the prompts, as in the paper's
@@ -49,6 +49,9 @@ BLOCKS: dict[type[nn.Module], str] = {
     CustomResidualAttentionBlock: "ln_1",
     ViTLayer: "layernorm_before",
 }
+# The same by name, so that none of these models is imported before it is asked for.
+NAMED = {"InternVLVisionLayer": "layernorm_before", "SmolVLMEncoderLayer": "layer_norm1"}
+REASONS = {"SiglipEncoderLayer": "LLaVA-OneVision reads what transformers records inside it, prompts among the tokens"}
 PATCH_INPUTS = 3 * 16 * 16
 
 
@@ -93,10 +96,12 @@ class VisualPromptConfig(MethodConfig):
             UserError: another kind of module, tokens not in the second dimension, or a gap between shallow blocks.
         """
         block = module.base_layer if isinstance(module, AdapterLayer) else module
-        if type(block) not in BLOCKS:
+        if norm_of(block) is None:
+            kind = type(block).__name__
+            plain = "it needs the blocks of a plain vision transformer, without windows, rotary positions or a cache"
             raise UserError(
-                f"visual_prompt cannot enter '{name}', a {type(block).__name__}: it needs the blocks of a plain vision "
-                "transformer, without windows or rotary positions; choose another method for this model."
+                f"visual_prompt cannot enter '{name}', a {kind}: {REASONS.get(kind, plain)}; "
+                "choose another tower, or a method such as kv_prefix."
             )
         if not getattr(getattr(block, "attn", None), "batch_first", True):
             raise UserError(f"visual_prompt cannot enter '{name}', which has tokens before samples: use batch_first.")
@@ -119,7 +124,7 @@ class VisualPrompt(WeightUpdate):
         super().__init__(config)
         self.name, self.length, self.deep = name, config.length, config.deep
         self.run = config.runs[name.rpartition(".")[0]]  # grows until all blocks have been seen
-        norm = getattr(block, BLOCKS[type(block)]).weight
+        norm = norm_of(block).weight
         like = {"device": norm.device, "dtype": torch.promote_types(norm.dtype, torch.float32)}
         self.register_parameter("P", None)
         if self.deep or self.run[0] == name:
@@ -164,9 +169,17 @@ class VisualPromptLayer(WholeLayer):
         return prompts.leave(self.base_layer(prompts.enter(x), *args, **kwargs))
 
 
+def norm_of(block: nn.Module) -> Any:
+    """A norm over the width of a plain vision transformer's block; None for other modules."""
+    kind = type(block)
+    library = kind.__module__.startswith("transformers.models.")
+    name = BLOCKS.get(kind) or (NAMED.get(kind.__name__) if library else None)
+    return None if name is None else getattr(block, name)
+
+
 def wrap_block(module: nn.Module) -> type[AdapterLayer] | None:
     """:class:`VisualPromptLayer` for the blocks of plain vision transformers."""
-    return VisualPromptLayer if type(module) in BLOCKS else None
+    return None if norm_of(module) is None else VisualPromptLayer
 
 
 register_method("visual_prompt", VisualPromptConfig, VisualPrompt, wrap_block)

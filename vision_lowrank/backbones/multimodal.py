@@ -77,7 +77,8 @@ class MultimodalBackbone(Backbone):
         """
         if self.native is None:
             raise UserError(
-                f"the processor of '{self.name}' needs num2words: pip install num2words, or give tiles instead."
+                f"the processor of '{self.name}' needs num2words: "
+                'pip install "vision-lowrank[mllm]", or give tiles instead.'
             )
         return self.native
 

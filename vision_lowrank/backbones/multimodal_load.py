@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ def load_multimodal(
         UserError: an unknown name or type, a size that the tower cannot read, or a failed download.
         ArtefactError: the weights are damaged or belong to another architecture.
     """
+    if not arch:
+        raise UserError("backbone 'hf' lacks a model, as in 'hf:OpenGVLab/InternVL3_5-1B-HF' or 'hf:tiny-internvl3_5'.")
     arch = next((name for name in SIZES if name.lower() == arch.lower()), arch)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}'.{near_miss(dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
@@ -95,8 +99,9 @@ def _published(arch: str, weights: str, dtype: torch.dtype) -> tuple[nn.Module, 
     if arch in TINY and weights == PRETRAINED:
         raise UserError(f"'hf:{arch}' has no pretrained weights: give a local folder or file, or weights='{RANDOM}'.")
     source = arch if weights == PRETRAINED else weights
-    with downloading(f"multimodal LLM '{source}'"):
-        family = _family(arch, AutoConfig.from_pretrained(source))
+    hint = near_miss(arch, PUBLISHED) if weights == PRETRAINED and arch not in PUBLISHED else ""
+    with _suggesting(hint), downloading(f"multimodal LLM '{source}'"):
+        family = _family(arch, AutoConfig.from_pretrained(source, trust_remote_code=False))  # no question either
         try:
             native = AutoProcessor.from_pretrained(source)
             text, images = native.tokenizer, native.image_processor
@@ -107,6 +112,15 @@ def _published(arch: str, weights: str, dtype: torch.dtype) -> tuple[nn.Module, 
     _check(info, source)
     _complete(text, native, family)
     return model, text, native, images, TINY[arch].tile if arch in TINY else None
+
+
+@contextmanager
+def _suggesting(hint: str) -> Iterator[None]:
+    """Put a near miss behind the text of an error."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}{hint}") from error
 
 
 def _built(arch: str, weights: str, dtype: torch.dtype) -> tuple[nn.Module, Any, Any, Any, int | None]:

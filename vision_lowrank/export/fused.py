@@ -1,4 +1,4 @@
-"""Pairs of split q, k and v as one pair of the fused ``qkv``: a LoRA for a timm model as it comes, exactly.
+"""Pairs of split q, k and v as one pair of the fused ``qkv``: a LoRA for a model as its library has it, exactly.
 
 With ΔW_i = s_i · B_i A_i, A_i (r_i, E), B_i (D, r_i) for i in q, k, v, and the rows of q, k, v one after another in
 ``qkv`` (3D, E)::
@@ -6,7 +6,8 @@ With ΔW_i = s_i · B_i A_i, A_i (r_i, E), B_i (D, r_i) for i in q, k, v, and th
     A = [A_q; A_k; A_v]  (Σ r_i, E)      B = s_i / s · blockdiag(B_q, B_k, B_v)  (3D, Σ r_i)      ΔW = s · B A
 
 s is the scale of the first part; equal scales give r' = 3r and alpha' = 3 alpha, and no number changes. A part without
-an adapter has rows of zeros. ``out_proj`` is the library's ``proj`` and changes its name only.
+an adapter has rows of zeros. ``out_proj`` is the library's ``proj`` and changes its name only. In Qwen's vision
+towers the three linears are inside ``qkv``, whose own path is that of the fused one.
 
 Source: LoRAT, "Tracking Meets LoRA", arXiv 2403.05231 (its published weights keep q, k and v apart).
 """
@@ -14,33 +15,39 @@ Source: LoRAT, "Tracking Meets LoRA", arXiv 2403.05231 (its published weights ke
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 
 from ..adapters.base import Factors
 from ..errors import UserError
 from ..targets.attention import SplitAttention, SplitRopeAttention, SplitTimmAttention
+from ..targets.fused_qkv import SplitQkv
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 # Classes whose original calls one linear for q, k and v: an adapter on it takes part in the forward.
-CALLED = (SplitTimmAttention, SplitRopeAttention)
+CALLED = (SplitTimmAttention, SplitRopeAttention, SplitQkv)
+Split: TypeAlias = SplitAttention | SplitQkv
 
 
-def fused_name(name: str, attentions: Mapping[str, SplitAttention]) -> str:
+def fused_name(name: str, attentions: Mapping[str, Split]) -> str:
     """Path of a module as it is once attention is fused back; `attentions` by path."""
     parent, _, child = name.rpartition(".")
-    if parent not in attentions:
+    attention = attentions.get(parent)
+    if attention is None:
         return name
-    fused = {**dict.fromkeys(PARTS, "qkv"), "out_proj": attentions[parent].OUT}
+    if isinstance(attention, SplitQkv):
+        return parent
+    fused = {**dict.fromkeys(PARTS, "qkv"), "out_proj": attention.OUT}
     return f"{parent}.{fused.get(child, child)}"
 
 
-def fuse_pairs(pairs: Mapping[str, Factors], attentions: Mapping[str, SplitAttention]) -> dict[str, Factors]:
+def fuse_pairs(pairs: Mapping[str, Factors], attentions: Mapping[str, Split]) -> dict[str, Factors]:
     """Factors by the paths of the fused model.
 
     Args:
         pairs: path in the split model -> factors.
-        attentions: path -> split attention, of all in the model.
+        attentions: path -> split attention or ``qkv``, of all in the model.
 
     Raises:
         UserError: an adapted attention whose library keeps q, k and v in a parameter or reads a linear's weight
@@ -58,7 +65,7 @@ def fuse_pairs(pairs: Mapping[str, Factors], attentions: Mapping[str, SplitAtten
     return result
 
 
-def _stack(parent: str, pairs: Mapping[str, Factors], attention: SplitAttention) -> Factors:
+def _stack(parent: str, pairs: Mapping[str, Factors], attention: Split) -> Factors:
     """One pair for the three rows of blocks."""
     heights = [getattr(attention, part).out_features for part in PARTS]
     present = {part: pairs[f"{parent}.{part}"] for part in PARTS if f"{parent}.{part}" in pairs}
@@ -75,7 +82,7 @@ def _stack(parent: str, pairs: Mapping[str, Factors], attention: SplitAttention)
     return Factors(A.detach(), B, scale)
 
 
-def _check(path: str, attention: SplitAttention) -> None:
+def _check(path: str, attention: Split) -> None:
     if type(attention) not in CALLED:
         raise UserError(
             f"'{path}' ({type(attention).__name__}) calls no linear for q, k and v together once fused, so no LoRA can "

@@ -29,9 +29,8 @@ from ..adapters.base import Factors
 from ..adapters.tuner import AdapterLayer, layer_factors, tuner_layers
 from ..backbones.base import Backbone
 from ..errors import UserError
-from ..targets.attention import SplitAttention
 from .formats import writer
-from .fused import fuse_pairs, fused_name
+from .fused import Split, fuse_pairs, fused_name
 
 # Starting points and variants of PEFT's LoRA that change the frozen weight: B A alone is not their ΔW.
 ALTERING = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -90,7 +89,7 @@ def export_lora(
         adapter_name: None for the active adapter.
         component: for ``diffusers`` and ``kohya``, what the model is in a pipeline: ``unet``, ``transformer``,
             ``text_encoder`` or ``text_encoder_2``.
-        fuse_qkv: write q, k and v as one layer, for a timm model whose attention is not split.
+        fuse_qkv: write q, k and v as one layer, for a model of timm, or one of Qwen, whose attention is not split.
 
     Raises:
         UserError: unknown format or component, a method whose ΔW cannot be written as a LoRA on the same base, or a
@@ -105,7 +104,7 @@ def export_lora(
     modules = {path.removeprefix(prefix): module for path, module in model.named_modules()}
     pairs, errors = _factors_of_all(model, prefix, name, rank, tolerance)
     if fuse_qkv:
-        attentions = {path: module for path, module in modules.items() if isinstance(module, SplitAttention)}
+        attentions = {path: module for path, module in modules.items() if isinstance(module, Split)}
         pairs = fuse_pairs(pairs, attentions)
         errors = {fused: _worst(errors, attentions, fused) for fused in pairs}
         modules = {fused_name(path, attentions): module for path, module in modules.items()}
@@ -148,7 +147,7 @@ def _refuse_above(tolerance: float, errors: dict[str, float], rank: int) -> None
         )
 
 
-def _worst(errors: dict[str, float], attentions: dict[str, SplitAttention], fused: str) -> float:
+def _worst(errors: dict[str, float], attentions: dict[str, Split], fused: str) -> float:
     return max(error for key, error in errors.items() if fused_name(key, attentions) == fused)
 
 

@@ -17,7 +17,8 @@ meet adapt it as others adapt a linear. The split module keeps the emptied origi
 Split are exactly these classes: ``nn.MultiheadAttention``, ``open_clip.transformer.Attention``, and timm's
 ``Attention``, ``AttentionRope`` and ``EvaAttention`` where they hold a fused ``qkv``. Subclasses, which may compute
 something else, and window or relative-position attention (Swin, BEiT) are left as they are. Of the vision attention of
-Qwen's multimodal models the fused ``qkv`` alone is split, see :mod:`.fused_qkv`.
+Qwen's multimodal models the fused ``qkv`` alone is split, see :mod:`.fused_qkv`; all attention of multimodal LLMs gets
+a ``core`` around the library's own function, see :mod:`.library_core`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .core import DotProductAttention
 from .fused_qkv import fuse_qkv, linear_of, owns_qkv, split_qkv, split_qkvs, stack, thirds
+from .library_core import give_cores, library_cores, take_cores
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -56,6 +58,7 @@ def split_attention(module: nn.Module) -> nn.Module:
         if reason:
             raise UserError(f"attention '{path or type(child).__name__}' cannot be split: {reason}.")
     split_qkv(module)
+    give_cores(module)
     module = _swap(module, can_split, lambda child: SPLITS[type(child)](child))
     for encoder in _encoders(module):
         # Its nested-tensor path hands the layers an input that only nn.MultiheadAttention's own fast path takes.
@@ -74,8 +77,10 @@ def fuse_attention(module: nn.Module) -> nn.Module:
         UserError: a projection or the core still carries an adapter. Nothing has been changed then.
     """
     split = _attentions(module, lambda child: isinstance(child, SplitAttention))
-    for path, child in (*split, *split_qkvs(module)):
-        for name in (name for name in (*PROJECTIONS, "core") if hasattr(child, name)):
+    parts = [(path, child, (*PROJECTIONS, "core")) for path, child in (*split, *split_qkvs(module))]
+    parts += [(path, child, ("core",)) for path, child in library_cores(module)]
+    for path, child, names in parts:
+        for name in (name for name in names if hasattr(child, name)):
             part = getattr(child, name)
             if not isinstance(part, nn.Linear | DotProductAttention) or hasattr(part, "base_layer"):
                 place = f"{path}.{name}".lstrip(".")
@@ -83,6 +88,7 @@ def fuse_attention(module: nn.Module) -> nn.Module:
     for encoder in _encoders(module):
         encoder.use_nested_tensor = encoder.__dict__.pop("_nested_before_split", encoder.use_nested_tensor)
     fuse_qkv(module)
+    take_cores(module)
     return _swap(module, lambda child: isinstance(child, SplitAttention), lambda child: child.fuse())
 
 

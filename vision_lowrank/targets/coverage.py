@@ -91,7 +91,8 @@ def coverage(model: nn.Module, probe: Probe | None = None, *, strict: bool = Tru
         model: a model with PEFT tuner layers.
         probe: ``probe(model)`` runs the model and returns its outputs (a tensor, or a sequence or mapping of them).
             Default, for a :class:`Backbone` inside `model`: two random pictures, and two short texts where there is a
-            text tower.
+            text tower; two answers about them where there is an LLM, from the pictures through projector and LLM to
+            its head.
         strict: raise where an adapter is dead.
 
     Raises:
@@ -164,7 +165,9 @@ def _default_probe(model: nn.Module) -> Probe:
         size = backbone.preprocess.size
         pixels = torch.randn(2, 3, size, size, device=weight.device, dtype=weight.dtype)
         outputs = [backbone.encode_image(pixels)]
-        if backbone.tokenizer is not None:
+        if "llm" in backbone.towers:
+            outputs.append(backbone.answer_loss(pixels, [1, 1], ["What is it?"] * 2, ["a photo", "a red apple"]))
+        elif backbone.tokenizer is not None:
             outputs.append(backbone.encode_text(backbone.tokenizer(["a photo", "a red apple"]).to(weight.device)))
         return outputs
 

@@ -141,7 +141,7 @@ def _mlp(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
 
 def _attention(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
     """The path of the core of split attention in block `index`, adapted already or not."""
-    path = f"{tower.blocks[index]}.{tower.modules.get('q', '').rpartition('.')[0]}.core"
+    path = f"{tower.blocks[index]}.{tower.modules.get('o', '').rpartition('.')[0]}.core"
     try:
         backbone.get_submodule(path)
     except AttributeError:
