@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from manipulation import tables as manipulation
 from training_rules.claims.tables import tables as claims
 
 from vision_lowrank import benchmark, comparison, incremental_benchmark
@@ -185,13 +186,20 @@ class Section(NamedTuple):
     figure: Callable[[Result], str] | None = None
 
     @property
-    def result(self) -> Result:
+    def path(self) -> Path:
         """The committed results."""
-        return json.loads((ROOT / "benchmarks" / self.name / "results.json").read_text())
+        return ROOT / "benchmarks" / self.name / "results.json"
+
+    @property
+    def result(self) -> Result:
+        """What they hold."""
+        return json.loads(self.path.read_text())
 
     def filled(self, document: str) -> str:
-        """The document with this section made anew."""
+        """The document with this section made anew; as it is where there is neither a place for it nor a result."""
         begin, end = f"<!-- {self.name}: made by benchmarks/render.py -->\n", "<!-- end -->"
+        if begin not in document and not self.path.is_file():
+            return document
         head, _, rest = document.partition(begin)
         _, _, tail = rest.partition(end)
         result = self.result
@@ -217,6 +225,8 @@ SECTIONS = (
     Section("protocols", "docs/benchmarks.md", protocols),
     Section("augmentation", "docs/benchmarks.md", augmentation),
     Section("incremental", "docs/benchmarks.md", incremental, incremental_figure),
+    Section("manipulation", "docs/benchmarks.md", manipulation.study),
+    Section("manipulation/throughput", "docs/benchmarks.md", manipulation.throughput),
 )
 
 

@@ -34,7 +34,7 @@ ALLOWED = {
     "optim": LIBRARY - {"export"},
     "regularizers": LIBRARY - {"export"},
     "engine": BOTTOM | {"tasks.base", "optim.base"},
-    "tasks": LIBRARY | {"analysis"},
+    "tasks": LIBRARY | {"analysis", "viz.overlay"},
     "scanning": BOTTOM | {"data", "metrics", "tasks", "viz"},
     "viz": BOTTOM,
     "experiment": LIBRARY | {"engine", "tasks", "viz"},

@@ -5,7 +5,7 @@ A run folder::
     config.yaml      the resolved config; another config is refused
     result.json      metrics (mean, spread, n) beside the untrained model's, per-seed results, environment
     report.html      the same for people
-    seed-N/          metrics.jsonl, checkpoints/, artefact/, result.json, mistakes.json
+    seed-N/          metrics.jsonl, checkpoints/, artefact/, result.json, mistakes.json, and what the task adds
 
 Calling :func:`run` again on a folder goes on where it stopped: finished seeds are kept, an unfinished one resumes from
 its newest checkpoint.
@@ -122,6 +122,7 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     }
     if engine.is_main:
         write_text(folder / "mistakes.json", json.dumps(_mistakes(task, engine.outputs), ensure_ascii=False) + "\n")
+        task.write_details(folder)
         task.save_artefact(folder / "artefact", {"config": to_tree(config), "metrics": metrics, **environment()})
         write_text(path, json.dumps(result, ensure_ascii=False) + "\n")
     return result
@@ -178,7 +179,7 @@ def _step_seconds(path: Path) -> dict[str, float]:
 
 
 def _coverage(task: Task) -> dict[str, Any] | None:
-    model = getattr(getattr(task, "classifier", None), "model", None)
+    model = getattr(getattr(task, "classifier", getattr(task, "detector", None)), "model", None)
     return coverage(model).to_dict() if hasattr(model, "peft_config") else None
 
 

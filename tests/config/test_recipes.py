@@ -1,10 +1,14 @@
 """Every recipe runs two steps on the CPU, its backbone replaced by the tiny one and its pictures by a few."""
 
+import json
+
 import pytest
 
 from vision_lowrank.config import load_config
+from vision_lowrank.data.edits.options import EditsConfig
 from vision_lowrank.experiment import run
 from vision_lowrank.paths import shipped
+from vision_lowrank.registry import registry
 
 # CoACT's recipes differ in their numbers only, which tests/config/test_incremental_configs.py checks: two are enough.
 ALIKE, TRIED = "coact_fsci", ("coact_fscit_sun397", "coact_fscil_cub200")
@@ -12,8 +16,17 @@ RECIPES = sorted(p for p in shipped("configs").rglob("*.yaml") if "_base_" not i
 RECIPES = [path for path in RECIPES if not path.stem.startswith(ALIKE) or path.stem in TRIED]
 
 
+@pytest.fixture(scope="session")
+def edited(tmp_path_factory):
+    """A small data set of edits of the built-in photographs."""
+    folder = tmp_path_factory.mktemp("edited") / "edits"
+    data = {"type": "edits", "per_photo": 1, "crops": 4, "kinds": ["blur", "splice-hard"], "folder": str(folder)}
+    registry.get("data", "edits").target(EditsConfig(**data))
+    return json.dumps(data)
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_runs_two_steps(path, pictures, tiny_weights, tmp_path):
+def test_recipe_runs_two_steps(path, pictures, edited, tiny_weights, tmp_path):
     config = load_config(path)
     overrides = [
         f"backbone={{name: tiny-clip, weights: {tiny_weights}}}",
@@ -32,7 +45,12 @@ def test_recipe_runs_two_steps(path, pictures, tiny_weights, tmp_path):
         overrides.append("selection.steps=3")
         if hasattr(config.selection, "warmup"):
             overrides.append("selection.warmup=1")
-    if getattr(config.task, "protocol", "all") == "base_to_novel":
+    if config.task.type == "manipulation":
+        overrides += ["task.seeds=[1]", f"data={edited}", "engine.precision=fp32"]
+        overrides += ["task.contrast.steps=2"] if config.task.contrast else []
+        if config.task.explanation:
+            overrides += ["backbone={name: hf:tiny-internvl3_5}", "task.explanation.steps=2"]
+    elif getattr(config.task, "protocol", "all") == "base_to_novel":
         overrides.append("data={type: digits}")  # the pictures have too few classes for two halves
     elif config.data.type != "emoji_captions":
         overrides.append(f"data={{type: folder, root: {pictures}, fractions: [0.5, 0.1, 0.4]}}")

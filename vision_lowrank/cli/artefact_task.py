@@ -1,4 +1,4 @@
-"""A saved classifier on the data that its run names, with the sets that the run tested."""
+"""A saved classifier or detector on the data that its run names, with the sets that the run tested."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from ..config.schema import RunConfig
 from ..data.base import ImageSet, Splits
 from ..data.protocols import base_to_novel, with_transfer
 from ..errors import UserError
+from ..tasks.artefact import read_about
+from ..tasks.base import Task
 from ..tasks.classification.base import ClassificationTask, load_splits
-from ..tasks.classification.classifier import ImageClassifier, read_artefact
+from ..tasks.classification.classifier import ImageClassifier
 
 
 def recorded_config(folder: Path, overrides: list[str]) -> RunConfig:
@@ -22,7 +24,7 @@ def recorded_config(folder: Path, overrides: list[str]) -> RunConfig:
     Raises:
         UserError: the artefact was not saved by a run, or a setting is wrong.
     """
-    tree = read_artefact(folder).get("record", {}).get("config")
+    tree = read_about(folder).get("record", {}).get("config")
     if tree is None:
         raise UserError(f"{folder}: does not say which data it belongs to: evaluate an artefact that `train` wrote.")
     return validate(apply_overrides(tree, overrides), source=str(folder / "artefact.json"))
@@ -52,6 +54,27 @@ def artefact_task(folder: Path, classifier: ImageClassifier, config: RunConfig) 
             f"{f' (differing in {odd[0]!r})' if odd else ' in another order'}: evaluate it on data of the same classes."
         )
     return ClassificationTask(classifier, splits, splits.val)
+
+
+def detector_task(folder: Path, config: RunConfig) -> Task:
+    """The manipulation detector of `folder` on the data that `config` names.
+
+    Raises:
+        ArtefactError: `config` asks for another framing than the detector was trained with, and does not insist.
+    """
+    from ..tasks.manipulation.building import framing_of
+    from ..tasks.manipulation.detector import ManipulationDetector
+    from ..tasks.manipulation.task import Manipulation
+
+    detector = ManipulationDetector.load(folder)
+    asked = framing_of(config.task, detector.model)
+    if config.task.override_framing:
+        detector.use_framing(asked)
+    else:
+        detector.framing.check(asked)
+    task = Manipulation(config, config.seed)
+    task.use_detector(detector)
+    return task
 
 
 def _in_order(splits: Splits, classes: Sequence[str]) -> Splits:

@@ -13,7 +13,7 @@ from ..experiment import build_task
 from ..files import write_text
 from ..tasks.base import Task
 from ..tasks.classification.classifier import ImageClassifier
-from .artefact_task import artefact_task, recorded_config
+from .artefact_task import artefact_task, detector_task, recorded_config
 from .tables import print_table, values_table
 
 
@@ -24,7 +24,7 @@ def evaluate_command(target: Path, overrides: list[str], json_path: Path | None)
     with tempfile.TemporaryDirectory() as scratch:
         engine = Engine(config.engine, task, Path(scratch), seed=config.seed)
         metrics = engine.evaluate("test") if saved else engine.evaluate_untrained()
-    print_table(values_table(str(target), metrics))
+    print_table(values_table(str(target), metrics, config.task.type))
     if json_path:
         write_text(json_path, json.dumps(metrics, indent=1) + "\n")
 
@@ -35,6 +35,8 @@ def _recipe_task(path: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
 
 
 def _artefact_task(folder: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
-    """The saved classifier on the data it was trained for, or on data of the same classes given by overrides."""
+    """The saved model on the data it was trained for, or on data of the same classes given by overrides."""
     config = recorded_config(folder, overrides)
+    if config.task.type == "manipulation":
+        return detector_task(folder, config), config
     return artefact_task(folder, ImageClassifier.load(folder), config), config

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-FRACTIONS = ("accuracy", "class_accuracy", "top5")
+from ..registry import registry
+from ..viz.units import is_share
 
 
 def print_table(table: Table) -> None:
@@ -16,26 +17,45 @@ def print_table(table: Table) -> None:
     Console().print(table)
 
 
+def headline(task: str | None, names: Iterable[str]) -> list[str]:
+    """Which metrics are printed: of every test set as it is those that the task's class lists in ``headline``.
+
+    A task that lists none, or whose metrics have other names, prints all.
+
+    Args:
+        task: its registered name; None prints all.
+        names: of all metrics, such as ``test/seen/auc``; ``test/seen/jpeg-70/auc`` is not of a set as it is.
+    """
+    known = list(names)
+    wanted = getattr(registry.get("task", task).target, "headline", ()) if task else ()
+    sets = dict.fromkeys(name.rpartition("/")[0] for name in known if name.startswith("test/") and name.count("/") == 2)
+    return [name for each in sets for metric in wanted if (name := f"{each}/{metric}") in known] or known
+
+
 def metrics_table(result: Mapping[str, Any]) -> Table:
-    """Untrained, trained and the difference, for every metric of a run's ``result.json``."""
+    """Untrained, trained and the difference, for the headline metrics of a run's ``result.json``."""
     seeds = len(result["seeds"])
-    table = Table(title=f"{result['name']} ({seeds} seed{'s' if seeds > 1 else ''}; accuracies in percent)")
+    table = Table(title=f"{result['name']} ({seeds} seed{'s' if seeds > 1 else ''}; shares in percent)")
     for column, justify in (("metric", "left"), ("untrained", "right"), ("trained", "right"), ("change", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for name, trained in result["metrics"].items():
-        before = result["baseline"].get(name)
-        change = f"{_scale(name) * (trained['mean'] - before['mean']):+.1f}" if before and _is_fraction(name) else ""
+    names = headline(result.get("task"), result["metrics"])
+    for name in names:
+        before, trained = result["baseline"].get(name), result["metrics"][name]
+        change = f"{_scale(name) * (trained['mean'] - before['mean']):+.1f}" if before and is_share(name) else ""
         table.add_row(name, shown(name, before), shown(name, trained), change)
+    table.caption = _rest(names, result["metrics"], "in result.json, and folded in the report")
     return table
 
 
-def values_table(name: str, metrics: Mapping[str, float]) -> Table:
-    """Metrics of one model."""
-    table = Table(title=f"{name} (accuracies in percent)")
+def values_table(name: str, metrics: Mapping[str, float], task: str | None = None) -> Table:
+    """The headline metrics of one model; `task` as in :func:`headline`."""
+    table = Table(title=f"{name} (shares in percent)")
     table.add_column("metric")
     table.add_column("value", justify="right")
-    for metric, value in metrics.items():
-        table.add_row(metric, shown(metric, {"mean": value, "std": 0.0, "n": 1}))
+    names = headline(task, metrics)
+    for metric in names:
+        table.add_row(metric, shown(metric, {"mean": metrics[metric], "std": 0.0, "n": 1}))
+    table.caption = _rest(names, metrics, "written by --json FILE")
     return table
 
 
@@ -43,7 +63,7 @@ def shown(name: str, value: Mapping[str, float] | None) -> str:
     """``mean ± spread``; fractions as percent."""
     if value is None:
         return ""
-    scale, digits = _scale(name), 1 if _is_fraction(name) else 3
+    scale, digits = _scale(name), 1 if is_share(name) else 3
     spread = f" ± {scale * value['std']:.{digits}f}" if value["n"] > 1 else ""
     return f"{scale * value['mean']:.{digits}f}{spread}"
 
@@ -57,9 +77,9 @@ def size(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
-def _is_fraction(name: str) -> bool:
-    return name.rpartition("/")[2] in FRACTIONS or name.startswith(("session/", "incremental/"))
+def _rest(names: list[str], metrics: Mapping[str, Any], place: str) -> str | None:
+    return f"{len(names)} of {len(metrics)} metrics; all are {place}" if len(names) < len(metrics) else None
 
 
 def _scale(name: str) -> float:
-    return 100.0 if _is_fraction(name) else 1.0
+    return 100.0 if is_share(name) else 1.0

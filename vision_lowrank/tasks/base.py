@@ -45,7 +45,13 @@ class Stage:
 
 
 class Task(nn.Module):
-    """Base class of all tasks. Subclasses register themselves with ``@register("task", name, config=...)``."""
+    """Base class of all tasks. Subclasses register themselves with ``@register("task", name, config=...)``.
+
+    Attributes:
+        headline: the metrics of a test set that are printed; none = all.
+    """
+
+    headline: tuple[str, ...] = ()
 
     def stages(self) -> list[Stage]:
         """The stages to run, in order. A task without training (zero-shot) returns an empty list."""
@@ -151,6 +157,9 @@ class Task(nn.Module):
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the trained result so that it can be loaded without the training code."""
         raise NotImplementedError
+
+    def write_details(self, folder: Path) -> None:
+        """Write what the last evaluation told beside its metrics, such as a row per picture, into a seed's folder."""
 
     def describe(self) -> dict[str, Any]:
         """Facts for the record: split hashes, prompts, trainable parameters, coverage."""

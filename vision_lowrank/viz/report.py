@@ -6,6 +6,7 @@
     config.yaml               the resolved settings
     seed-N/metrics.jsonl      one line per logged step or evaluation
     seed-N/mistakes.json      the worst mistakes with small pictures
+    seed-N/details.json …     of a manipulation task; see :mod:`.manipulation_report`
 
 A section whose source is missing is left out. Names, keys and settings come from users: the template escapes them all,
 pictures are accepted as data URIs only, and the page's own content policy forbids every request and every script.
@@ -16,27 +17,28 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
 from jinja2 import ChainableUndefined, Environment, PackageLoader, Template
 from markupsafe import Markup
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from ..errors import ArtefactError
 from ..files import write_text
 from . import plots
-from .session_report import PREFIXES, SessionFacts, session_section
+from .manipulation_report import manipulation_section
+from .reading import Cost, Mistake, Result, Score, read_checked
+from .session_report import PREFIXES, session_section
+from .units import is_share, sign
 
 MATRIX_LIMIT = 60  # classes; a larger confusion matrix is unreadable, its worst pairs are listed instead
 MISTAKES = 24
-DATA_URI = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=]+")
+LISTED = 60  # metrics of the first table; more are folded
 KINDS = {"test": "Test sets", "retention": "What the model could do before", "val": "Validation", "": "Other"}
 METRIC_LABELS = {
     "accuracy": "accuracy",
@@ -44,103 +46,6 @@ METRIC_LABELS = {
     "top5": "top-5 accuracy",
     "loss": "loss",
 }
-T = TypeVar("T")
-Number = Annotated[float | None, AfterValidator(lambda x: x if x is not None and math.isfinite(x) else None)]
-
-
-class Record(BaseModel):
-    """Base of what is read from disk: keys that the report does not show are ignored."""
-
-    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
-
-
-class Score(Record):
-    """Mean and population standard deviation over n seeds; None is NaN, infinite or unknown."""
-
-    mean: Number
-    std: Number = None
-    n: int = 1
-
-
-class CoverageRow(Record):
-    """One adapted module."""
-
-    module: str
-    adapter: str
-    parameters: int
-    called: bool
-    gradient_reached: bool
-
-
-class Coverage(Record):
-    """All adapted modules of a seed."""
-
-    rows: list[CoverageRow] = []
-
-
-class Facts(Record):
-    """What a task says of itself; a task without classes leaves most of it out."""
-
-    backbone: dict[str, Any] = {}
-    classes: int | None = Field(None, ge=1)
-    templates: list[str] = []
-    train_images: int | None = None
-    train_hash: str = ""
-    test_hashes: dict[str, str] = {}
-    trainable_parameters: int | None = None
-    adapter_parameters: int | None = None
-    incremental: SessionFacts | None = None
-
-
-class Cost(Record):
-    """Seconds of the median step and of all training, bytes, and the size of the model with its adapter."""
-
-    step_seconds: Number = None
-    peak_memory: Number = None
-    train_seconds: Number = None
-    total_parameters: Number = None
-
-
-class SeedResult(Record):
-    """What one seed gave."""
-
-    seed: int
-    baseline: dict[str, Number] = {}
-    metrics: dict[str, Number] = {}
-    facts: Facts = Facts()
-    cost: Cost = Cost()
-    coverage: Coverage | None = None
-    classes: list[str] = []
-    confusion: dict[str, list[list[int]]] = {}
-
-
-class Result(Record):
-    """``result.json``."""
-
-    name: str
-    task: str
-    command: str = ""
-    config: dict[str, Any] = {}
-    environment: dict[str, Any] = {}
-    baseline: dict[str, Score] = {}
-    metrics: dict[str, Score]
-    seeds: dict[str, SeedResult] = Field(min_length=1)
-
-
-class Mistake(Record):
-    """One wrongly classified picture."""
-
-    set: str = ""
-    key: str
-    true: str
-    predicted: str
-    probability: float
-    image: str = ""
-
-    @field_validator("image")
-    @classmethod
-    def _only_data(cls, image: str) -> str:
-        return image if DATA_URI.fullmatch(image) else ""
 
 
 def write_report(run: Path) -> Path:
@@ -156,7 +61,7 @@ def write_report(run: Path) -> Path:
         ArtefactError: not a run folder, or one of its files is damaged.
     """
     run = Path(run)
-    result = _read(run / "result.json", Result)
+    result = read_checked(run / "result.json", Result)
     folders = sorted((f for f in run.glob("seed-*") if f.is_dir()), key=lambda f: (len(f.name), f.name))
     if result is None and not folders and not (run / "config.yaml").is_file():
         raise ArtefactError(f"{run}: no run here (neither result.json nor config.yaml): give the folder of a run.")
@@ -170,26 +75,12 @@ def write_report(run: Path) -> Path:
         "artefact": next(
             (f"{run.resolve().name}/{f.name}/artefact" for f in folders if (f / "artefact").is_dir()), None
         ),
-        **(_scores(result) | _facts(result) | {"confusion": _confusion(result, run)} if result else {}),
+        **(_scores(result, run) | _facts(result) | {"confusion": _confusion(result, run)} if result else {}),
     }
     page = template("report.html.jinja").render(context)
     path = run / "report.html"
     write_text(path, page.encode("utf-8", "replace").decode("utf-8"))  # names of files may hold lone surrogates
     return path
-
-
-def _read(path: Path, kind: type[T]) -> T | None:
-    """The checked content of a JSON file, None where there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place, reason = ".".join(map(str, first["loc"])) or "top level", first["msg"]
-        raise ArtefactError(f"{path}: damaged at {place} ({reason}): run the evaluation again.") from None
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path}: damaged, not valid JSON ({error}): run the evaluation again.") from None
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
@@ -232,7 +123,7 @@ def _curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Markup]:
         runs = {seed: points for seed, log in logs.items() if (points := _series(log, name, starts))}
         if runs:
             later = [start for start in starts.values() if start]
-            figures.append(Markup(plots.learning_curves(runs, title, percent=_is_fraction(name), boundaries=later)))
+            figures.append(Markup(plots.learning_curves(runs, title, percent=is_share(name), boundaries=later)))
     return figures
 
 
@@ -249,23 +140,26 @@ def _series(log: Sequence[Mapping[str, Any]], name: str, starts: Mapping[str, in
 def _mistakes(folders: Sequence[Path]) -> dict[str, Any] | None:
     """The worst mistakes of the first seed that has some."""
     for folder in folders:
-        if found := _read(folder / "mistakes.json", list[Mistake]):
+        if found := read_checked(folder / "mistakes.json", list[Mistake]):
             return {"seed": _seed(folder), "worst": found[:MISTAKES]}
     return None
 
 
-def _scores(result: Result) -> dict[str, Any]:
+def _scores(result: Result, run: Path) -> dict[str, Any]:
     """Rows of the tables: accuracies first, or all metrics where there is no accuracy; ``lead`` is the one in words."""
     rows = sorted((_row(name, result) for name in result.metrics), key=lambda row: list(KINDS).index(row["kind"]))
+    facts = {seed: one.facts.manipulation for seed, one in result.seeds.items()}
+    manipulation = manipulation_section(run, rows, {seed: each for seed, each in facts.items() if each})
     sessions = session_section(rows, next(iter(result.seeds.values())).facts.incremental)
     if sessions:
         rows = [row for row in rows if not row["name"].startswith(PREFIXES)]
-    headline = [row for row in rows if row["metric"] == "accuracy"] or rows
+    headline = [] if manipulation else ([row for row in rows if row["metric"] == "accuracy"] or rows)[:LISTED]
     return {
         "sessions": sessions,
+        "manipulation": manipulation,
         "headline": headline,
         "others": [row for row in rows if row not in headline],
-        "lead": headline[0] if headline else None,
+        "lead": manipulation["lead"] if manipulation else headline[0] if headline else None,
         "kept": next((row for row in headline if row["kind"] == "retention"), None),
     }
 
@@ -282,17 +176,13 @@ def _row(name: str, result: Result) -> dict[str, Any]:
         "set": set_name or group or name,
         "metric": metric,
         "label": METRIC_LABELS.get(metric, metric.replace("_", " ")),
-        "fraction": _is_fraction(name),
-        "sign": -1 if metric.endswith("loss") else 1,
+        "fraction": is_share(name),
+        "sign": sign(name),
         "before": result.baseline.get(name),
         "after": result.metrics[name],
         "change": Score(mean=fmean(changes), std=pstdev(changes), n=len(changes)) if changes else None,
         "pairs": pairs,
     }
-
-
-def _is_fraction(name: str) -> bool:
-    return name.endswith(("accuracy", "top5")) or name.startswith(PREFIXES)
 
 
 def _facts(result: Result) -> dict[str, Any]:
@@ -348,6 +238,11 @@ def _figure(value: float | None, fraction: bool = False, signed: bool = False) -
     return ("−" if value < 0 else "+" if signed else "") + text
 
 
+def _short(value: float | None) -> str:
+    """Three digits, however small the number."""
+    return "–" if value is None else f"{value:.3g}".replace("-", "−")
+
+
 def _thousands(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -369,7 +264,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": _figure, "thousands": _thousands, "duration": _duration}
+    environment.filters |= {"figure": _figure, "short": _short, "thousands": _thousands, "duration": _duration}
     environment.filters |= {"shell": shlex.quote, "literal": json.dumps}
     environment.globals["KINDS"] = KINDS
     return environment.get_template(name)

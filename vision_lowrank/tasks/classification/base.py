@@ -28,8 +28,18 @@ from .heads import HeadName
 
 
 def load_splits(config: RunConfig) -> Splits:
-    """The data set that a run names."""
-    return registry.get("data", config.data.type).target(config.data)
+    """The data set that a run names.
+
+    Raises:
+        UserError: it is one of another task's.
+    """
+    splits = registry.get("data", config.data.type).target(config.data)
+    if not isinstance(splits, Splits):
+        raise UserError(
+            f"data '{config.data.type}' has edited pictures, not classes: use task manipulation for it, or data with "
+            "classes, such as 'folder'."
+        )
+    return splits
 
 
 def load_frozen(config: RunConfig, head: HeadName) -> nn.Module:

@@ -1,0 +1,115 @@
+"""ManipShield, its ablations and the baselines on edited photographs, three seeds each.
+
+    python benchmarks/manipulation/run.py --photos FOLDER                            # goes on if interrupted
+    python benchmarks/manipulation/run.py --photos FOLDER --methods full linear      # train only these, write nothing
+    python benchmarks/manipulation/run.py --trial                                    # two steps, writes nothing here
+
+Recipes: configs/manipulation/edits_*.yaml, on edits of real photographs: two thirds of them for training, one seventh
+for validation, one fifth for testing, each real picture with eight edits of eleven kinds; in the test set ``unseen``
+with eight edits of four kinds that no training picture has. The learning rate of each method is chosen on the first
+seed's validation pictures, by AUC. Thresholds and temperatures are fitted on validation pictures too.
+
+With ``--methods`` two processes can share the work, if they never name the same method; ``robustness.py`` and
+``baselines.py`` beside this file can be run before as well. The full command collects all of it, runs what is missing,
+and writes ``results.json`` beside this file. Step times are of whole steps, all methods in turns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from baselines import baselines
+from conditions import MAIN, METHODS, Conditions, arguments, command, conditions, kept, names_of
+from robustness import robustness
+
+from vision_lowrank.comparison import step_times
+from vision_lowrank.config import environment
+from vision_lowrank.engine.progress import say
+from vision_lowrank.experiment import open_run, run_seed
+from vision_lowrank.files import write_text
+from vision_lowrank.trials import every_seed
+
+# Full fine-tuning has no adapter whose rate could be higher than that of pretrained weights.
+RATES = {"full": (1e-4, 3e-4, 1e-3)}
+OTHER_RATES = (3e-4, 1e-3, 3e-3)
+ROUNDS = 12
+Row = dict[str, Any]
+
+
+def row(method: str, study: Conditions) -> Row:
+    """All seeds of a method at its best learning rate."""
+
+    def run(rate: float, seed: int) -> Row:
+        config, folder = study.config(method, rate), study.folder / method / f"lr-{rate:g}"
+        open_run(folder, config)
+        return run_seed(config, seed, folder / f"seed-{seed}")
+
+    config = study.config(method)
+    rates, first = (RATES.get(method, OTHER_RATES) if not study.trial else (1e-3,)), config.task.seeds[0]
+    validation: dict[float, float] = {}
+    for rate in rates if len(rates) > 1 else ():
+        say(f"{method}: learning rate {rate:g}, seed {first}")
+        validation[rate] = run(rate, first)["metrics"]["val/auc"]
+    rate = max(validation, key=lambda each: validation[each]) if validation else rates[0]
+    found, results = every_seed(run, (rate,), config.task.seeds, lambda line: say(f"{method}: {line}"))
+    facts = [each["facts"]["manipulation"] for each in results]
+    names = names_of(config.task.decoder)
+    return {
+        "method": method,
+        "lr": rate,
+        "validation": {f"{each:g}": value for each, value in validation.items()},
+        "metrics": kept(found["metrics"], names),
+        "untrained": kept(found["baseline"], names),
+        "trained_parameters": found["trained_parameters"],
+        "peak_memory": results[0]["cost"]["peak_memory"],
+        "step_seconds": median(each["cost"]["step_seconds"] for each in results),
+        "layers": [each["layers"]["chosen"] for each in facts],
+        "of_layers": facts[0]["layers"]["of"],
+        "contrast": [each["contrast"] for each in facts],
+        "calibration": [each["calibration"] for each in facts],
+        "data": {key: results[0]["facts"][key] for key in ("train_images", "train_hash", "val_images", "tests")},
+    }
+
+
+def costs(rows: Sequence[Mapping[str, Any]], study: Conditions) -> dict[str, dict[str, float]]:
+    """Seconds of a step of every method and the ratio to ManipShield's, all in turns."""
+    configs = [study.config(row["method"], row["lr"]) for row in rows]
+    names = [row["method"] for row in rows]
+    times = dict(zip(names, step_times(configs, 2 if study.trial else ROUNDS), strict=True))
+    return {
+        method: {
+            "step_seconds": median(own),
+            "ratio": median(one / other for one, other in zip(own, times[MAIN], strict=True)),
+        }
+        for method, own in times.items()
+    }
+
+
+def main() -> None:
+    """Run what is missing and write the JSON."""
+    parser = arguments(__doc__)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="train only these, and write nothing")
+    given = parser.parse_args()
+    study = conditions(parser, given)
+    rows = []
+    for method in given.methods or METHODS:
+        rows.append(row(method, study))
+    if given.methods:
+        return
+    result = {
+        "command": command("benchmarks/manipulation/run.py"),
+        "environment": environment() | {"threads": given.threads},
+        "rows": rows,
+        "costs": costs(rows, study),
+        "baselines": baselines(study),
+        "robustness": robustness(study, next(row["lr"] for row in rows if row["method"] == MAIN)),
+    }
+    write_text(study.results, json.dumps(result, indent=1) + "\n")
+    print(study.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The study's numbers as Markdown, for ``benchmarks/render.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vision_lowrank.viz.text import markdown, percent
+
+Found = Mapping[str, Any]
+Metrics = Mapping[str, Mapping[str, float]]
+NAMES = {
+    "manipshield": "ManipShield",
+    "pair_contrast": "contrast of pairs",
+    "no_contrast": "without contrast",
+    "no_lds": "without layer selection",
+    "frozen": "frozen tower",
+    "full": "full fine-tuning",
+    "linear": "linear head",
+    "ela": "error levels",
+    "noise": "noise residual",
+}
+# Columns of the main table; every editor's recall is in the editors' table.
+WHETHER = {
+    "AUC": "auc",
+    "balanced accuracy": "balanced_accuracy",
+    "accuracy, 1:1": "equal_mix/accuracy",
+    "recall at 5 % false alarms": "tpr_at_fpr_5",
+    "false alarms": "false_alarm_rate",
+    "ECE": "ece",
+    "ECE before": "ece_before",
+}
+WHERE = {
+    "pixel F1": "pixel_f1",
+    "pixel IoU": "pixel_iou",
+    "pixel AUC": "pixel_auc",
+    "false maps": "pixel_false_localisation",
+    "box AP50": "box_ap50",
+    "box AP": "box_ap",
+    "union IoU": "box_union_iou",
+    "false boxes": "box_false_localisation",
+    "cue micro F1": "cue_micro_f1",
+    "cue macro F1": "cue_macro_f1",
+}
+CONSTANT = {"mean box": "constant_box", "whole picture": "full_box", "most frequent cue": "most_frequent"}
+ROBUSTNESS = {"AUC": "auc", "balanced accuracy": "balanced_accuracy", "false alarms": "false_alarm_rate",
+              "pixel F1": "pixel_f1", "box AP50": "box_ap50"}  # fmt: skip
+SETS = {"seen": "kinds of edit seen in training", "unseen": "kinds of edit never seen in training"}
+
+
+def study(result: Found) -> str:
+    """Whether and where on both test sets, by editor, costs, robustness, and what files alone give away."""
+    rows = _rows(result)
+    parts = [
+        f"**{title}: {question}**\n\n{_by_method(rows, name, columns)}"
+        for name, title in SETS.items()
+        for question, columns in (("whether", WHETHER), ("where and what", WHERE))
+    ]
+    parts.append(f"**AUC by kind of edit, each against all real pictures**\n\n{editors(result)}")
+    parts.append(f"**cost**\n\n{costs(result)}")
+    parts += [
+        f"**ManipShield under degradations, {title}**\n\n{robustness(result, name)}" for name, title in SETS.items()
+    ]
+    parts.append(f"**AUC of metadata alone**\n\n{audit(result)}")
+    return "\n".join(parts)
+
+
+def editors(result: Found) -> str:
+    """AUC of every kind of edit by method, and its recall by ManipShield at its own threshold."""
+    rows, lines = _rows(result), []
+    first = rows[NAMES["manipshield"]]
+    for name in SETS:
+        start, end = f"{name}/editor/", "/auc"
+        for metric in sorted(key for key in first if key.startswith(start) and key.endswith(end)):
+            editor = metric.removeprefix(start).removesuffix(end)
+            recall = percent(first[f"{start}{editor}/recall"])
+            lines.append([name, editor, *(_cell(metrics, metric) for metrics in rows.values()), recall])
+    return markdown(["set", "kind of edit", *rows, "ManipShield's recall"], lines)
+
+
+def costs(result: Found) -> str:
+    """Parameters, step time and memory, learning rate, and the layer that is read, per seed."""
+    lines = []
+    for row in result["rows"]:
+        cost = result["costs"][row["method"]]
+        layers = ", ".join(map(str, row["layers"]))
+        lines.append(
+            [
+                NAMES[row["method"]],
+                f"{row['lr']:g}",
+                f"{row['trained_parameters']:,}",
+                f"{1000 * cost['step_seconds']:.0f} ms",
+                f"{cost['ratio']:.2f}",
+                f"{row['peak_memory'] / 2**20:.0f} MiB",
+                f"{layers} of {row['of_layers']}",
+            ]
+        )
+    header = ["method", "lr", "trained parameters", "step", "ratio to ManipShield", "step memory", "layers read"]
+    return markdown(header, lines)
+
+
+def robustness(result: Found, name: str) -> str:
+    """A line per degradation, the clean pictures first."""
+    found = result["robustness"]["sets"][name]
+    lines = [[each, *(_cell(metrics, metric) for metric in ROBUSTNESS.values())] for each, metrics in found.items()]
+    pictures = result["robustness"]["pictures"][name]
+    return f"{markdown(['degradation', *ROBUSTNESS], lines)}\n{pictures} pictures.\n"
+
+
+def audit(result: Found) -> str:
+    """AUC of a forest on the files' metadata, by set and family."""
+    found = result["baselines"]["audit"]
+    families = list(next(iter(found.values()))["by_family"])
+    lines = [
+        [
+            name,
+            f"{row['auc']:.3f} [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]",
+            *(f"{row['by_family'][family]:.3f}" for family in families),
+        ]
+        for name, row in found.items()
+    ]
+    return markdown(["set", "all [95 %]", *families], lines)
+
+
+def throughput(result: Found) -> str:
+    """Pictures a second, memory, and what reading a lower layer saves."""
+    entries = list(result["entries"].values())
+    batches = list(dict.fromkeys(entry["batch"] for entry in entries))
+    groups: dict[tuple[str, int, int], dict[int, Found]] = {}
+    for entry in entries:
+        groups.setdefault((entry["device"], entry["threads"], entry["size"]), {})[entry["batch"]] = entry
+    speed = [
+        [device, str(threads), f"{size} px", way, *(_rate(row.get(batch), way) for batch in batches)]
+        for (device, threads, size), row in groups.items()
+        for way in ("decoded", "files")
+    ]
+    memory = [
+        [device, str(threads), f"{size} px", _mebibytes(next(iter(row.values()))["resident_bytes"]),
+         *(_mebibytes(row[batch]["peak_bytes"]) if batch in row else "-" for batch in batches)]
+        for (device, threads, size), row in groups.items()
+    ]  # fmt: skip
+    names = [f"batch {batch}" for batch in batches]
+    layers = list(next(iter(result["truncated"].values()))["ratio"])
+    saved = [
+        [key, *(f"{row['ratio'][layer]:.2f}" for layer in layers), str(row["own"])]
+        for key, row in result["truncated"].items()
+    ]
+    where = ["device", "threads", "long side"]
+    return "\n".join(
+        [
+            f"**pictures per second**\n\n{markdown([*where, 'from', *names], speed)}",
+            f"**memory of the process in MiB: with the detector loaded, and at most**\n\n"
+            f"{markdown([*where, 'loaded', *names], memory)}",
+            f"**time up to a layer, as a share of the whole tower**\n\n"
+            f"{markdown(['device', *(f'layer {layer}' for layer in layers), 'read by the detector'], saved)}",
+        ]
+    )
+
+
+def _rows(result: Found) -> dict[str, Metrics]:
+    """Name -> metrics: the classical baselines, the untrained model, and every method."""
+    first = next(row for row in result["rows"] if row["method"] == "manipshield")
+    classical = {NAMES[name]: each["metrics"] for name, each in result["baselines"]["methods"].items()}
+    return {
+        **classical,
+        "untrained tower": first["untrained"],
+        **{NAMES[row["method"]]: row["metrics"] for row in result["rows"]},
+    }
+
+
+def _by_method(rows: Mapping[str, Metrics], name: str, columns: Mapping[str, str]) -> str:
+    """A line per method; where places are asked for, also for the constants that ignore the picture."""
+    known = {metric for metrics in rows.values() for metric in metrics}
+    names = {title: f"{name}/{metric}" for title, metric in columns.items() if f"{name}/{metric}" in known}
+    lines = [[row, *(_cell(metrics, metric) for metric in names.values())] for row, metrics in rows.items()]
+    first = rows[NAMES["manipshield"]]
+    for title, constant in CONSTANT.items():
+        cells = [_cell(first, metric.replace("/", f"/{constant}/", 1)) for metric in names.values()]
+        if set(cells) != {"-"}:
+            lines.insert(0, [title, *cells])
+    return markdown(["method", *names], [line for line in lines if set(line[1:]) != {"-"}])
+
+
+def _cell(metrics: Metrics, name: str) -> str:
+    return percent(metrics[name]) if name in metrics else "-"
+
+
+def _rate(entry: Found | None, way: str) -> str:
+    return f"{entry['images_per_second'][way]:.3g}" if entry else "-"
+
+
+def _mebibytes(number: int | None) -> str:
+    return "-" if number is None else f"{number / 2**20:,.0f}"

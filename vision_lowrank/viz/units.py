@@ -1,0 +1,27 @@
+"""How a metric is shown, by the last word of its name: ``test/seen/pixel_f1`` is an ``f1``, a share, shown in percent.
+
+What is not listed here is shown as it is, and more of it is better.
+"""
+
+from __future__ import annotations
+
+SHARES = {
+    "accuracy", "top5", "auc", "ap", "ap50", "f1", "iou", "recall", "precision", "rate", "ece", "localisation", "area",
+    "exact", "hamming", "map",
+}  # fmt: skip
+LESS_IS_BETTER = {"loss", "ece", "brier", "rate", "localisation", "area"}
+SESSIONS = ("session/", "incremental/")  # class-incremental learning: all of it shares
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric lies in [0, 1] and is shown in percent."""
+    return _word(name) in SHARES or name.startswith(SESSIONS)
+
+
+def sign(name: str) -> int:
+    """-1 where less of a metric is better, 1 otherwise."""
+    return -1 if _word(name) in LESS_IS_BETTER else 1
+
+
+def _word(name: str) -> str:
+    return name.rpartition("/")[2].rpartition("_")[2]
