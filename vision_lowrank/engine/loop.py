@@ -151,7 +151,8 @@ class Engine:
         if self.metrics:
             name = self.stage.name if self.stage else None
             self._log.write(name, self.step, self.global_step, self.metrics, split=split)
-            self.display.say("  ".join(f"{key} {value:.4g}" for key, value in self.metrics.items()))
+            told = [name for name in self.metrics if self.task.tells(name)]
+            self.display.say("  ".join(f"{name} {self.metrics[name]:.4g}" for name in told))
         self._call("on_evaluate", split, self.metrics)
         return self.metrics
 

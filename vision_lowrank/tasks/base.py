@@ -53,6 +53,11 @@ class Task(nn.Module):
 
     headline: tuple[str, ...] = ()
 
+    def tells(self, name: str) -> bool:
+        """Whether the metric of this full name is printed after an evaluation: a headline of a set, or any."""
+        of_set, _, metric = name.rpartition("/")
+        return not self.headline or (metric in self.headline and of_set.count("/") < 2)
+
     def stages(self) -> list[Stage]:
         """The stages to run, in order. A task without training (zero-shot) returns an empty list."""
         raise NotImplementedError

@@ -1,12 +1,18 @@
 """Pieces of real photographs with two planted edits each, as a data set of the schema, and a recipe for it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from fixtures.multimodal import fresh
 from PIL import Image
 
+from vision_lowrank.config import load_config
 from vision_lowrank.data.manipulation.base import EDITED, REAL, Record, Region, Vocabulary
 from vision_lowrank.data.manipulation.schema import write_schema
 from vision_lowrank.data.photos import photographs
+from vision_lowrank.experiment import run
 
 SOURCES = {"train": 6, "val": 6, "test": 4}
 NAMES = ("astronaut", "cat", "cup of coffee", "rocket")
@@ -39,7 +45,8 @@ EDITS = {"speckle": (speckled, ("noise", "texture"), "material"), "recolour": (r
 def photos():
     """Squares and wide pieces of photographs, of 64 pixels at most, without end."""
     rng = np.random.default_rng(0)
-    whole = [photograph for name, photograph in photographs() if name in NAMES]
+    images = photographs()
+    whole = [images.image(index) for index, label in enumerate(images.labels) if images.classes[label] in NAMES]
     while True:
         for photograph in whole:
             width, height = (64, 64) if rng.random() < 0.5 else (64, 48)
@@ -48,13 +55,14 @@ def photos():
             yield small.crop((x, y, x + width, y + height))
 
 
-def write_pair(folder, split, name, photo, rng):
+def write_pair(folder, split, name, photo, rng, editors=tuple(EDITS), sides=(20, 36)):
     """A photograph and one edit of every kind, as files; their records."""
     photo.save(folder / f"{name}.png")
     known = {"width": photo.width, "height": photo.height, "scope": "local", "split": split}
     records = [Record(name, f"{name}.png", REAL, name, boxes=(), cues=(), **known)]
-    for editor, (edit, cues, category) in EDITS.items():
-        width, height = rng.integers(20, 36, size=2)
+    for editor in editors:
+        edit, cues, category = EDITS[editor]
+        width, height = rng.integers(*sides, size=2)
         x, y = rng.integers(photo.width - width + 1), rng.integers(photo.height - height + 1)
         box = tuple(int(value) for value in (x, y, x + width, y + height))
         own, mask = f"{name}-{editor}", np.zeros((photo.height, photo.width), dtype=bool)
@@ -96,9 +104,40 @@ engine: {{steps: 6, batch_size: 3, lr: 2.0e-3, tensorboard: false, checkpoint_ev
 """
 
 
+def write_recipe(folder, data, weights):
+    """The recipe as a file of `folder`."""
+    path = folder / "detection.yaml"
+    path.write_text(RECIPE.format(out=folder / "runs", weights=weights, data=data))
+    return path
+
+
 @pytest.fixture
 def detection(tmp_path, edited, tiny_weights):
     """A recipe with stages A, B and C that runs in seconds."""
-    path = tmp_path / "detection.yaml"
-    path.write_text(RECIPE.format(out=tmp_path / "runs", weights=tiny_weights, data=edited))
+    return write_recipe(tmp_path, edited, tiny_weights)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, edited, tiny_weights):
+    """One run of that recipe, for tests that only look at it: (config, result, folder of its seed)."""
+    config = load_config(write_recipe(tmp_path_factory.mktemp("finished"), edited, tiny_weights), ["name=finished"])
+    return config, run(config), Path(config.out) / "finished" / "seed-1"
+
+
+@pytest.fixture(scope="session")
+def mllm_weights(tmp_path_factory):
+    """A file of weights for tiny-internvl3_5 that pass a signal."""
+    path = tmp_path_factory.mktemp("mllm") / "tiny.pt"
+    torch.save(fresh("tiny-internvl3_5").model.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def explaining(detection, mllm_weights):
+    """Overrides that make the recipe a multimodal LLM's, with stage D."""
+    return [
+        f"backbone={{name: 'hf:tiny-internvl3_5', weights: {mllm_weights}}}",
+        "task.explanation={steps: 3, lr: 0.05, adapter: {type: lora, r: 2, modules: [q, v]}}",
+        "task.contrast.steps=2",
+        "engine.steps=3",
+    ]

@@ -87,7 +87,7 @@ class Framing:
         if asked != self:
             raise ArtefactError(
                 f"the checkpoint was trained with framing {self}, but {asked} was asked for, which changes its "
-                "scores: use its own framing, or override it explicitly."
+                "scores: use its own, or set task.override_framing=true."
             )
 
     def __str__(self) -> str:

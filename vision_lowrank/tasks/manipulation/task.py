@@ -1,0 +1,395 @@
+"""Image manipulation: say whether a picture was edited, where, by which visible signs, and why.
+
+ManipShield (arXiv 2511.14259) as stages of the one engine; all but the outline is reconstructed:
+
+=================  ====================================================================================================
+``contrast``       A: a contrastive loss on pairs of a picture and its edit trains the adapter of the vision tower
+``layers``         B: validation pictures show at which layer real and edited ones differ most; nothing trains
+``decoders``       C: detection, cues, boxes and token map learn on that layer's states, the adapter at a lower rate
+``explanation``    D: a second adapter, on the language model, learns to explain what the heads found
+=================  ====================================================================================================
+
+A plain vision transformer takes the same way without D; its "layers" are its blocks. After C validation pictures give
+temperature and thresholds. Test pictures decide nothing.
+
+A sample of training holds a picture and one of its edits, so ``engine.batch_size`` counts pairs. The untrained model
+that every metric is reported beside is that of :mod:`.untrained`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ...adapters.phases import begin_phase, phases
+from ...adapters.preserve import preserved
+from ...analysis.layer_discrimination import LayerTerms, choose_layer
+from ...config.schema import RunConfig
+from ...data.manipulation.augmentation import augmentation
+from ...data.manipulation.base import REAL, ManipulationSet
+from ...data.manipulation.robustness import Degradation, parse
+from ...data.manipulation.sampling import Twins, draws_of
+from ...errors import UserError
+from ...files import write_text
+from ...metrics.calibration import Calibration
+from ...registry import register
+from ..base import Batch, Outputs, Stage, Task, count
+from ..parameters import Parameters, adapter_parameters
+from .building import load_detector, load_manipulation, tower_width
+from .config import ContrastOptions, ManipulationConfig
+from .contrast import contrast_diagnostics, contrastive_loss, projector
+from .decoders import Decoded
+from .detector import ManipulationDetector
+from .gallery import write_gallery
+from .looking import check_selection, share_of_reals, spread, twins_of
+from .losses import Targets, decoder_losses
+from .pictures import Annotations, DrawnPictures, Pictures, tiles_of
+from .scoring import Priors, Scores, details, score, write_pictures
+from .speech import answer_loss, explained, rest, speak
+from .untrained import Untrained
+
+CONTRAST, LAYERS, DECODERS, EXPLANATION = "contrast", "layers", "decoders", "explanation"
+PROBED = 1000  # most pictures that a probe is fitted on
+
+
+@register(
+    "task", "manipulation", summary="whether, where and how a picture was edited; ManipShield",
+    paper="arXiv 2511.14259", config=ManipulationConfig,
+)  # fmt: skip
+class Manipulation(Task):
+    """A :class:`ManipulationDetector` and the stages that train it."""
+
+    headline = (
+        *("auc", "balanced_accuracy", "false_alarm_rate", "ece", "pixel_f1", "pixel_iou", "pixel_false_localisation"),
+        *("box_union_iou", "box_ap50", "box_false_localisation", "cue_micro_f1", "cue_macro_f1"),
+    )
+
+    def __init__(self, config: RunConfig, seed: int) -> None:
+        super().__init__()
+        options: ManipulationConfig = config.task
+        self.config, self.options, self.seed = config, options, seed
+        self.splits = load_manipulation(config)
+        self.degradations = [parse(name) for name in options.robustness]
+        self.detector, self.parts = load_detector(config, self.splits)
+        model = self.detector.model
+        self.annotations = Annotations(self.detector.frames, self.detector.cues, options.boxes)
+        self.draws = draws_of(self.splits.train, seed)
+        if options.contrast and options.contrast.reading == "pair" and not isinstance(self.draws, Twins):
+            raise UserError("task.contrast.reading=pair needs pictures with their own edits: take label, or add twins.")
+        if options.layer == "lds":
+            check_selection(spread(self.splits.val, options.selection.pictures))
+        self.explained = explained(self.splits.train) if options.explanation else None
+        self.projector = projector(tower_width(model))
+        self.register_buffer("layer", torch.tensor(self.detector.layer))
+        self.register_buffer("layer_table", torch.full((model.state_layers, 6), torch.nan, dtype=torch.float64))
+        self.register_buffer("contrast_table", torch.full((2, 2), torch.nan, dtype=torch.float64))
+        self.register_buffer("val_logits", torch.full((len(self.splits.val),), torch.nan))
+        self.priors = Priors.of(self.splits.train, self.detector.cues)
+        self._phases = phases(model) if config.adapter else {"train": {}}
+        several = len(self._phases) > 1
+        self._decoding = {f"{DECODERS}-{phase}" if several else DECODERS: phase for phase in self._phases}
+        self._pos_weight = share_of_reals(self.splits.train, self.draws)
+        self._stage, self._set = "", ""
+        self._untrained: Untrained | None = None
+        self._plain = False
+        self._scores: dict[str, Scores] = {}
+
+    def use_detector(self, detector: ManipulationDetector) -> None:
+        """Evaluate a saved detector in place of the one that this run would train."""
+        self.detector = detector
+        self.annotations = Annotations(detector.frames, detector.cues, self.options.boxes)
+
+    def stages(self) -> list[Stage]:
+        """The stages of the module docstring that the options ask for; ``decoders`` once per phase of the adapter."""
+        options = self.options
+        recipe = None if options.augmentation == "none" else augmentation(options.augmentation)
+        drawn = DrawnPictures(self.splits.train, self.draws, self.annotations, recipe, self.seed)
+        stages = []
+        if options.contrast:
+            settings = {"steps": options.contrast.steps, "lr": options.contrast.lr or self.config.engine.lr}
+            stages.append(Stage(CONTRAST, drawn, settings, prepares=True))
+        if options.layer == "lds":
+            stages.append(Stage(LAYERS, drawn, {"steps": 0}, prepares=True))
+        select = "val/auc" if options.select == "val" else None
+        for name, phase in self._decoding.items():
+            settings = {key: value for key, value in self._phases[phase].items() if key != "lr"}  # the adapter's alone
+            stages.append(Stage(name, drawn, settings, select))
+        if options.explanation and self.explained:
+            settings = {"steps": options.explanation.steps, "lr": options.explanation.lr}
+            stages.append(Stage(EXPLANATION, self._pictures(self.explained), settings, prepares=True))
+        return stages
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Let the parts of the stage train, and nothing else."""
+        self._stage, decodes, contrasts = stage.name, stage.name in self._decoding, stage.name == CONTRAST
+        rest(self.detector.model)
+        if self.config.adapter is not None and (decodes or contrasts):
+            self._begin_phase(stage.name)
+        moving = self.parts.tower if contrasts or (decodes and self.options.adapter_lr_factor > 0) else {}
+        self._train_only(self.parts.language if stage.name == EXPLANATION else moving)
+        self.detector.decoder.requires_grad_(decodes)
+        self.projector.requires_grad_(contrasts or (decodes and self._contrasts))
+
+    def begin_training(self) -> None:
+        """Remember which base weights train: the artefact must hold them."""
+        if self.options.trains_base and self._stage != EXPLANATION:
+            self.detector.trained_base |= set(self.parts.tower)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The default groups, with a rate of their own for the projector, and for the tower beside the decoders."""
+        rates: dict[int, float] = {}
+        if self._stage == CONTRAST and self.options.contrast:
+            rates = {id(p): self.options.contrast.projector_lr for p in self.projector.parameters()}
+        elif self._stage in self._decoding:
+            lr = self.config.engine.lr * self.options.adapter_lr_factor
+            lr = self._phases[self._decoding[self._stage]].get("lr", lr)
+            rates = {id(p): lr for p in self.parts.tower.values()}
+        groups = []
+        for group in super().parameter_groups():
+            others = [p for p in group["params"] if id(p) not in rates]
+            own = [p for p in group["params"] if id(p) in rates]
+            groups += [{**group, "params": others}] if others else []
+            groups += [{**group, "params": own, "lr": rates[id(own[0])]}] if own else []
+        return groups
+
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a batch of draws: every tensor (draws, pictures of a draw, …); in stage D of pictures."""
+        if self._stage == EXPLANATION and self.explained:
+            speak(self.detector.model)  # an evaluation lets it rest
+            self._train_only(self.parts.language)
+            return {"loss": answer_loss(self.detector.model, self.explained, batch)}
+        rows = batch["label"].shape[1]
+        flat = {key: value.flatten(0, 1) for key, value in batch.items()}
+        if self._stage == CONTRAST:
+            loss = self._contrast_loss(flat, rows)
+            return {"loss": loss, "contrast": loss}
+        decoded = self.detector(flat)
+        terms, used = decoder_losses(decoded, _targets(flat, decoded), self.options.losses, self._pos_weight)
+        if self._contrasts:
+            terms = terms | {"contrast": self.options.losses.contrast * self._contrast_loss(flat, rows)}
+        counts = {f"used/{name}": number for name, number in used.items()}
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms, **counts}
+
+    def looks(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
+        """Training pictures for the baseline's probe; validation pictures for everything else."""
+        val, options = self.splits.val, self.options
+        if place == "untrained":
+            return {"untrained": self._pictures(spread(self.splits.train, PROBED))}
+        if self._stage == CONTRAST:
+            return {f"contrast-{place}": self._pictures(spread(val, PROBED))}
+        if self._stage == LAYERS and place == "start":
+            return {LAYERS: self._pictures(spread(val, options.selection.pictures))}
+        if self._stage == [*self._decoding][-1] and place == "end":
+            return {"calibration": self._pictures(val)}
+        return {}
+
+    def take(self, name: str, outputs: Outputs) -> None:
+        """Fit the probe, choose the layer, note how far twins are apart, or calibrate."""
+        if name == "untrained":
+            self._untrained = Untrained(outputs)
+        elif name == "calibration":
+            self.val_logits.copy_(outputs["logit"])
+            self._settle()
+        elif name == LAYERS:
+            choice = choose_layer(
+                outputs["states"], outputs["label"], outputs["source"].numpy(), self.options.selection.criterion
+            )
+            rows = [list(asdict(terms).values()) for terms in choice.table]
+            self.layer_table.copy_(torch.tensor(rows, dtype=torch.float64))
+            self.layer.fill_(choice.layer)
+            self._settle()
+        else:
+            twins = twins_of(outputs["source"], outputs["label"])
+            found = contrast_diagnostics(outputs["features"], outputs["label"], twins, outputs["source"].numpy())
+            row = self.contrast_table[int(name.endswith("end"))]
+            row[0], row[1] = found["twin_cosine"], found["probe_auc"]
+
+    def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
+        """Validation pictures; or every test set as it is (``test/NAME``) and degraded (``test/NAME/jpeg-70``)."""
+        if split == "val" and self._stage == CONTRAST:
+            return {}  # the decoders have not learnt anything yet
+        return {
+            name: Pictures(pictures, self.annotations, degradation)
+            for name, (pictures, degradation) in self._sets(split).items()
+        }
+
+    def begin_eval(self, set_name: str) -> None:
+        """Which outputs are asked for; learning to explain changes none of them."""
+        self._set = set_name
+        if self._stage == EXPLANATION:
+            rest(self.detector.model)
+
+    def eval_step(self, batch: Batch) -> Outputs:
+        """What :meth:`take` or :func:`.scoring.score` need of a batch of pictures."""
+        about = {"label": batch["label"], "source": batch["source"]}
+        if self._set == LAYERS:
+            return about | {"states": self._layer_means(batch)}
+        if self._set == "untrained":
+            kept = ("cues", "has_cues", "boxes", "box_count", "tokens", "has_tokens")
+            return about | {"features": self._features(batch)} | {key: batch[key] for key in kept}
+        if self._set.startswith("contrast-"):
+            return about | {"features": self._features(batch)}
+        if self._plain and self._untrained:
+            return self._untrained.outputs(self._features(batch), batch["inside"])
+        decoded = self.detector(batch)
+        outputs = {name: value for name, value in decoded._asdict().items() if value is not None}
+        return outputs | {name: self._wide(outputs[name]) for name in ("tokens", "valid") if name in outputs}
+
+    def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
+        """Every metric of :mod:`.scoring`."""
+        pictures, degradation = self._sets("val" if set_name == "val" else "test")[set_name]
+        calibration = Calibration() if self._plain else self.detector.calibration
+        found = score(self.detector, pictures, outputs, calibration, self.priors, degradation)
+        if not self._plain:
+            self._scores[set_name] = found
+        return found.metrics
+
+    @contextmanager
+    def untrained(self) -> Iterator[None]:
+        """With the adapter off and the heads of :mod:`.untrained`."""
+        self._plain = True
+        try:
+            with preserved(self), getattr(self.detector.model, "disable_adapter", nullcontext)():
+                yield
+        finally:
+            self._plain = False
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """All that some stage may change, and what validation pictures decided."""
+        movable = {id(p) for p in (*self.parts.tower.values(), *self.parts.language.values())}
+        movable |= {id(p) for part in (self.projector, self.detector.decoder) for p in part.parameters()}
+        moving = {name: p.detach() for name, p in self.named_parameters() if id(p) in movable}
+        decided = ("layer", "layer_table", "contrast_table", "val_logits")
+        return super().trained_state() | moving | {name: getattr(self, name) for name in decided}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """As the base class; layer and calibration follow."""
+        super().load_trained_state(state)
+        self._settle()
+
+    def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """The detector as an artefact folder."""
+        train, val = self.splits.train, self.splits.val
+        self.detector.about = {
+            "training_set": {"name": train.name, "pictures": len(train), "hash": train.hash},
+            "validation_set": {"name": val.name, "pictures": len(val), "hash": val.hash},
+            "editors": sorted(train.editors.names),
+            "layers": self._layers(),
+        }
+        self.detector.save(folder, record)
+
+    def write_details(self, folder: Path) -> None:
+        """``pictures.csv``, one row per test picture; ``details.json``: intervals and slices; ``gallery.json``."""
+        tests = {name: found for name, found in self._scores.items() if name.startswith("test/")}
+        write_gallery(folder, self.detector, self.splits.tests, tests)
+        write_pictures(folder / "pictures.csv", tests)
+        about = {"calibration": self.detector.calibration.to_dict(), "layers": self._layers()}
+        write_text(folder / "details.json", json.dumps({"sets": details(tests), **about}, ensure_ascii=False) + "\n")
+
+    def describe(self) -> dict[str, Any]:
+        """Data, trained parameters, the chosen layer, what the contrast changed, and the calibration."""
+        model, calibration = self.detector.model, self.detector.calibration
+        tests = {name: {"pictures": len(each), "hash": each.hash} for name, each in self.splits.tests.items()}
+        names = ("twin_cosine", "probe_auc")
+        before, after = (dict(zip(names, row, strict=True)) for row in self.contrast_table.tolist())
+        trained = (*self.parts.tower.values(), *self.parts.language.values(), *self.detector.decoder.parameters())
+        return {
+            "backbone": model.spec | {"fingerprint": self.detector.fingerprint},
+            "train_images": len(self.splits.train),
+            "train_hash": self.splits.train.hash,
+            "val_images": len(self.splits.val),
+            "tests": tests,
+            "trainable_parameters": count(trained),
+            "manipulation": {
+                "framing": self.detector.framing.to_dict(),
+                "layers": self._layers(),
+                "contrast": {"before": before, "after": after} if self.options.contrast else None,
+                "calibration": {key: value for key, value in calibration.to_dict().items() if key != "real_scores"},
+            },
+        }
+
+    @property
+    def _contrasts(self) -> bool:
+        """Whether the contrastive term goes on in stage C."""
+        return self.options.losses.contrast > 0
+
+    def _train_only(self, parameters: Parameters) -> None:
+        self.requires_grad_(False)
+        for parameter in parameters.values():
+            parameter.requires_grad_()
+
+    def _begin_phase(self, stage: str) -> None:
+        """Let the adapter enter the phase of a stage. What the contrast trained goes on in the decoders' first one."""
+        first = next(iter(self._decoding))
+        if stage != first or not self.options.contrast:
+            self._train_only(self.parts.tower)
+            begin_phase(self.detector.model, self._decoding.get(stage, self._decoding[first]))
+            self.parts = replace(self.parts, tower=adapter_parameters(self.detector.model))  # it may bring others
+
+    def _sets(self, split: Literal["val", "test"]) -> dict[str, tuple[ManipulationSet, Degradation | None]]:
+        if split == "val":
+            return {"val": (self.splits.val, None)}
+        sets: dict[str, tuple[ManipulationSet, Degradation | None]] = {}
+        for name, pictures in self.splits.tests.items():
+            sets[f"test/{name}"] = (pictures, None)
+            sets |= {f"test/{name}/{each}": (pictures, each) for each in self.degradations}
+        return sets
+
+    def _pictures(self, pictures: ManipulationSet) -> Pictures:
+        return Pictures(pictures, self.annotations)
+
+    def _features(self, batch: Batch) -> Tensor:
+        """Mean of the final patch tokens of the whole picture (its last tile), (B, D)."""
+        last = torch.stack(
+            [tiles[count - 1] for tiles, count in zip(batch["tiles"], batch["count"].tolist(), strict=True)]
+        )
+        return self.detector.model.image_tokens(last).mean(dim=1)
+
+    def _layer_means(self, batch: Batch) -> Tensor:
+        """Mean over the tokens of a picture after every layer, (B, L, d)."""
+        model, counts = self.detector.model, batch["count"].tolist()
+        states, valid = model.image_states(tiles_of(batch, counts), counts, range(1, model.state_layers + 1))
+        own = (valid & batch["inside"][:, : valid.shape[1]])[..., None]
+        return torch.stack([(each.float() * own).sum(dim=1) / own.sum(dim=1) for each in states], dim=1)
+
+    def _contrast_loss(self, flat: Batch, rows: int) -> Tensor:
+        options = self.options.contrast or ContrastOptions()
+        order = torch.arange(len(flat["label"]), device=flat["label"].device)
+        twins = order.view(-1, rows).flip(1).flatten() if isinstance(self.draws, Twins) else order
+        z = self.projector(self._features(flat))
+        return contrastive_loss(z, flat["label"], twins, options.reading, options.temperature, options.twin_weight)
+
+    def _wide(self, tokens: Tensor) -> Tensor:
+        """(B, n) with zeros up to the most tokens of a picture, so that batches can be joined."""
+        return nn.functional.pad(tokens, (0, self.detector.frames.tokens - tokens.shape[1]))
+
+    def _settle(self) -> None:
+        """Let the detector use the chosen layer and the calibration."""
+        self.detector.layer = int(self.layer)
+        known = ~self.val_logits.isnan()
+        if known.all() and len(known):
+            self.detector.calibration = Calibration.fit(self.val_logits.cpu(), self.splits.val.labels != REAL)
+
+    def _layers(self) -> dict[str, Any]:
+        """The chosen layer, and the table of stage B where there was one."""
+        table = [LayerTerms(int(row[0]), *row[1:]) for row in self.layer_table.tolist() if row[0] == row[0]]
+        return {
+            "chosen": int(self.layer),
+            "of": len(self.layer_table),
+            "criterion": self.options.selection.criterion if table else None,
+            "table": [asdict(terms) for terms in table],
+        }
+
+
+def _targets(flat: Batch, decoded: Decoded) -> Targets:
+    boxes = [each[:count] for each, count in zip(flat["boxes"], flat["box_count"].tolist(), strict=True)]
+    tokens = flat["tokens"][:, : decoded.valid.shape[1]]
+    return Targets(flat["label"], flat["has_cues"], flat["cues"], flat["has_boxes"], boxes, flat["has_tokens"], tokens)
