@@ -12,6 +12,7 @@ from vision_lowrank.data.manipulation.robustness import parse
 from vision_lowrank.data.manipulation.sampling import Single, draws_of
 from vision_lowrank.data.manipulation.schema import read_schema
 from vision_lowrank.data.transforms import Preprocess
+from vision_lowrank.errors import DataError
 from vision_lowrank.tasks.manipulation.looking import check_selection, share_of_reals, spread, twins_of
 from vision_lowrank.tasks.manipulation.pictures import (
     Annotations,
@@ -216,3 +217,13 @@ def test_choosing_a_layer_needs_five_photographs_of_either_kind():
     check_selection(made(*enough))
     with pytest.raises(Exception, match="'made' has real ones of 4"):
         check_selection(made(*(each for each in enough if each != ("s3", 0))))
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_mask_of_another_size_than_its_picture_is_refused(tmp_path, drawn):
+    IMAGE.save(tmp_path / "e.png")
+    Image.fromarray(MASK[:, :40]).save(tmp_path / "mask.png")
+    found = ManipulationSet.of("odd", (replace(EDIT, mask="mask.png"),), tmp_path)
+    data = DrawnPictures(found, Single(1), annotations(), None, 0) if drawn else Pictures(found, annotations())
+    with pytest.raises(DataError, match=r"mask 'mask\.png' is 40 x 24 pixels, its picture 'e\.png' 48 x 24"):
+        data[0]

@@ -200,11 +200,7 @@ def _quality(rng: np.random.Generator, span: tuple[int, int]) -> int:
 def _degrade(degradation: Degradation) -> Step:
     def step(sample: Sample, rng: np.random.Generator) -> Sample:
         image, mask, boxes = sample
-        return (
-            degradation.apply(image),
-            None if mask is None else degradation.apply_mask(mask),
-            None if boxes is None else degradation.apply_boxes(boxes, *image.size),
-        )
+        return degradation.apply(image), *degradation.apply_truth(mask, boxes, *image.size)
 
     return step
 

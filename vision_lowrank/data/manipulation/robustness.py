@@ -96,6 +96,15 @@ class Degradation:
         x, y = new_width / width, new_height / height
         return tuple((x0 * x, y0 * y, x1 * x, y1 * y) for x0, y0, x1, y1 in boxes)
 
+    def apply_truth(
+        self, mask: np.ndarray | None, boxes: Sequence[Box] | None, width: int, height: int
+    ) -> tuple[np.ndarray | None, tuple[Box, ...] | None]:
+        """Mask and boxes of a picture that was `width` x `height` pixels; what is not annotated stays so."""
+        return (
+            None if mask is None else self.apply_mask(mask),
+            None if boxes is None else self.apply_boxes(boxes, width, height),
+        )
+
     def __str__(self) -> str:
         return f"{self.name}-{self.level:g}"
 

@@ -40,6 +40,7 @@ from ...data.manipulation.regions import mask_of_boxes
 from ...data.manipulation.robustness import Degradation
 from ...data.manipulation.sampling import Draws
 from ...data.transforms import Preprocess
+from ...errors import DataError
 
 Sample = dict[str, Any]
 
@@ -150,8 +151,11 @@ class Pictures(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> Sample:
         index = item[1] if isinstance(item, tuple) else item
-        record = self.pictures.records[index]
-        image, mask, boxes = degraded(self.pictures, index, self.degradation)
+        record, image = self.pictures.records[index], self.pictures.image(index)
+        mask, boxes = truth_of(self.pictures, index, image.size)
+        if self.degradation:
+            mask, boxes = self.degradation.apply_truth(mask, boxes, *image.size)
+            image = self.degradation.apply(image, record.id)
         return self.annotations.sample(record, image, mask, boxes) | _place(self.pictures, index)
 
 
@@ -181,25 +185,25 @@ class DrawnPictures(Dataset):
         rows = []
         for number in self.draws.draw(index, position):
             record, image = self.pictures.records[number], self.pictures.image(number)
-            known = self.pictures.mask(number), boxes_of(record)
+            known = truth_of(self.pictures, number, image.size)
             image, mask, boxes = alter(image, *known) if alter else (image, *known)
             rows.append(self.annotations.sample(record, image, mask, boxes) | _place(self.pictures, number))
         return stacked(rows)
 
 
-def degraded(
-    pictures: ManipulationSet, index: int, degradation: Degradation | None
-) -> tuple[Image.Image, np.ndarray | None, Boxes]:
-    """Picture, mask and boxes of one record of a set, after a degradation, which may change their size."""
-    record, image = pictures.records[index], pictures.image(index)
-    mask, boxes = pictures.mask(index), boxes_of(record)
-    if degradation is None:
-        return image, mask, boxes
-    return (
-        degradation.apply(image, record.id),
-        None if mask is None else degradation.apply_mask(mask),
-        None if boxes is None else degradation.apply_boxes(boxes, *image.size),
-    )
+def truth_of(pictures: ManipulationSet, index: int, size: tuple[int, int]) -> tuple[np.ndarray | None, Boxes]:
+    """Mask and boxes of picture `index`, whose (width, height) is `size`.
+
+    Raises:
+        DataError: the mask has another size.
+    """
+    record, mask = pictures.records[index], pictures.mask(index)
+    if mask is not None and mask.shape != size[::-1]:
+        raise DataError(
+            f"mask '{record.mask}' is {mask.shape[1]} x {mask.shape[0]} pixels, its picture '{record.image}' "
+            f"{size[0]} x {size[1]}: mend one of them; `vision-lowrank data validate` finds all such pairs."
+        )
+    return mask, boxes_of(record)
 
 
 def _place(pictures: ManipulationSet, index: int) -> Sample:

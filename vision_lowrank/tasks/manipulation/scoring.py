@@ -30,7 +30,7 @@ from ...metrics.localisation.pixels import pixel_report, pixel_row, pixel_values
 from ..base import Outputs
 from .decoders import Decoded, decode_boxes
 from .detector import ManipulationDetector
-from .pictures import boxes_of, degraded
+from .pictures import boxes_of, truth_of
 
 INTERVALS = ("auc", "balanced_accuracy", "pixel_f1", "pixel_iou", "box_union_iou", "box_ap50")
 
@@ -182,11 +182,11 @@ def _judged(
     degradation: Degradation | None,
 ) -> _Judged:
     record = pictures.records[index]
-    if degradation is None:
-        size, mask, truth = pictures.size(index), pictures.mask(index), boxes_of(record)
-    else:
-        image, mask, truth = degraded(pictures, index, degradation)
-        size = image.size
+    size = pictures.size(index)
+    mask, truth = truth_of(pictures, index, size)
+    if degradation is not None:
+        mask, truth = degradation.apply_truth(mask, truth, *size)
+        size = degradation.size(*size)
     width, height = size
     local = record.label == REAL or record.scope != "global"
     every = decode_boxes(decoded.boxes[index], decoded.objectness[index], width, height, min_score=0.0)
