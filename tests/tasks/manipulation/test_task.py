@@ -35,6 +35,11 @@ def trained(path, *overrides, folder="run"):
     return task, engine
 
 
+def part_of(name):
+    """``adapter``, ``decoder``, ``projector`` or a buffer, by a tensor's name in the task."""
+    return "adapter" if "lora_" in name or "weight_update" in name else name.removeprefix("detector.").split(".")[0]
+
+
 def lines_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -67,19 +72,7 @@ def test_the_stages_run_in_order_and_train_what_they_say(detection):
 
         def on_stage_end(self, engine):
             after = engine.task.state_dict()
-            names = [
-                name
-                for name, t in after.items()
-                if not torch.equal(t.nan_to_num(-7.0), self.before[name].nan_to_num(-7.0))
-            ]
-            moved[engine.stage.name] = {
-                "adapter"
-                if "lora_" in name
-                else name.split(".")[1]
-                if name.startswith("detector")
-                else name.split(".")[0]
-                for name in names
-            }
+            moved[engine.stage.name] = {part_of(n) for n, t in after.items() if not alike(t, self.before[n])}
 
     config = load_config(detection)
     task = build_task(config, 1)
@@ -226,12 +219,7 @@ def rates(task):
     found = {}
     for group in task.parameter_groups():
         for parameter in group["params"]:
-            name = names[id(parameter)]
-            part = (
-                "adapter"
-                if "lora_" in name or "weight_update" in name
-                else name.removeprefix("detector.").split(".")[0]
-            )
+            part = part_of(names[id(parameter)])
             assert found.setdefault(part, group.get("lr")) == group.get("lr")
     return found
 
@@ -325,123 +313,6 @@ def test_two_processes_give_the_result_of_one(detection, tmp_path):
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["id"] == other["id"]
         assert float(mine["probability"]) == pytest.approx(float(other["probability"]), abs=1e-3)
-
-
-# Other methods ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "adapter",
-    [
-        "{type: block_lora, r: 2, blocks: 2, towers: [vision]}",
-        "{type: sora, r: 2, lambdas: [0.1, 0.2], towers: [vision]}",
-        "{type: lofit, heads: 2, towers: [vision]}",
-        "{type: lamda, r: 2, towers: [vision]}",
-        "{type: visual_prompt, towers: [vision]}",
-    ],
-)
-def test_any_adapter_takes_the_place_of_lora(detection, adapter):
-    task, engine = trained(detection, f"adapter={adapter}", "engine.steps=4", "task.contrast.steps=2")
-    engine.evaluate("test")
-    task.save_artefact(detection.parent / "artefact", {})
-    again = ManipulationDetector.load(detection.parent / "artefact")
-    test = task.splits.tests["test"]
-    logits = [
-        float(Calibration(again.calibration.temperature).probability(engine.outputs["test/test"]["logit"])[i])
-        for i in range(len(test))
-    ]
-    found = [finding.probability for finding in again.inspect([test.image(i) for i in range(len(test))])]
-    assert found == pytest.approx(logits, abs=1e-4)
-
-
-def test_phases_of_an_adapter_are_stages_and_what_the_contrast_trained_goes_on(detection):
-    seen = {}
-
-    class Watch(Hook):
-        def on_stage_start(self, engine):
-            seen[engine.stage.name] = {name: p.detach().clone() for name, p in engine.task.parts.tower.items()}
-
-        def on_stage_end(self, engine):
-            seen[f"{engine.stage.name}-end"] = {name: p.detach().clone() for name, p in engine.task.parts.tower.items()}
-
-    config = load_config(detection, ["adapter={type: lofit, heads: 2, select_lr: 0.07, towers: [vision]}"])
-    task = build_task(config, 1)
-    engine = Engine(config.engine, task, detection.parent / "run", seed=1, hooks=[Watch()])
-    engine.fit()
-    assert [stage.name for stage in task.stages()] == ["contrast", "layers", "decoders-select", "decoders-offsets"]
-    same(seen["decoders-select"], seen["contrast-end"])
-    assert seen["decoders-offsets"].keys() != seen["decoders-select"].keys()
-    assert sum(p.shape[0] for p in task.parts.tower.values()) == 2
-    own = dict(task.detector.model.get_base_model().named_parameters())
-    assert all(own[name] is p for name, p in task.parts.tower.items())
-
-
-def test_the_rate_of_a_phase_is_that_of_the_adapter(detection):
-    task, _ = started(detection, "adapter={type: lofit, heads: 2, select_lr: 0.07, towers: [vision]}")
-    _, _, select, _offsets = task.stages()
-    assert "lr" not in select.engine
-    task.begin_stage(select)
-    assert rates(task) == {"adapter": 0.07, "decoder": None}
-
-
-def test_a_killed_run_with_phases_goes_on_bit_for_bit(detection):
-    class Kill(Hook):
-        def after_step(self, engine):
-            if (engine.stage.name, engine.step) == ("decoders-offsets", 1):
-                raise KeyboardInterrupt
-
-    overrides = ["adapter={type: lofit, heads: 2, towers: [vision]}", "engine.steps=3", "task.contrast.steps=2"]
-    whole, _ = trained(detection, *overrides, folder="whole")
-    config = load_config(detection, overrides)
-    with pytest.raises(KeyboardInterrupt):
-        Engine(config.engine, build_task(config, 1), detection.parent / "cut", seed=1, hooks=[Kill()]).fit()
-    task = build_task(config, 1)
-    Engine(config.engine, task, detection.parent / "cut", seed=1, hooks=[Hook()]).fit()
-    same(task.trained_state(), whole.trained_state())
-
-
-@pytest.mark.parametrize("initializer", ["{type: pissa}", "{type: lora_ga, samples: 4, batch_size: 2}"])
-def test_initialisers_start_the_adapter(detection, initializer):
-    task, engine = started(detection, f"initializer={initializer}", *QUICK)
-    starts = [p.detach().clone() for name, p in task.parts.tower.items() if name.endswith(".B")]
-    assert len(starts) == 18
-    assert all(p.any() for p in starts)
-    engine.fit()
-
-
-def test_full_fine_tuning_moves_the_tower_and_is_loaded_back(detection):
-    overrides = ["adapter=null", "task.trains_base=true", "engine.steps=3", "task.contrast.steps=2"]
-    result = run(load_config(detection, [*overrides, "name=full"]))
-    folder = detection.parent / "runs" / "full" / "seed-1" / "artefact"
-    assert (folder / "base.safetensors").is_file()
-    assert not (folder / "adapter").exists()
-    detector = ManipulationDetector.load(folder)
-    task, _ = started(detection, *overrides)
-    assert detector.trained_base == set(task.parts.tower)
-    assert all("visual" in name for name in detector.trained_base)
-    test = task.splits.tests["test"]
-    scores = [each.probability for each in detector.inspect([test.image(i) for i in range(len(test))])]
-    assert roc_auc_score(test.labels, scores) == pytest.approx(result["metrics"]["test/test/auc"]["mean"])
-
-
-@pytest.mark.parametrize("decoder", ["mlp", "linear"])
-def test_smaller_decoders_go_through_all_stages(detection, decoder):
-    result = run(load_config(detection, [f"task.decoder={decoder}", "engine.steps=2", f"name={decoder}"]))
-    metrics = result["metrics"]
-    assert ("test/test/cue_map" in metrics) == (decoder == "mlp")
-    assert 0 <= metrics["test/test/auc"]["mean"] <= 1
-    detector = ManipulationDetector.load(detection.parent / "runs" / decoder / "seed-1" / "artefact")
-    assert len(detector.cues) == (12 if decoder == "mlp" else 0)
-    test = build_task(load_config(detection), 1).splits.tests["test"]
-    assert detector.inspect([test.image(0)])[0].heatmap.shape == test.image(0).size[::-1]
-
-
-def test_a_frozen_tower_trains_the_decoders_alone(detection):
-    task, _engine = trained(detection, *QUICK, "adapter=null")
-    assert not task.parts.tower
-    task.save_artefact(detection.parent / "artefact", {})
-    assert not (detection.parent / "artefact" / "adapter").exists()
-    assert ManipulationDetector.load(detection.parent / "artefact").identity == task.detector.identity
 
 
 # Errors -----------------------------------------------------------------------------------------------------------

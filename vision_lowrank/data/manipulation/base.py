@@ -234,15 +234,12 @@ class ManipulationSet:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Chosen(Sequence[Record]):
-    """Some of the records of a longer sequence, looked up when asked for."""
+class Records(Sequence[Record]):
+    """Records that are made when asked for, by :meth:`record`; a slice is :class:`Chosen` ones of them."""
 
-    records: Sequence[Record]
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
+    def record(self, index: int) -> Record:
+        """Record `index`, 0 <= index < len."""
+        raise NotImplementedError
 
     @overload
     def __getitem__(self, item: int) -> Record: ...
@@ -250,8 +247,25 @@ class Chosen(Sequence[Record]):
     def __getitem__(self, item: slice) -> Chosen: ...
     def __getitem__(self, item: int | slice) -> Record | Chosen:
         if isinstance(item, slice):
-            return Chosen(self.records, self.indices[item])
-        return self.records[int(self.indices[item])]
+            return Chosen(self, np.arange(len(self))[item])
+        if not -len(self) <= item < len(self):
+            raise IndexError(item)
+        return self.record(item % len(self))
+
+
+@dataclass(frozen=True)
+class Chosen(Records):
+    """Some of the records of a longer sequence."""
+
+    records: Sequence[Record]
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def record(self, index: int) -> Record:
+        """The record that ``indices[index]`` names."""
+        return self.records[int(self.indices[index])]
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
 from ...errors import DataError
-from .base import Chosen, ManipulationSet, Record
+from .base import ManipulationSet, Record, Records
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class JoinedSet(ManipulationSet):
 
 
 @dataclass(frozen=True)
-class JoinedRecords(Sequence[Record]):
+class JoinedRecords(Records):
     """Records of several sets; ids, sources and groups begin with the set's name, paths with `root`.
 
     Attributes:
@@ -51,19 +50,11 @@ class JoinedRecords(Sequence[Record]):
     def __len__(self) -> int:
         return self.ends[-1]
 
-    @overload
-    def __getitem__(self, item: int) -> Record: ...
-    @overload
-    def __getitem__(self, item: slice) -> Chosen: ...
-    def __getitem__(self, item: int | slice) -> Record | Chosen:
-        if isinstance(item, slice):
-            return Chosen(self, np.arange(len(self))[item])
-        if not -len(self) <= item < len(self):
-            raise IndexError(item)
-        item %= len(self)
-        number = bisect_right(self.ends, item)
+    def record(self, index: int) -> Record:
+        """The record of the set that `index` falls into, renamed and relocated."""
+        number = bisect_right(self.ends, index)
         images = self.sets[number]
-        record = relocated(images.records[item - (self.ends[number - 1] if number else 0)], images.root, self.root)
+        record = relocated(images.records[index - (self.ends[number - 1] if number else 0)], images.root, self.root)
         group = None if record.group is None else f"{images.name}/{record.group}"
         named = {"id": f"{images.name}/{record.id}", "source_id": f"{images.name}/{record.source_id}", "group": group}
         return replace(record, **named)

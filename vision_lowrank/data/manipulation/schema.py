@@ -24,14 +24,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from ...errors import DataError, near_miss
 from ...files import write_text
 from ..images import listed
-from .base import Box, Chosen, ManipulationSet, Record, Region, Vocabulary
+from .base import Box, ManipulationSet, Record, Records, Region, Vocabulary
 
 HEADER, VERSION = "schema.json", 1
 SLACK = 2.0  # pixels that a box may reach beyond its picture
@@ -49,7 +49,7 @@ REPEATED = ("source_id", "group", "editor", "category", "annotator", "prompt")  
 
 
 @dataclass(frozen=True)
-class JsonLines(Sequence[Record]):
+class JsonLines(Records):
     """The records of a file, parsed when asked for. It holds no open file: workers and pickles may have it.
 
     Attributes:
@@ -76,20 +76,19 @@ class JsonLines(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.offsets)
 
-    @overload
-    def __getitem__(self, item: int) -> Record: ...
-    @overload
-    def __getitem__(self, item: slice) -> Chosen: ...
-    def __getitem__(self, item: int | slice) -> Record | Chosen:
-        if isinstance(item, slice):
-            return Chosen(self, np.arange(len(self))[item])
+    def record(self, index: int) -> Record:
+        """The record of line `index`, read from the file.
+
+        Raises:
+            DataError: the line is not a record.
+        """
         with open(self.path, "rb") as file:
-            file.seek(int(self.offsets[item]))
+            file.seek(int(self.offsets[index]))
             line = file.readline()
         try:
             return record_of(line, self.vocabulary)
         except DataError as error:
-            raise DataError(f"'{self.path}' line {self._line(item)}: {error}") from None
+            raise DataError(f"'{self.path}' line {self._line(index)}: {error}") from None
 
     def __iter__(self) -> Iterator[Record]:
         for where, line in numbered(self.path):

@@ -97,6 +97,7 @@ class Manipulation(Task):
         several = len(self._phases) > 1
         self._decoding = {f"{DECODERS}-{phase}" if several else DECODERS: phase for phase in self._phases}
         self._pos_weight = share_of_reals(self.splits.train, self.draws)
+        self._contrasts = options.losses.contrast > 0  # in stage C as well
         self._stage, self._set = "", ""
         self._untrained: Untrained | None = None
         self._plain = False
@@ -298,8 +299,8 @@ class Manipulation(Task):
         """Data, trained parameters, the chosen layer, what the contrast changed, and the calibration."""
         model, calibration = self.detector.model, self.detector.calibration
         tests = {name: {"pictures": len(each), "hash": each.hash} for name, each in self.splits.tests.items()}
-        names = ("twin_cosine", "probe_auc")
-        before, after = (dict(zip(names, row, strict=True)) for row in self.contrast_table.tolist())
+        known = [[None if value != value else value for value in row] for row in self.contrast_table.tolist()]
+        before, after = ({"twin_cosine": cosine, "probe_auc": auc} for cosine, auc in known)
         trained = (*self.parts.tower.values(), *self.parts.language.values(), *self.detector.decoder.parameters())
         return {
             "backbone": model.spec | {"fingerprint": self.detector.fingerprint},
@@ -315,11 +316,6 @@ class Manipulation(Task):
                 "calibration": {key: value for key, value in calibration.to_dict().items() if key != "real_scores"},
             },
         }
-
-    @property
-    def _contrasts(self) -> bool:
-        """Whether the contrastive term goes on in stage C."""
-        return self.options.losses.contrast > 0
 
     def _train_only(self, parameters: Parameters) -> None:
         self.requires_grad_(False)
@@ -374,8 +370,7 @@ class Manipulation(Task):
     def _settle(self) -> None:
         """Let the detector use the chosen layer and the calibration."""
         self.detector.layer = int(self.layer)
-        known = ~self.val_logits.isnan()
-        if known.all() and len(known):
+        if not self.val_logits.isnan().any():
             self.detector.calibration = Calibration.fit(self.val_logits.cpu(), self.splits.val.labels != REAL)
 
     def _layers(self) -> dict[str, Any]:
