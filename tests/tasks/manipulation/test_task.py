@@ -163,7 +163,8 @@ def test_calibration_is_that_of_the_validation_pictures(finished):
 
 
 def test_test_pictures_decide_nothing(detection, monkeypatch):
-    task, _ = trained(detection, folder="plain")
+    short = ["task.contrast.steps=2", "engine.steps=2"]
+    task, _ = trained(detection, *short, folder="plain")
 
     def other(config):
         splits = ORIGINAL(config)
@@ -176,7 +177,7 @@ def test_test_pictures_decide_nothing(detection, monkeypatch):
 
     ORIGINAL = building.load_manipulation
     monkeypatch.setattr(module, "load_manipulation", other)
-    turned, engine = trained(detection, folder="turned")
+    turned, engine = trained(detection, *short, folder="turned")
     assert (turned.splits.tests["test"].labels != task.splits.tests["test"].labels).all()
     engine.evaluate("test")
     same(turned.trained_state(), task.trained_state())
@@ -294,8 +295,9 @@ def test_a_killed_run_goes_on_bit_for_bit(detection, place, uninterrupted, edite
 
 
 def test_two_processes_give_the_result_of_one(detection, tmp_path):
-    # No dropout, whose masks differ from process to process; batches that do not divide evenly.
+    # No dropout, whose masks differ from process to process; the second batch of an epoch is smaller.
     options = ["adapter.dropout=0", "task.dropout=0", "task.losses.contrast=0.1", "engine.batch_size=4"]
+    options += ["task.contrast.steps=2", "engine.steps=3"]
     run(load_config(detection, [*options, "name=one"]))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "vision_lowrank", "train", detection, "name=two", *options]

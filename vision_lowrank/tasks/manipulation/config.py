@@ -93,6 +93,7 @@ class ManipulationConfig(Section):
     trains_base: bool = Field(False, description="full fine-tuning of the vision tower, in place of an adapter")
     explanation: ExplanationOptions | None = Field(None, description="stage D, for multimodal LLMs; null = template")
     select: Literal["last", "val"] = Field("last", description="state of stage C kept: the last, or best AUC on val")
+    explained_pictures: int = Field(50, ge=0, description="explained test pictures whose explanations are scored")
     robustness: tuple[str, ...] = Field(
         (), description="degradations that test sets are also evaluated under, such as jpeg-70"
     )

@@ -112,16 +112,15 @@ class ManipulationDetector(AdaptedModel):
             )
         if not images:
             return []
-        device = next(self.decoder.parameters()).device
-        batch = {key: value.to(device) for key, value in stacked([self.frames.sample(each) for each in images]).items()}
-        decoded = self(batch)
+        decoded = self(self._batch(images))
         findings = [
-            self._finding(decoded, row, image, calibration or self.calibration) for row, image in enumerate(images)
+            self.finding(decoded, row, image.size, calibration or self.calibration) for row, image in enumerate(images)
         ]
-        return self._explained(findings, batch) if explain else findings
+        return self.explain(images, findings) if explain else findings
 
-    def _finding(self, decoded: Decoded, row: int, image: Image.Image, calibration: Calibration) -> Finding:
-        width, height = image.size
+    def finding(self, decoded: Decoded, row: int, size: tuple[int, int], calibration: Calibration) -> Finding:
+        """What the decoder found in the picture of a row, (width, height) in size, explained by the template."""
+        width, height = size
         probability = float(calibration.probability(decoded.logit[row]))
         verdict = calibration.verdict(probability)
         boxes = decode_boxes(decoded.boxes[row], decoded.objectness[row], width, height)
@@ -145,12 +144,18 @@ class ManipulationDetector(AdaptedModel):
         shares = decoded.tokens[row, :own].float().sigmoid().cpu().numpy()
         return heat_map(shares, rectangles, self.frames.grid, width, height)
 
-    def _explained(self, findings: Sequence[Finding], batch: Sample) -> list[Finding]:
+    def explain(self, images: Sequence[Image.Image], findings: Sequence[Finding]) -> list[Finding]:
+        """Findings with what the language model says of their pictures, where that does not contradict them."""
+        batch = self._batch(images)
         counts = batch["count"].tolist()
         prompts = [question(each, each.heatmap.shape[1], each.heatmap.shape[0]) for each in findings]
         with speaking(self.model):
             texts = self.model.generate(tiles_of(batch, counts), counts, prompts)
         return [_with_text(finding, text, self.cues) for finding, text in zip(findings, texts, strict=True)]
+
+    def _batch(self, images: Sequence[Image.Image]) -> Sample:
+        device = next(self.decoder.parameters()).device
+        return {key: value.to(device) for key, value in stacked([self.frames.sample(each) for each in images]).items()}
 
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""

@@ -117,10 +117,7 @@ def score(
         priors: of the training set.
         degradation: what was done to the pictures before they were seen.
     """
-    tokens = outputs.get("tokens")
-    decoded = Decoded(
-        outputs["logit"], outputs["cues"], outputs["boxes"], outputs["objectness"], tokens, outputs["valid"]
-    )
+    decoded = decoded_of(outputs)
     records = [pictures.records[index] for index in range(len(pictures))]
     p = calibration.probability(decoded.logit).numpy()
     edited = pictures.labels != REAL
@@ -159,6 +156,12 @@ def score(
         _row(record, float(p[i]), calibration, judged[i], likely[i], detector.cues) for i, record in enumerate(records)
     ]
     return Scores(metrics, slices, rows, parts)
+
+
+def decoded_of(outputs: Outputs) -> Decoded:
+    """The outputs of a whole set as what a decoder says."""
+    tokens = outputs.get("tokens")
+    return Decoded(outputs["logit"], outputs["cues"], outputs["boxes"], outputs["objectness"], tokens, outputs["valid"])
 
 
 @dataclass(frozen=True)

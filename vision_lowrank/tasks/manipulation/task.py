@@ -52,8 +52,9 @@ from .gallery import write_gallery
 from .looking import check_selection, share_of_reals, spread, twins_of
 from .losses import Targets, decoder_losses
 from .pictures import Annotations, DrawnPictures, Pictures, tiles_of
-from .scoring import Priors, Scores, details, score, write_pictures
+from .scoring import Priors, Scores, decoded_of, details, score, write_pictures
 from .speech import answer_loss, explained, rest, speak
+from .text_scores import explanation_scores
 from .untrained import Untrained
 
 CONTRAST, LAYERS, DECODERS, EXPLANATION = "contrast", "layers", "decoders", "explanation"
@@ -249,9 +250,13 @@ class Manipulation(Task):
         pictures, degradation = self._sets("val" if set_name == "val" else "test")[set_name]
         calibration = Calibration() if self._plain else self.detector.calibration
         found = score(self.detector, pictures, outputs, calibration, self.priors, degradation)
-        if not self._plain:
-            self._scores[set_name] = found
-        return found.metrics
+        if self._plain:
+            return found.metrics
+        self._scores[set_name] = found
+        if degradation is not None or set_name == "val":
+            return found.metrics
+        most = self.options.explained_pictures
+        return found.metrics | explanation_scores(self.detector, pictures, decoded_of(outputs), calibration, most)
 
     @contextmanager
     def untrained(self) -> Iterator[None]:
