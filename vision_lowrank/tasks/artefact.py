@@ -152,15 +152,11 @@ def load_part(module: nn.Module, path: Path, what: str) -> None:
         raise ArtefactError(f"{path}: the {what} cannot be read ({reason}): the artefact is damaged.") from None
 
 
-def read_about(folder: Path, keys: Collection[str] = ()) -> dict[str, Any]:
-    """The content of ``artefact.json``.
-
-    Args:
-        folder: the artefact.
-        keys: what it must hold beside :data:`KEYS`.
+def read_about(folder: Path) -> dict[str, Any]:
+    """The content of ``artefact.json``, whatever the task.
 
     Raises:
-        ArtefactError: the file is missing or not valid.
+        ArtefactError: the file is missing or not valid, or lacks one of :data:`KEYS`.
     """
     path = folder / "artefact.json"
     if not path.is_file():
@@ -170,9 +166,16 @@ def read_about(folder: Path, keys: Collection[str] = ()) -> dict[str, Any]:
         )
     try:
         about = json.loads(path.read_text())
-        missing = (KEYS | set(keys)) - about.keys()
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        raise ArtefactError(f"{path}: not valid JSON: the artefact is damaged.") from None
-    if missing:
-        raise ArtefactError(f"{path}: lacks {', '.join(sorted(missing))}: the artefact is damaged or of another kind.")
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        about = None
+    if not isinstance(about, dict):
+        raise ArtefactError(f"{path}: not valid JSON: the artefact is damaged.")
+    check_about(folder, about, KEYS)
     return about
+
+
+def check_about(folder: Path, about: Mapping[str, Any], keys: Collection[str]) -> None:
+    """Raise ArtefactError where the ``artefact.json`` of `folder`, read as `about`, lacks one of `keys`."""
+    if missing := set(keys) - about.keys():
+        path = folder / "artefact.json"
+        raise ArtefactError(f"{path}: lacks {', '.join(sorted(missing))}: the artefact is damaged or of another kind.")

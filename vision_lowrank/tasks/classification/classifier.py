@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import ArtefactError
-from ..artefact import AdaptedModel, load_model, load_part, read_about
+from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about
 from .heads import HeadName, TextHead, make_head
 
 
@@ -107,4 +107,5 @@ def read_artefact(folder: Path) -> dict[str, Any]:
     about = read_about(folder)
     if about.get("task") == "manipulation":
         raise ArtefactError(f"{folder}: holds a manipulation detector: use it with `vision-lowrank scan --model`.")
-    return read_about(folder, ("head", "classes", "templates"))
+    check_about(folder, about, ("head", "classes", "templates"))
+    return about

@@ -29,7 +29,7 @@ from ...data.manipulation.framing import Framing, heat_map
 from ...data.manipulation.regions import mask_of_boxes
 from ...errors import ArtefactError, UserError
 from ...metrics.calibration import Calibration
-from ..artefact import AdaptedModel, load_model, load_part, read_about
+from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about
 from .decoders import Decoded, decode_boxes, make_decoder
 from .explanation import question, reconcile, template
 from .finding import Finding, ScoredBox
@@ -213,7 +213,8 @@ def read_detector(folder: Path) -> dict[str, Any]:
     about = read_about(folder)
     if about.get("task") != "manipulation":
         raise ArtefactError(f"{folder}: holds no manipulation detector but a {about.get('task')} model.")
-    return read_about(folder, ("decoder", "framing", "layer", "cues", "calibration", "about"))
+    check_about(folder, about, ("decoder", "framing", "layer", "cues", "calibration", "about"))
+    return about
 
 
 def _with_text(finding: Finding, text: str, cues: Sequence[str]) -> Finding:
