@@ -23,12 +23,11 @@ from vision_lowrank.tasks.manipulation.pictures import Annotations, Pictures
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RUNS = ROOT / "runs"
-METHODS = ("manipshield", "pair_contrast", "no_contrast", "no_lds", "frozen", "full", "linear")
+METHODS = ("manipshield", "no_contrast", "no_lds", "frozen", "full", "linear")
 MAIN = "manipshield"
 DATA = (
-    "data.fractions=[0.66,0.14,0.2]",
-    "data.per_photo=8",
-    "data.unseen_kinds=[inpaint-ns,splice-poisson,material,resize-region]",
+    "data.crops=2",
+    "data.fractions=[0.8,0.1,0.1]",
 )
 TRIAL_DATA = ("data.crops=4", "data.per_photo=2")
 TRIAL = ("engine.steps=2", "engine.warmup_steps=1", "engine.batch_size=2", "task.seeds=[1]")
@@ -73,7 +72,7 @@ class Conditions:
 
     def config(self, method: str, rate: float | None = None) -> RunConfig:
         """A method's recipe on the data of the study; `rate` = learning rate, default the recipe's."""
-        engine = (f"engine.threads={self.threads}", "engine.tensorboard=false", "engine.checkpoint_every=0")
+        engine = (f"engine.threads={self.threads}", "engine.precision=bf16", "engine.tensorboard=false")
         given = [f"data.photos={self.photos}", f"data.folder={self.data}", *DATA, *engine]
         given += [*TRIAL_DATA, *TRIAL] if self.trial else []
         given += [f"engine.lr={rate}"] if rate else []

@@ -4,14 +4,16 @@
     python benchmarks/manipulation/run.py --photos FOLDER --methods full linear      # train only these, write nothing
     python benchmarks/manipulation/run.py --trial                                    # two steps, writes nothing here
 
-Recipes: configs/manipulation/edits_*.yaml, on edits of real photographs: two thirds of them for training, one seventh
-for validation, one fifth for testing, each real picture with eight edits of eleven kinds; in the test set ``unseen``
-with eight edits of four kinds that no training picture has. The learning rate of each method is chosen on the first
-seed's validation pictures, by AUC. Thresholds and temperatures are fitted on validation pictures too.
+Recipes: configs/manipulation/edits_*.yaml, on edits of real photographs: eight tenths of them for training, a tenth
+each for validation and testing, two squares of 96 pixels of every photograph with four edits each, of eleven kinds; in
+the test set ``unseen`` with four edits of four kinds that no training picture has. Learning rates are chosen on the
+first seed's validation pictures, by AUC; ablations take the rate of what they ablate. Thresholds and temperatures are
+fitted on validation pictures too.
 
-With ``--methods`` two processes can share the work, if they never name the same method; ``robustness.py`` and
-``baselines.py`` beside this file can be run before as well. The full command collects all of it, runs what is missing,
-and writes ``results.json`` beside this file. Step times are of whole steps, all methods in turns.
+With ``--methods`` two processes can share the work once ManipShield's rate is chosen, if they never name the same
+method; ``robustness.py`` and ``baselines.py`` beside this file can be run before as well. The full command collects all
+of it, runs what is missing, and writes ``results.json`` beside this file. Step times are of whole steps, all methods in
+turns.
 """
 
 from __future__ import annotations
@@ -32,35 +34,40 @@ from vision_lowrank.experiment import open_run, run_seed
 from vision_lowrank.files import write_text
 from vision_lowrank.trials import every_seed
 
-# Full fine-tuning has no adapter whose rate could be higher than that of pretrained weights.
-RATES = {"full": (1e-4, 3e-4, 1e-3)}
-OTHER_RATES = (3e-4, 1e-3, 3e-3)
+RATES = {MAIN: (1e-3, 2e-3), "full": (5e-4, 1e-3), "linear": (1e-3, 1e-2)}  # of the others: that of MAIN
 ROUNDS = 12
 Row = dict[str, Any]
 
 
+def finished(method: str, study: Conditions, rate: float, seed: int) -> Row:
+    """The result of one training; one that is there already is read back."""
+    config, folder = study.config(method, rate), study.folder / method / f"lr-{rate:g}"
+    open_run(folder, config)
+    return run_seed(config, seed, folder / f"seed-{seed}")
+
+
+def validation(method: str, study: Conditions) -> dict[float, float]:
+    """Learning rate -> the first seed's AUC on validation pictures."""
+    seed = study.config(method).task.seeds[0]
+    rates = (1e-3,) if study.trial else RATES[method]
+    return {rate: finished(method, study, rate, seed)["metrics"]["val/auc"] for rate in rates}
+
+
 def row(method: str, study: Conditions) -> Row:
-    """All seeds of a method at its best learning rate."""
+    """All seeds of a method at the best learning rate; an ablation's is that of what it ablates."""
+    config, aucs = study.config(method), validation(method if method in RATES else MAIN, study)
+    rate = max(aucs, key=lambda each: aucs[each])
 
     def run(rate: float, seed: int) -> Row:
-        config, folder = study.config(method, rate), study.folder / method / f"lr-{rate:g}"
-        open_run(folder, config)
-        return run_seed(config, seed, folder / f"seed-{seed}")
+        return finished(method, study, rate, seed)
 
-    config = study.config(method)
-    rates, first = (RATES.get(method, OTHER_RATES) if not study.trial else (1e-3,)), config.task.seeds[0]
-    validation: dict[float, float] = {}
-    for rate in rates if len(rates) > 1 else ():
-        say(f"{method}: learning rate {rate:g}, seed {first}")
-        validation[rate] = run(rate, first)["metrics"]["val/auc"]
-    rate = max(validation, key=lambda each: validation[each]) if validation else rates[0]
     found, results = every_seed(run, (rate,), config.task.seeds, lambda line: say(f"{method}: {line}"))
     facts = [each["facts"]["manipulation"] for each in results]
     names = names_of(config.task.decoder)
     return {
         "method": method,
         "lr": rate,
-        "validation": {f"{each:g}": value for each, value in validation.items()},
+        "validation": {f"{each:g}": auc for each, auc in aucs.items()} if method in RATES else {},
         "metrics": kept(found["metrics"], names),
         "untrained": kept(found["baseline"], names),
         "trained_parameters": found["trained_parameters"],

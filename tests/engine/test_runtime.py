@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from vision_lowrank.engine.runtime import Runtime
 
 # A worker thread of gloo that is alive when the interpreter ends may abort a process that did everything right.
 SCRIPT = """
@@ -29,3 +32,13 @@ def test_no_thread_of_the_process_group_is_left_when_python_ends(tmp_path):
         [sys.executable, "-c", SCRIPT, str(tmp_path / "store")], cwd=root, capture_output=True, text=True, timeout=120
     )
     assert result.stdout == "working: True\nleft: 0\n", result.stderr
+
+
+def test_half_precision_on_a_cpu_trains_without_the_fused_attention_and_evaluates_with_it():
+    runtime = Runtime()
+    if runtime.device.type != "cpu":
+        pytest.skip("for CPUs")
+    for precision, gradients, fused in (("bf16", True, False), ("bf16", False, True), ("fp32", True, True)):
+        with torch.set_grad_enabled(gradients), runtime.autocast(precision):
+            assert torch.backends.cuda.flash_sdp_enabled() is fused
+        assert torch.backends.cuda.flash_sdp_enabled()
