@@ -155,6 +155,12 @@ class QueryDecoder(nn.Module):
                 valid,
             )
 
+    @torch.no_grad()
+    def lower(self, objectness: float, tokens: float) -> None:
+        """Take a constant from the logits of every box and of every token."""
+        self.objectness.bias -= objectness
+        self.tokens.bias -= tokens
+
 
 class MlpDecoder(nn.Module):
     """Three small networks on the mean of the tokens: the minimal reading of "decoders".
@@ -179,6 +185,11 @@ class MlpDecoder(nn.Module):
             logit, cues = self.detection(pooled)[:, 0], self.cues(pooled)
             return Decoded(logit, cues, places[..., :4].sigmoid(), places[..., 4], None, valid)
 
+    @torch.no_grad()
+    def lower(self, objectness: float, tokens: float) -> None:
+        """As :meth:`QueryDecoder.lower`; there is no map."""
+        self.boxes[-1].bias.unflatten(0, (-1, 5))[:, 4] -= objectness
+
 
 class LinearDecoder(nn.Module):
     """A linear classifier of the normalised mean of the tokens.
@@ -198,6 +209,9 @@ class LinearDecoder(nn.Module):
             logit = self.detection(self.norm(_pooled(states, valid, self.norm.weight.dtype)))[:, 0]
             nothing = logit.new_zeros(len(logit), 0)
             return Decoded(logit, nothing, nothing[..., None].expand(-1, -1, 4), nothing, None, valid)
+
+    def lower(self, objectness: float, tokens: float) -> None:
+        """Nothing: there are no places."""
 
 
 def position_code(centres: Tensor, width: int) -> Tensor:

@@ -10,7 +10,7 @@ ManipShield (arXiv 2511.14259) as stages of the one engine; all but the outline 
 =================  ====================================================================================================
 
 A plain vision transformer takes the same way without D; its "layers" are its blocks. After C validation pictures give
-temperature and thresholds. Test pictures decide nothing.
+temperature, thresholds and levels (:mod:`.levels`). Test pictures decide nothing.
 
 A sample of training holds a picture and one of its edits, so ``engine.batch_size`` counts pairs. The untrained model
 that every metric is reported beside is that of :mod:`.untrained`.
@@ -49,6 +49,7 @@ from .contrast import contrast_diagnostics, contrastive_loss, projector
 from .decoders import Decoded
 from .detector import ManipulationDetector
 from .gallery import write_gallery
+from .levels import TRUTH, levels
 from .looking import check_selection, share_of_reals, spread, twins_of
 from .losses import Targets, decoder_losses
 from .pictures import Annotations, DrawnPictures, Pictures, tiles_of
@@ -58,6 +59,7 @@ from .text_scores import explanation_scores
 from .untrained import Untrained
 
 CONTRAST, LAYERS, DECODERS, EXPLANATION = "contrast", "layers", "decoders", "explanation"
+CALIBRATION = "calibration"  # what validation pictures are looked at for
 PROBED = 1000  # most pictures that a probe is fitted on
 
 
@@ -190,15 +192,16 @@ class Manipulation(Task):
         if self._stage == LAYERS and place == "start":
             return {LAYERS: self._pictures(spread(val, options.selection.pictures))}
         if self._stage == [*self._decoding][-1] and place == "end":
-            return {"calibration": self._pictures(val)}
+            return {CALIBRATION: self._pictures(val)}
         return {}
 
     def take(self, name: str, outputs: Outputs) -> None:
         """Fit the probe, choose the layer, note how far twins are apart, or calibrate."""
         if name == "untrained":
             self._untrained = Untrained(outputs)
-        elif name == "calibration":
+        elif name == CALIBRATION:
             self.val_logits.copy_(outputs["logit"])
+            self.detector.decoder.lower(*levels(outputs))
             self._settle()
         elif name == LAYERS:
             choice = choose_layer(
@@ -243,6 +246,7 @@ class Manipulation(Task):
             return self._untrained.outputs(self._features(batch), batch["inside"])
         decoded = self.detector(batch)
         outputs = {name: value for name, value in decoded._asdict().items() if value is not None}
+        outputs |= {f"true_{key}": batch[key] for key in TRUTH if self._set == CALIBRATION}
         return outputs | {name: self._wide(outputs[name]) for name in ("tokens", "valid") if name in outputs}
 
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
