@@ -5,7 +5,7 @@
 ``ela`` and ``noise`` (vision_lowrank/analysis/forensic_baselines.py): logistic regression on features of training
 pictures; the signal's own map says where. As for the detectors, validation pictures give temperature and threshold.
 They also give the level at which a map's value counts as edited: of fifty from 0.01 to 0.95 that of the highest mean
-F1, since detectors learned theirs in training. These methods have no boxes and no cues. ``audit``: AUC of a classifier
+F1, as for the detectors. These methods have no boxes and no cues. ``audit``: AUC of a classifier
 that sees metadata alone: format, size, JPEG tables, file length. Kept in ``runs/manipulation/baselines.json``, which
 ``run.py`` collects.
 """

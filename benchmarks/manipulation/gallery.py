@@ -4,8 +4,8 @@
     python benchmarks/manipulation/gallery.py ARTEFACT --out FILE --squares 1       # a trial
 
 Pictures: squares of scikit-image's photographs, which may be shown, edited by every kind that pastes no object of
-others. The detector must have been trained on other photographs. Four rows of four, each picture with its annotated
-edit outlined, and what the detector says of it:
+others, as large as the detector's input. It must have been trained on other photographs. Four rows of four, each
+picture with its annotated edit outlined, and what the detector says of it:
 
     found       edited and called edited, the highest pixel F1
     by chance   edited pictures, drawn with seed 1
@@ -43,11 +43,11 @@ OUTLINE = (255, 64, 200)
 Row = dict[str, Any]
 
 
-def pictures_of(crops: int) -> ManipulationSet:
-    """Edits of the built-in photographs, all of them for testing."""
+def pictures_of(crops: int, side: int) -> ManipulationSet:
+    """Edits of squares of the built-in photographs, all of them for testing."""
     kinds = tuple(name for name, kind in KINDS.items() if not kind.objects)
-    options = EditOptions(kinds=kinds, per_photo=4, crops=crops, size=224, fractions=(0, 0, 1))
-    folder = RUNS / "data" / f"edits_gallery_{crops}"
+    options = EditOptions(kinds=kinds, per_photo=4, crops=crops, size=side, fractions=(0, 0, 1))
+    folder = RUNS / "data" / f"edits_gallery_{crops}_{side}"
     make_edits(options, folder)
     return read_edits(folder).tests["seen"]
 
@@ -132,7 +132,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "manipulation_gallery.webp")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    content = webp(sheet(ManipulationDetector.load(given.artefact), pictures_of(given.squares)))
+    detector = ManipulationDetector.load(given.artefact)
+    content = webp(sheet(detector, pictures_of(given.squares, detector.framing.size)))
     given.out.write_bytes(content)
     print(given.out, len(content))
 

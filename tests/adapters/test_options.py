@@ -71,6 +71,7 @@ def test_mistakes_in_a_peft_section(given, words):
         (lambda: peft_method("randlra"), "Did you mean 'RANDLORA'?"),
         (lambda: peft_method("PREFIX_TUNING"), "prompt tokens"),
         (lambda: peft_method("LOHA", rr=3), "no option 'rr'"),
+        (lambda: peft_method("ADALORA"), "PEFT refuses these options of ADALORA"),
         (lambda: peft_method("DORA", use_dora=False), "no option 'use_dora'"),
         (lambda: peft_method("BLOCK_LORA"), "PEFT has no method"),
     ],

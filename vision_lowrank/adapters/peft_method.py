@@ -74,14 +74,18 @@ def peft_method(name: str, **options: Any) -> PeftConfig:
         options: the options of its PEFT config.
 
     Raises:
-        UserError: unknown name or option, or a method that makes no sense for a vision backbone.
+        UserError: unknown name or option, a value that PEFT refuses, or a method that makes no sense for a vision
+            backbone.
     """
     config, fixed = _resolve(name)
     known = {field.name for field in dataclasses.fields(config) if field.init} - fixed.keys()
     for option in options:
         if option not in known:
             raise UserError(f"PEFT's {name.upper()} has no option '{option}'.{near_miss(option, known)}")
-    return config(**{**DEFAULTS.get(name.upper(), {}), **options, **fixed})
+    try:
+        return config(**{**DEFAULTS.get(name.upper(), {}), **options, **fixed})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"PEFT refuses these options of {name.upper()}: {error}") from error
 
 
 def method_names() -> list[str]:
