@@ -166,7 +166,7 @@ class MixLoraConfig(LoraScaledConfig):
         if not isinstance(module, AdapterLayer) and wrap_part(module) is None:
             raise UserError(
                 f"mixlora cannot adapt '{name}', a {type(module).__name__}: its experts need an MLP of two linears "
-                "with an activation between, without gate; leave mlp out for this model."
+                "with an activation between, without gate: choose another tower, or lora for this one."
             )
 
 
