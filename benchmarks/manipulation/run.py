@@ -28,7 +28,7 @@ from conditions import MAIN, METHODS, Conditions, arguments, command, conditions
 from robustness import robustness
 
 from vision_lowrank.comparison import step_times
-from vision_lowrank.config import environment
+from vision_lowrank.config import RunConfig, environment
 from vision_lowrank.engine.progress import say
 from vision_lowrank.experiment import open_run, run_seed
 from vision_lowrank.files import write_text
@@ -82,8 +82,8 @@ def row(method: str, study: Conditions) -> Row:
 
 
 def costs(rows: Sequence[Mapping[str, Any]], study: Conditions) -> dict[str, dict[str, float]]:
-    """Seconds of a step of every method and the ratio to ManipShield's, all in turns."""
-    configs = [study.config(row["method"], row["lr"]) for row in rows]
+    """Seconds of a step of every method and the ratio to ManipShield's, all in turns, up to the layer that is read."""
+    configs = [at_layer(study.config(row["method"], row["lr"]), row["layers"][0]) for row in rows]
     names = [row["method"] for row in rows]
     times = dict(zip(names, step_times(configs, 2 if study.trial else ROUNDS), strict=True))
     return {
@@ -93,6 +93,11 @@ def costs(rows: Sequence[Mapping[str, Any]], study: Conditions) -> dict[str, dic
         }
         for method, own in times.items()
     }
+
+
+def at_layer(config: RunConfig, layer: int) -> RunConfig:
+    """`config` with the layer that its first seed chose."""
+    return config.model_copy(update={"task": config.task.model_copy(update={"layer": layer})})
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ def costs(result: Found) -> str:
                 f"{layers} of {row['of_layers']}",
             ]
         )
-    header = ["method", "lr", "trained parameters", "step", "ratio to ManipShield", "step memory", "layers read"]
+    header = ["method", "lr", "trained parameters", "step", "ratio to ManipShield", "memory, all layers", "layers read"]
     return markdown(header, lines)
 
 

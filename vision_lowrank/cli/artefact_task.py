@@ -72,7 +72,9 @@ def detector_task(folder: Path, config: RunConfig) -> Task:
         detector.use_framing(asked)
     else:
         detector.framing.check(asked)
-    task = Manipulation(config, config.seed)
+    # Stages make demands on their pictures that evaluating does not.
+    scored = config.task.model_copy(update={"contrast": None, "layer": "last", "explanation": None})
+    task = Manipulation(config.model_copy(update={"task": scored}), config.seed)
     task.use_detector(detector)
     return task
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import vision_lowrank as vl
 from vision_lowrank.cli.main import app
+from vision_lowrank.data.manipulation.base import Vocabulary
 from vision_lowrank.data.manipulation.framing import Framing
 from vision_lowrank.data.manipulation.schema import read_schema
 from vision_lowrank.errors import ArtefactError, UserError
@@ -261,3 +262,17 @@ def test_eval_gives_the_numbers_of_the_run_and_asks_before_it_frames_pictures_ot
         CliRunner().invoke(app, ["eval", str(artefact), "task.framing=pad", "task.override_framing=true"]).exit_code
         == 0
     )
+
+
+def test_eval_takes_data_that_could_not_train_it(artefact, edited, tmp_path):
+    """Of fewer photographs than layer selection needs, and with other signs than the detector knows."""
+    for name in ("train", "val", "test"):
+        rows = [json.loads(line) for line in (edited / f"{name}.jsonl").read_text().splitlines()][:6]
+        places = [{key: str(edited / row[key]) for key in ("image", "mask") if key in row} for row in rows]
+        kept = [{key: value for key, value in row.items() if key not in ("cues", "boxes")} for row in rows]
+        lines = [json.dumps(row | place) for row, place in zip(kept, places, strict=True)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    groups = {group: list(names) for group, names in Vocabulary().categories.items()}
+    (tmp_path / "schema.json").write_text(json.dumps({"cues": ["noise"], "categories": groups}))
+    told = CliRunner().invoke(app, ["eval", str(artefact), f"data.path={tmp_path}"])
+    assert told.exit_code == 0, told.exception

@@ -180,6 +180,13 @@ def test_the_language_model_may_be_all_that_has_an_adapter(detection, explaining
     detector.inspect([task.splits.val.image(0)], explain=True)
 
 
+def test_a_tower_trained_whole_is_refused_where_explaining_divides_its_attention(detection, explaining):
+    overrides = [*explaining, "adapter=null", "task.contrast=null", "task.trains_base=true"]
+    backbone = "backbone={name: hf:tiny-qwen2.5-vl, weights: random}"
+    with pytest.raises(UserError, match=r"divides the attention of 'hf:tiny-qwen2\.5-vl'"):
+        build_task(load_config(detection, [*overrides, backbone]), 1)
+
+
 def test_a_killed_explanation_goes_on_bit_for_bit(spoken, detection, explaining):
     class Kill(Hook):
         def after_step(self, engine):

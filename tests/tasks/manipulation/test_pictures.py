@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from vision_lowrank.data.manipulation.augmentation import ImdlAugmentation, TwinAugmentation
 from vision_lowrank.data.manipulation.base import ManipulationSet, Record, Region
 from vision_lowrank.data.manipulation.framing import Framing
+from vision_lowrank.data.manipulation.joined import join
 from vision_lowrank.data.manipulation.robustness import parse
 from vision_lowrank.data.manipulation.sampling import Single, draws_of
 from vision_lowrank.data.manipulation.schema import read_schema
@@ -186,7 +188,7 @@ def test_degraded_pictures_keep_their_places(train):
 
 def made(*pictures):
     records = [Record(f"{source}-{n}", "x.png", label, source) for n, (source, label) in enumerate(pictures)]
-    return ManipulationSet.of("made", records, None)
+    return ManipulationSet.of("made", records, Path("."))
 
 
 def test_looking_at_fewer_pictures_takes_whole_sources():
@@ -208,6 +210,8 @@ def test_real_pictures_weigh_as_they_are_drawn():
     pictures = made(("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 1), ("d", 1))
     assert share_of_reals(pictures, draws_of(pictures, 0)) == 1.0  # pairs
     assert share_of_reals(pictures, Single(6)) == 0.5
+    joined = join("cat", [made(("a", 0), ("a", 1)), replace(made(("b", 1), ("c", 1), ("d", 1)), name="more")], draws=4)
+    assert share_of_reals(joined, draws_of(joined, 0)) == 0.25 / 0.75  # either set in half of the draws
     three = made(("a", 0), ("b", 1), ("c", 2))
     assert share_of_reals(three, draws_of(three, 0)) == 0.5  # one real picture beside two others
 

@@ -15,6 +15,7 @@ from vision_lowrank.data.manipulation.schema import read_schema
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+from vision_lowrank.tasks.manipulation.levels import map_level
 from vision_lowrank.tasks.manipulation.pictures import Annotations, Frames, Pictures, boxes_of, stacked
 from vision_lowrank.tasks.manipulation.scoring import Priors, details, score, write_pictures
 from vision_lowrank.tasks.manipulation.untrained import Untrained
@@ -183,9 +184,17 @@ def test_the_baseline_knows_features_and_means_alone(test_set):
     assert outputs["logit"].tolist() == pytest.approx(probe.decision_function(z), abs=1e-4)
     edits = truth["label"] > 0
     torch.testing.assert_close(outputs["boxes"][2, 0], truth["boxes"][edits, 0].mean(dim=0))
-    torch.testing.assert_close(outputs["tokens"][0].sigmoid(), truth["tokens"][edits].mean(dim=0).clamp(1e-3, 1 - 1e-3))
+    mean = truth["tokens"][edits].mean(dim=0).clamp(1e-3, 1 - 1e-3).logit()
+    valid = torch.ones(int(edits.sum()), len(mean), dtype=torch.bool)
+    level = map_level(mean.expand(len(valid), -1), valid, truth["tokens"][edits])
+    torch.testing.assert_close(outputs["tokens"][0], mean - level)
+    assert (outputs["tokens"] > 0).any()  # the mean map finds something
     torch.testing.assert_close(outputs["cues"][1].sigmoid(), torch.full((3,), 0.5))
     assert (outputs["objectness"] > 0).tolist() == [[True, False]] * 3
+    plain.calibrate({"features": features, "label": truth["label"]})
+    expected = Calibration.fit(probe.decision_function(x), truth["label"])
+    assert plain.calibration.temperature == pytest.approx(expected.temperature, rel=1e-4)
+    assert plain.calibration.real_scores == pytest.approx(expected.real_scores, rel=1e-6)
 
 
 def test_the_baseline_does_without_what_is_not_annotated():

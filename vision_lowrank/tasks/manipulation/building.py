@@ -21,10 +21,11 @@ from ...initializers.base import GradientInitializer
 from ...registry import registry
 from ..classification.base import load_frozen
 from ..parameters import Parameters, adapter_parameters, encoder_parameters
-from .config import ManipulationConfig
+from .config import ContrastOptions, ManipulationConfig
 from .contrast import contrastive_loss
 from .detector import ManipulationDetector
-from .pictures import Annotations, DrawnPictures, Frames, stacked
+from .looking import drawn_twins
+from .pictures import Annotations, DrawnPictures, Frames, stacked, whole_pictures
 from .speech import EXPLAIN, rest
 
 
@@ -99,6 +100,11 @@ def load_detector(config: RunConfig, splits: ManipulationSplits) -> tuple[Manipu
         if len(phases(model)) > 1:
             raise UserError("task.explanation.adapter trains in several phases, which stage D has not: take lora.")
         rest(model)
+        if not {id(p) for p in tower.values()} <= {id(p) for p in model.parameters()}:
+            raise UserError(
+                f"task.explanation divides the attention of '{backbone.name}', which task.trains_base trains whole: "
+                "give the tower an `adapter` instead, or leave one of the two out."
+            )
     decoder: dict[str, Any] = {"kind": options.decoder, "boxes": options.boxes}
     if options.decoder == "query":
         decoder |= {"width": options.width, "heads": options.heads, "dropout": options.dropout}
@@ -142,16 +148,22 @@ def _starting(config: RunConfig, backbone: nn.Module, splits: ManipulationSplits
     drawn = DrawnPictures(splits.train, draws, annotations, None, initializer.seed)
     indices = [index % len(drawn) for index in range(initializer.samples)]
     starts = range(0, len(indices), initializer.batch_size)
-    losses = [_calibration_loss(drawn, indices[start : start + initializer.batch_size]) for start in starts]
+    contrast = config.task.contrast or ContrastOptions()
+    losses = [_calibration_loss(drawn, indices[start : start + initializer.batch_size], contrast) for start in starts]
     return {"initializer": initializer, "losses": losses}
 
 
-def _calibration_loss(drawn: DrawnPictures, indices: list[int]) -> Callable[[nn.Module], Tensor]:
+def _calibration_loss(
+    drawn: DrawnPictures, indices: list[int], options: ContrastOptions
+) -> Callable[[nn.Module], Tensor]:
     def loss(model: nn.Module) -> Tensor:
         device = next(model.parameters()).device
         batch = stacked([drawn[index] for index in indices])
-        labels = batch["label"].flatten().to(device)
-        features = model.image_tokens(batch["tiles"][:, :, 0].flatten(0, 1).to(device)).mean(dim=1)
-        return contrastive_loss(features, labels, torch.arange(len(labels), device=device))
+        rows = batch["label"].shape[1]
+        flat = {name: batch[name].flatten(0, 1).to(device) for name in ("label", "tiles", "count")}
+        features, twins = model.image_tokens(whole_pictures(flat)).mean(dim=1), drawn_twins(flat["label"], rows)
+        return contrastive_loss(
+            features, flat["label"], twins, options.reading, options.temperature, options.twin_weight
+        )
 
     return loss

@@ -30,6 +30,7 @@ from ...data.manipulation.regions import mask_of_boxes
 from ...errors import ArtefactError, UserError
 from ...metrics.calibration import Calibration
 from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about
+from ..parameters import backbone_of
 from .decoders import Decoded, decode_boxes, make_decoder
 from .explanation import question, reconcile, template
 from .finding import Finding, ScoredBox
@@ -86,7 +87,7 @@ class ManipulationDetector(AdaptedModel):
         states = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
         for name in getattr(self.model, "peft_config", ()):
             states |= {f"{name}.{key}": tensor for key, tensor in adapter_state(self.model, name).items()}
-        states |= {name: p for name, p in self.model.named_parameters() if name in self.trained_base}
+        states |= {name: p for name, p in backbone_of(self.model).named_parameters() if name in self.trained_base}
         weights = checksum({name: tensor.detach().cpu().contiguous() for name, tensor in states.items()})
         facts = f"{self.fingerprint} {weights} {self.framing} {self.layer} {self.calibration.temperature}"
         return hashlib.sha256(facts.encode()).hexdigest()[:16]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ...data.manipulation.base import REAL, ManipulationSet
-from ...data.manipulation.sampling import Draws
+from ...data.manipulation.sampling import Draws, EqualDraws, Twins
 from ...errors import UserError
+from .config import ManipulationConfig
 
 FOLDS = 5  # of the probe in the table of layers
 
@@ -33,8 +34,25 @@ def twins_of(sources: Tensor, labels: Tensor) -> Tensor:
     return twins
 
 
+def drawn_twins(labels: Tensor, rows: int) -> Tensor:
+    """Row of each picture's twin, (B,), in a batch of draws of `rows` pictures: a pair, or one that has no twin."""
+    return torch.arange(len(labels), device=labels.device).view(-1, rows).flip(1).flatten()
+
+
+def check_pictures(options: ManipulationConfig, val: ManipulationSet, draws: Draws) -> None:
+    """Refuse pictures that stages A and B could not use, before anything was trained.
+
+    Raises:
+        UserError: no twins for contrasts of pairs, or too few photographs for the probe's folds.
+    """
+    if options.contrast and options.contrast.reading == "pair" and not isinstance(draws, Twins):
+        raise UserError("task.contrast.reading=pair needs pictures with their own edits: take label, or add twins.")
+    if options.layer == "lds":
+        check_selection(spread(val, options.selection.pictures))
+
+
 def check_selection(pictures: ManipulationSet) -> None:
-    """Refuse pictures that layer selection could not use, before anything was trained.
+    """Refuse pictures that layer selection could not use.
 
     Raises:
         UserError: they come from too few photographs for the probe's folds.
@@ -48,7 +66,11 @@ def check_selection(pictures: ManipulationSet) -> None:
 
 
 def share_of_reals(pictures: ManipulationSet, draws: Draws) -> float:
-    """Real pictures over edited ones in a sample of training; in the whole set where samples hold a single picture."""
+    """Real pictures over edited ones in a sample of training; of single pictures, as often as they are drawn."""
+    if isinstance(draws, EqualDraws):
+        parts, real = draws.images.parts, pictures.labels == REAL
+        share = float(np.mean([real[parts == part].mean() for part in np.unique(parts)]))
+        return share / max(1 - share, 1 / len(pictures))
     drawn = draws.draw(0, 0)
     labels = pictures.labels[list(drawn)] if len(drawn) > 1 else pictures.labels
     return float((labels == REAL).sum() / max(1, (labels != REAL).sum()))

@@ -220,6 +220,12 @@ def tiles_of(batch: Sample, counts: Sequence[int]) -> Tensor:
     return torch.cat([tiles[:count] for tiles, count in zip(batch["tiles"], counts, strict=True)])
 
 
+def whole_pictures(batch: Sample) -> Tensor:
+    """The tile (B, 3, S, S) of each picture of a batch that shows all of it: its last one."""
+    counts = batch["count"].tolist()
+    return torch.stack([tiles[count - 1] for tiles, count in zip(batch["tiles"], counts, strict=True)])
+
+
 def _padded(rows: Tensor, length: int) -> Tensor:
     """`rows` (n, …) with zeros behind them, (length, …)."""
     return torch.cat([rows, rows.new_zeros(length - len(rows), *rows.shape[1:])])

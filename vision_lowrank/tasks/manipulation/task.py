@@ -36,8 +36,7 @@ from ...config.schema import RunConfig
 from ...data.manipulation.augmentation import augmentation
 from ...data.manipulation.base import REAL, ManipulationSet
 from ...data.manipulation.robustness import Degradation, parse
-from ...data.manipulation.sampling import Twins, draws_of
-from ...errors import UserError
+from ...data.manipulation.sampling import draws_of
 from ...files import write_text
 from ...metrics.calibration import Calibration
 from ...registry import register
@@ -50,9 +49,9 @@ from .decoders import Decoded
 from .detector import ManipulationDetector
 from .gallery import write_gallery
 from .levels import TRUTH, levels
-from .looking import check_selection, share_of_reals, spread, twins_of
+from .looking import check_pictures, drawn_twins, share_of_reals, spread, twins_of
 from .losses import Targets, decoder_losses
-from .pictures import Annotations, DrawnPictures, Pictures, tiles_of
+from .pictures import Annotations, DrawnPictures, Pictures, tiles_of, whole_pictures
 from .scoring import Priors, Scores, decoded_of, details, score, write_pictures
 from .speech import answer_loss, explained, rest, speak
 from .text_scores import explanation_scores
@@ -85,10 +84,7 @@ class Manipulation(Task):
         model = self.detector.model
         self.annotations = Annotations(self.detector.frames, self.detector.cues, options.boxes)
         self.draws = draws_of(self.splits.train, seed)
-        if options.contrast and options.contrast.reading == "pair" and not isinstance(self.draws, Twins):
-            raise UserError("task.contrast.reading=pair needs pictures with their own edits: take label, or add twins.")
-        if options.layer == "lds":
-            check_selection(spread(self.splits.val, options.selection.pictures))
+        check_pictures(options, self.splits.val, self.draws)
         self.explained = explained(self.splits.train) if options.explanation else None
         self.projector = projector(tower_width(model))
         self.register_buffer("layer", torch.tensor(self.detector.layer))
@@ -110,6 +106,7 @@ class Manipulation(Task):
         """Evaluate a saved detector in place of the one that this run would train."""
         self.detector = detector
         self.annotations = Annotations(detector.frames, detector.cues, self.options.boxes)
+        self.priors = Priors.of(self.splits.train, detector.cues)
 
     def stages(self) -> list[Stage]:
         """The stages of the module docstring that the options ask for; ``decoders`` once per phase of the adapter."""
@@ -186,7 +183,10 @@ class Manipulation(Task):
         """Training pictures for the baseline's probe; validation pictures for everything else."""
         val, options = self.splits.val, self.options
         if place == "untrained":
-            return {"untrained": self._pictures(spread(self.splits.train, PROBED))}
+            return {
+                "untrained": self._pictures(spread(self.splits.train, PROBED)),
+                "untrained-val": self._pictures(val),
+            }
         if self._stage == CONTRAST:
             return {f"contrast-{place}": self._pictures(spread(val, PROBED))}
         if self._stage == LAYERS and place == "start":
@@ -199,6 +199,8 @@ class Manipulation(Task):
         """Fit the probe, choose the layer, note how far twins are apart, or calibrate."""
         if name == "untrained":
             self._untrained = Untrained(outputs)
+        elif name == "untrained-val" and self._untrained:
+            self._untrained.calibrate(outputs)
         elif name == CALIBRATION:
             self.val_logits.copy_(outputs["logit"])
             self.detector.decoder.lower(*levels(outputs))
@@ -237,7 +239,7 @@ class Manipulation(Task):
         about = {"label": batch["label"], "source": batch["source"]}
         if self._set == LAYERS:
             return about | {"states": self._layer_means(batch)}
-        if self._set == "untrained":
+        if self._set.startswith("untrained"):
             kept = ("cues", "has_cues", "boxes", "box_count", "tokens", "has_tokens")
             return about | {"features": self._features(batch)} | {key: batch[key] for key in kept}
         if self._set.startswith("contrast-"):
@@ -252,7 +254,7 @@ class Manipulation(Task):
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
         """Every metric of :mod:`.scoring`."""
         pictures, degradation = self._sets("val" if set_name == "val" else "test")[set_name]
-        calibration = Calibration() if self._plain else self.detector.calibration
+        calibration = (self._untrained if self._plain and self._untrained else self.detector).calibration
         found = score(self.detector, pictures, outputs, calibration, self.priors, degradation)
         if self._plain:
             return found.metrics
@@ -353,10 +355,7 @@ class Manipulation(Task):
 
     def _features(self, batch: Batch) -> Tensor:
         """Mean of the final patch tokens of the whole picture (its last tile), (B, D)."""
-        last = torch.stack(
-            [tiles[count - 1] for tiles, count in zip(batch["tiles"], batch["count"].tolist(), strict=True)]
-        )
-        return self.detector.model.image_tokens(last).mean(dim=1)
+        return self.detector.model.image_tokens(whole_pictures(batch)).mean(dim=1)
 
     def _layer_means(self, batch: Batch) -> Tensor:
         """Mean over the tokens of a picture after every layer, (B, L, d)."""
@@ -367,8 +366,7 @@ class Manipulation(Task):
 
     def _contrast_loss(self, flat: Batch, rows: int) -> Tensor:
         options = self.options.contrast or ContrastOptions()
-        order = torch.arange(len(flat["label"]), device=flat["label"].device)
-        twins = order.view(-1, rows).flip(1).flatten() if isinstance(self.draws, Twins) else order
+        twins = drawn_twins(flat["label"], rows)
         z = self.projector(self._features(flat))
         return contrastive_loss(z, flat["label"], twins, options.reading, options.temperature, options.twin_weight)
 

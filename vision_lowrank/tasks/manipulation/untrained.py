@@ -2,7 +2,10 @@
 
 * detection: logistic regression on the mean of the final patch tokens of training pictures;
 * cues: how often each is annotated in training;
-* boxes and token map: the mean training box and the mean training map, whatever the picture.
+* boxes and token map: the mean training box and the mean training map, whatever the picture, the map from its best
+  level on.
+
+Validation pictures calibrate the detection, as they do a trained detector's.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ...metrics.calibration import Calibration
 from ..base import Outputs
+from .levels import map_level
 
 NEVER = -20.0  # a logit that is as good as 0
 
@@ -34,8 +39,17 @@ class Untrained:
         first = torch.arange(outputs["boxes"].shape[1]) < outputs["box_count"][:, None]
         boxes = outputs["boxes"][first]
         self.box = boxes.mean(dim=0) if len(boxes) else torch.full((4,), 0.5)
-        self.tokens = _mean(outputs["tokens"], outputs["has_tokens"] & edited).logit(1e-3)
+        tokens, known = outputs["tokens"], outputs["has_tokens"] & edited
+        mean = _mean(tokens, known).logit(1e-3)
+        everywhere = torch.ones_like(tokens[known], dtype=torch.bool)
+        self.tokens = mean - map_level(mean.expand_as(tokens[known]), everywhere, tokens[known])
+        self.calibration = Calibration()
         self.queries = outputs["boxes"].shape[1]
+
+    def calibrate(self, outputs: Outputs) -> None:
+        """Fit temperature and threshold on what an evaluation of validation pictures gave."""
+        features = outputs["features"].double().numpy()
+        self.calibration = Calibration.fit(self.probe.decision_function(features), outputs["label"])
 
     def outputs(self, features: Tensor, valid: Tensor) -> Outputs:
         """What :class:`~.decoders.Decoded` holds, by name, for pictures of features (B, D)."""
