@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,6 +47,23 @@ def test_exif_orientation_is_applied(tmp_path, orientation, undo):
     assert np.array_equal(pixels(read_image(tmp_path / "a.png")), undo(pixels(picture)))
 
 
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_exif_data_that_cannot_be_parsed_leave_the_picture_as_it_is(tmp_path, suffix):
+    picture = noise()
+    picture.save(tmp_path / f"a.{suffix}", exif=b"Exif\0\0nonsense", **({"lossless": True} if suffix == "webp" else {}))
+    assert np.array_equal(pixels(read_image(tmp_path / f"a.{suffix}")), pixels(picture))
+
+
+def test_orientation_is_applied_where_another_entry_is_malformed(tmp_path):
+    def entry(tag, kind, count, value):
+        return struct.pack("<HHI", tag, kind, count) + value
+
+    entries = entry(0x0112, 3, 1, b"\6\0\0\0") + entry(0x0128, 2, 2, b"ab\0\0") + entry(0x8769, 2, 2, b"ab\0\0")
+    picture = noise()
+    picture.save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\x08\0\0\0\3\0" + entries + bytes(4))
+    assert np.array_equal(pixels(read_image(tmp_path / "a.png")), np.rot90(pixels(picture), -1))
+
+
 def test_sixteen_bit_grey_keeps_the_high_byte(tmp_path):
     values = np.random.default_rng(0).integers(0, 65536, (20, 30)).astype(np.uint16)
     values[0, :2] = 0, 65535
@@ -61,6 +80,15 @@ def test_float_grey_is_stretched_over_its_own_range(tmp_path):
     assert np.array_equal(pixels(read_image(tmp_path / "a.tif"))[..., 0], np.rint((values + 2) / 8 * 255))
     Image.fromarray(np.full((3, 4), 7, np.float32)).save(tmp_path / "flat.tif")
     assert pixels(read_image(tmp_path / "flat.tif")).max() == 0
+
+
+def test_values_that_are_no_numbers_are_black_and_change_no_other(tmp_path):
+    values = np.array([[1, 3, np.nan], [np.inf, 5, -np.inf]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert pixels(read_image(tmp_path / "a.tif"))[..., 0].tolist() == [[0, 128, 0], [0, 255, 0]]
+    Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "none.tif")
+    with pytest.raises(DataError, match=r"none\.tif' cannot be read: no value is finite\. Replace"):
+        read_image(tmp_path / "none.tif")
 
 
 def test_cmyk_is_converted(tmp_path):

@@ -19,6 +19,7 @@ class MeanDetector:
         self.framing = Framing("resize", 56)
         self.calibration = Calibration(threshold=0.5, origin="0.5: a test", reals=120, edits=80, uncertain=(0.4, 0.5))
         self.about = {"limits": ["Sees brightness only."], "trained on": "nothing"}
+        self.explains = True
         self.batches = []
 
     def inspect(self, images, calibration=None, explain=False):

@@ -58,11 +58,13 @@ def test_pictures_without_an_ending_are_found_by_their_first_bytes(tree):
     assert names(find_files([tree])) == ["gif", "jpeg", "png", "tiff", "webp", "x.png"]
 
 
-def test_the_output_folder_is_no_input(tree):
-    out = tree / "out"
-    (out / "overlays").mkdir(parents=True)
-    Image.new("RGB", (4, 4)).save(out / "overlays" / "x.png.png")
-    assert names(find_files([tree], recursive=True, leave_out=out)) == ["x.png", "a/x.png", "b/x.png"]
+@pytest.mark.parametrize("out", ["out", ".", "a"])
+def test_pictures_that_a_scan_writes_are_no_inputs_and_those_beside_them_are(tree, out):
+    for folder in ("heatmaps", "overlays/b", "thumbnails/picture"):
+        (tree / out / folder).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tree / out / folder / "x.png.png")
+    found = find_files([tree], recursive=True, leave_out=tree / out)
+    assert names(found) == ["x.png", "a/x.png", "b/x.png"]
 
 
 def test_a_fifo_does_not_block(tree):

@@ -77,6 +77,21 @@ def test_only_the_first_frame_is_looked_at(tmp_path, ending):
     assert any("only the first" in warning for warning in photo.warnings)
 
 
+def test_exif_data_that_cannot_be_parsed_cost_neither_picture_nor_warnings(tmp_path):
+    Image.new("RGB", (1920, 1080), "red").save(tmp_path / "x.png", exif=b"Exif\0\0nonsense")
+    photo = read_photo(tmp_path / "x.png")
+    assert (photo.format, photo.image.getpixel((5, 5))) == ("PNG", (255, 0, 0))
+    assert any("screenshot" in warning for warning in photo.warnings)
+
+
+def test_transparency_that_is_left_out_is_not_said_to_be_laid_on_white(tmp_path):
+    Image.fromarray(np.full((130, 130), 40000, dtype=np.uint16)).save(tmp_path / "x.png", transparency=40000)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.has_transparency_data
+    assert read_photo(tmp_path / "x.png").image.getpixel((5, 5)) == (156,) * 3
+    assert warned(tmp_path / "x.png") == "more than 8 bits per channel: reduced to 8"
+
+
 def png16(path, width=130, height=130):
     """A 16-bit RGB PNG, which Pillow reads but does not write."""
     import struct

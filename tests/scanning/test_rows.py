@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from vision_lowrank.errors import UserError
 from vision_lowrank.scanning import Row, write_csv, write_json
+from vision_lowrank.scanning.files import output_names
 from vision_lowrank.scanning.rows import Journal, as_json
 
 ROW = Row(
@@ -38,7 +40,24 @@ def test_a_resumed_journal_has_its_rows_again(tmp_path):
     other = replace(ROW, path="c.png", sha256="cd", heatmap="heatmaps/c", thumbnails=("x", "y"))
     journal(path, [ROW, other])
     assert journal(path).finished == {ROW.heatmap: ROW, "heatmaps/c": other}
-    assert journal(path, header={"settings": {"model": "n", "band": (0.1, 0.2)}}).finished == {}
+
+
+def test_a_journal_with_other_settings_is_left_as_it_is_and_what_differs_is_said(tmp_path):
+    path = tmp_path / "x"
+    journal(path, [ROW])
+    before = path.read_bytes()
+    with pytest.raises(UserError) as caught:
+        journal(path, header={"settings": {"model": "m", "band": (0.1, 0.3), "explain": True}})
+    assert "(band [0.1, 0.2], now [0.1, 0.3]; explain null, now true)" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_rows_of_unknown_settings_do_not_count(tmp_path):
+    journal(tmp_path / "x", [ROW])
+    header, row = (tmp_path / "x").read_text().splitlines()[:2]
+    (tmp_path / "x").write_text(f"{header[:-9]}\n{row}\n")
+    assert journal(tmp_path / "x").finished == {}
 
 
 def test_without_resume_it_starts_anew(tmp_path):
@@ -68,18 +87,48 @@ def test_a_row_that_is_there_is_not_written_twice(tmp_path):
 def test_rows_are_reusable_while_their_files_are_there_and_theirs(tmp_path):
     path = tmp_path / "x"
     journal(path, [ROW])
-    opened = journal(path)
-    assert opened.reusable(ROW.heatmap, "ab", ["heatmap"], tmp_path) is None
+    opened, names = journal(path), output_names("a/b.png")
+    assert opened.reusable(names, "ab", ["heatmap"], tmp_path) is None
     (tmp_path / "heatmaps" / "a").mkdir(parents=True)
     (tmp_path / "heatmaps" / "a" / "b.png.png").write_bytes(b"")
-    assert opened.reusable(ROW.heatmap, "ab", ["heatmap"], tmp_path) == ROW
+    assert opened.reusable(names, "ab", ["heatmap"], tmp_path) == ROW
     for wanted in ("overlay", "npy", "thumbnails"):
-        assert opened.reusable(ROW.heatmap, "ab", ["heatmap", wanted], tmp_path) is None
+        assert opened.reusable(names, "ab", ["heatmap", wanted], tmp_path) is None
     for digest in ("zz", None):
-        assert opened.reusable(ROW.heatmap, digest, ["heatmap"], tmp_path) is None
-    assert opened.reusable("heatmaps/other", "ab", ["heatmap"], tmp_path) is None
+        assert opened.reusable(names, digest, ["heatmap"], tmp_path) is None
     journal(path, [replace(ROW, sha256="cd")])  # another picture of this name wrote its map over the first one's
-    assert journal(path).reusable(ROW.heatmap, "ab", ["heatmap"], tmp_path) is None
+    assert journal(path).reusable(names, "ab", ["heatmap"], tmp_path) is None
+
+
+def test_a_row_names_no_files_that_were_not_asked_for_and_the_journal_keeps_them(tmp_path):
+    path = tmp_path / "x"
+    full = replace(ROW, overlay="overlays/a/b.png.png", thumbnails=("lost", "lost"))
+    for name in (full.heatmap, full.overlay):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    journal(path, [full])
+    with Journal(path, HEADER, True) as opened:
+        taken = opened.reusable(output_names("a/b.png"), "ab", ["heatmap"], tmp_path)
+        assert taken == ROW
+        opened.append([replace(taken, path="elsewhere/b.png")])
+    assert journal(path).finished == {ROW.heatmap: full}
+
+
+def test_a_row_goes_with_its_bytes_to_another_name_and_its_files_are_copied(tmp_path):
+    full = replace(ROW, thumbnails=("thumbnails/picture/a/b.png.jpg", "thumbnails/overlay/a/b.png.jpg"))
+    for name in (full.heatmap, *full.thumbnails):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    journal(tmp_path / "x", [full])
+    names = output_names("new/a/b.png")
+    moved = journal(tmp_path / "x").reusable(names, "ab", ["heatmap", "thumbnails"], tmp_path)
+    assert moved == replace(full, heatmap=names["heatmap"][0], thumbnails=names["thumbnails"])
+    assert (tmp_path / moved.heatmap).read_text() == full.heatmap
+    assert [(tmp_path / name).read_text() for name in moved.thumbnails] == list(full.thumbnails)
+    for digest in ("zz", None):
+        assert journal(tmp_path / "x").reusable(names, digest, ["heatmap"], tmp_path) is None
+    with Journal(tmp_path / "x", HEADER, True, [ROW.heatmap]) as opened:  # which another input may write over
+        assert opened.reusable(names, "ab", ["heatmap"], tmp_path) is None
 
 
 def test_json_holds_any_file_name_and_no_nan(tmp_path):

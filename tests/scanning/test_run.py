@@ -1,3 +1,4 @@
+import errno
 import json
 
 import numpy as np
@@ -87,24 +88,22 @@ def test_resume_computes_nothing_again(zoo, detector, tmp_path):
     assert again == [row for row in first if "fails" not in row.path and "nan" not in row.path]
 
 
-@pytest.mark.parametrize("change", ["settings", "bytes", "file lost", "more wanted", "no resume"])
+@pytest.mark.parametrize("change", ["bytes", "file lost", "more wanted", "no resume"])
 def test_resume_computes_what_changed(zoo, detector, tmp_path, change):
     out = tmp_path / "out"
     for name in ("fails.png", "nan.png"):
         (zoo / name).unlink()
     rows = by_name(scanned(zoo, detector, out), zoo)
     detector.batches.clear()
-    header, options = HEADER, {"resume": change != "no resume", "overlay": change == "more wanted"}
+    options = {"resume": change != "no resume", "overlay": change == "more wanted"}
     expected = 10
-    if change == "settings":
-        header = {"settings": {"model": "another"}}
-    elif change == "bytes":
+    if change == "bytes":
         Image.new("RGB", (160, 140)).save(zoo / "b" / "same.png")
         expected = 1
     elif change == "file lost":
         (out / rows["cmyk.jpg"].heatmap).unlink()
         expected = 1
-    again = by_name(scanned(zoo, detector, out, header, **options), zoo)
+    again = by_name(scanned(zoo, detector, out, **options), zoo)
     assert sum(map(len, detector.batches)) == expected
     assert len(again) == 14
     if change == "bytes":
@@ -135,6 +134,33 @@ def test_files_of_resumed_rows_are_not_written_over(zoo, detector, tmp_path):
     assert maps["b/same.png"].min() == 255
 
 
+def test_what_has_a_row_is_not_computed_again_when_a_folder_is_added(zoo, detector, tmp_path):
+    out = tmp_path / "out"
+    scanned(zoo / "b", detector, out, overlay=True, npy=True, thumbnails=True)
+    detector.batches.clear()
+    sources = find_files([zoo / "a", zoo / "b"]).sources  # now below a/ and b/
+    options = Options(overlay=True, npy=True, thumbnails=True, resume=True)
+    _, b = next(scan(sources, detector, detector.calibration, out, HEADER, options))
+    assert detector.batches == [[(200, 150)]]
+    assert (b.path, b.overlay, b.npy) == (
+        str(zoo / "b" / "same.png"), "overlays/b/same.png.png", "heatmaps/b/same.png.npy"
+    )  # fmt: skip
+    assert np.asarray(Image.open(out / b.heatmap)).min() == 255
+    assert all((out / name).is_file() for names in b.files.values() for name in names)
+
+
+@pytest.mark.parametrize(
+    "change", [{"explain": True}, {"header": {"settings": {"model": "another"}}}, {"explain": True, "resume": False}]
+)
+def test_a_scan_that_cannot_be_leaves_the_journal_as_it_is(zoo, detector, tmp_path, change):
+    scanned(zoo / "a", detector, tmp_path / "out")
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    detector.explains = False
+    with pytest.raises(UserError, match=r"--explain: this|model \"m\", now \"another\".*leave --resume out"):
+        scanned(zoo / "a", detector, tmp_path / "out", **({"resume": True} | change))
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+
+
 def test_mistakes_of_the_user_stop_the_scan(zoo, detector, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise UserError("cannot explain")
@@ -148,6 +174,31 @@ def test_an_output_that_cannot_be_written_is_said(zoo, detector, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "heatmaps").write_text("in the way")
     with pytest.raises(UserError, match=r"heatmaps.* cannot be written: .*--resume"):
+        scanned(zoo, detector, tmp_path / "out")
+
+
+def test_one_output_that_cannot_be_written_is_the_error_of_its_row(detector, tmp_path):
+    root, out = tmp_path / "in", tmp_path / "out"
+    (root / "a.png").mkdir(parents=True)
+    Image.new("RGB", (130, 130)).save(root / "a", "JPEG")
+    Image.new("RGB", (130, 130), "white").save(root / "a.png" / "x.png")
+    Image.new("RGB", (130, 130), "white").save(root / "b.png")
+    named = by_name(scanned(root, detector, out, batch=1), root)
+    assert {name for name, row in named.items() if row.error} == {"a.png/x.png"}
+    error = named["a.png/x.png"].error
+    assert str(out / "heatmaps" / "a.png") in error
+    assert "cannot be written" in error
+    assert named["a.png/x.png"].heatmap is named["a.png/x.png"].verdict is None
+    assert named["b.png"].verdict == "edited"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_an_output_folder_that_takes_nothing_stops_the_scan(zoo, detector, tmp_path, monkeypatch, code):
+    def refuse(*args):
+        raise OSError(code, "no way", "file.png")
+
+    monkeypatch.setattr(run, "_save", refuse)
+    with pytest.raises(UserError, match=r"'file.png' cannot be written: no way\. .*--resume"):
         scanned(zoo, detector, tmp_path / "out")
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import signal
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import typer
 from PIL import Image
 
 from vision_lowrank.cli import scan as command
+from vision_lowrank.cli.main import main
 from vision_lowrank.errors import UserError
 
 OPTIONS = {
@@ -67,10 +69,11 @@ def test_only_the_results_asked_for_are_written(zoo, run, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"results.csv", "results.jsonl", "heatmaps"}
 
 
-def test_a_scan_of_the_folder_with_its_own_output_sees_no_output(zoo, run):
-    run(zoo, out=zoo / "out", overlay=True)
-    run(zoo, out=zoo / "out", overlay=True, resume=True)
-    assert len(rows_of(zoo / "out")) == 16
+@pytest.mark.parametrize("out", ["out", "."])
+def test_a_scan_of_the_folder_with_its_own_output_sees_no_output(zoo, run, out):
+    run(zoo, out=zoo / out, overlay=True)
+    run(zoo, out=zoo / out, overlay=True, resume=True)
+    assert len(rows_of(zoo / out)) == 16
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,21 @@ def test_exit_codes(run, tmp_path, names, fail_on, code):
         Image.new("L", (130, 130), level).save(tmp_path / f"{name}.png")
     (tmp_path / "broken.png").write_bytes(b"")
     assert run(*(tmp_path / name for name in names), fail_on=fail_on) == code
+
+
+@pytest.mark.parametrize("arguments", [[], ["x.png", "--batch", "0"], ["x.png", "--batch", "abc"], ["--no-such"]])
+def test_options_that_cannot_be_are_no_finding(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["scan", *arguments])
+    assert stop.value.code == 1
+    assert "Error: " in capsys.readouterr().err
+
+
+def test_help_is_no_mistake(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["scan", "--help"])
+    assert stop.value.code == 0
+    assert "1 something given is wrong" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -146,14 +164,37 @@ def test_an_interruption_ends_in_order_and_says_how_to_go_on(zoo, run, detector,
     assert len(rows_of(tmp_path / "out")) == 16
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["/bin/vision-lowrank", "scan", "a b"], "vision-lowrank scan 'a b' --resume"),
+        (["vision-lowrank", "scan", "--resume", "a"], "vision-lowrank scan --resume a"),
+        (["detect_manipulation.py", "a"], "python detect_manipulation.py a --resume"),
+        (["tools/detect_manipulation.py", "a"], "python tools/detect_manipulation.py a --resume"),
+        (["vision-lowrank", "scan", "--", "-a", "--resume"], "vision-lowrank scan --resume -- -a --resume"),
+    ],
+)
+def test_the_command_to_go_on_with_can_be_pasted(monkeypatch, typed, expected):
+    monkeypatch.setattr(sys, "argv", typed)
+    assert command._resuming(command._command()) == expected
+
+
+def test_a_page_that_cannot_be_written_is_one_line_and_leaves_no_temporary_file(zoo, run, tmp_path):
+    (tmp_path / "out" / "report.html").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"report\.html' cannot be written: Is a directory\. .* --resume$"):
+        run(zoo)
+    assert len(rows_of(tmp_path / "out")) == 16
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
 def test_file_names_steer_neither_terminal_nor_markup(run, tmp_path, capsys):
-    name = "[red]\x1b[2J\udcff.png"
+    name = "[red]:key:\x1b[2J\udcff.png"
     Image.new("RGB", (130, 130), "white").save(tmp_path / name)
     (tmp_path / "\x1b[2J.png").write_bytes(b"")
     run(tmp_path / name, tmp_path / "\x1b[2J.png")
     said = capsys.readouterr()
     assert "\x1b[2J" not in said.out + said.err
-    assert "[red]\\x1b[2J\\udcff.png" in said.out.replace("\n", "")
+    assert "[red]:key:\\x1b[2J\\udcff.png" in said.out.replace("\n", "")
     assert rows_of(tmp_path / "out")[0]["path"] == str(tmp_path / name)
 
 

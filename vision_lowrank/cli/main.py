@@ -1,7 +1,8 @@
 """The commands and their options. Each does its work in a module of its own, imported only when it runs, so ``--help``
 answers without importing torch.
 
-Exit codes: 0 done, 2 a mistake in what was given (one line says which), 130 interrupted (and how to go on).
+Exit codes: 0 done, 2 a mistake in what was given (one line says which; ``scan`` has 1 for it), 130 interrupted (and how
+to go on).
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import UserError
 from ..version import __version__
@@ -202,7 +204,19 @@ def incremental(
     incremental_command(recipes, seeds, lr, out)
 
 
-@app.command()
+class _ScanCommand(TyperCommand):
+    """Mistakes in the options end with 1: 2 says that something was found."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().make_context(*arguments, **options)
+        except Exception as error:  # click's UsageError; newer versions of typer have a click of their own
+            if getattr(error, "exit_code", None) == 2:
+                error.exit_code = 1  # type: ignore[attr-defined]
+            raise
+
+
+@app.command(cls=_ScanCommand)
 def scan(
     paths: Annotated[list[Path], typer.Argument(help="pictures and folders; every input yields a row")],
     model: Annotated[
@@ -226,7 +240,7 @@ def scan(
     npy: Annotated[bool, typer.Option("--npy", help="write heat maps as float32 too")] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="take over what results.jsonl has for the same pictures, model and threshold"),
+        typer.Option("--resume", help="take over what results.jsonl has for the same pictures; options as before"),
     ] = False,
     fail_on: Annotated[
         Optional[str],  # noqa: UP045
@@ -236,8 +250,7 @@ def scan(
     """Look for edits in pictures: verdict, likelihood under the model, regions, heat map and signs of each.
 
     Exit codes: 0 done; 1 something given is wrong, or a file gave no answer and --fail-on was asked for, or none gave
-    one; 2 --fail-on found something, or an unknown option; 130 interrupted. A file that cannot be read is a row with
-    its error.
+    one; 2 --fail-on found something; 130 interrupted. A file that cannot be read is a row with its error.
     """
     from .scan import scan_command
 

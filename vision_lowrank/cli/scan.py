@@ -14,15 +14,16 @@ from typing import Any
 import torch
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ..engine.signals import SignalWatch
 from ..errors import UserError, near_miss
 from ..paths import shipped
 from ..scanning import Detector, Options, Row, Threshold, find_files, make_header, scan, write_csv, write_json
 from ..scanning.header import finished
+from ..scanning.run import JOURNAL
 from ..viz.scan_report import write_scan_report
 from .tables import print_table
 
@@ -50,7 +51,7 @@ def scan_command(
     """Scan, write the results asked for (all three where none is), say what was found; see ``main.py`` for the options.
 
     Raises:
-        UserError: an option, a path or the model cannot be used.
+        UserError: an option, a path or the model cannot be used, or the results cannot be written.
         typer.Exit: 2 if `fail_on` was found; 1 if it was asked for and a file gave no answer, or none did; 130 if
             the scan was interrupted.
     """
@@ -120,8 +121,15 @@ def _make_folder(out: Path) -> None:
 def _command() -> str:
     """What the user typed."""
     program = Path(sys.argv[0])
-    started = ["python", str(program)] if program.parent.name == "tools" else ["vision-lowrank"]
+    started = ["python", str(program)] if program.name == "detect_manipulation.py" else ["vision-lowrank"]
     return shlex.join([*started, *sys.argv[1:]])
+
+
+def _resuming(command: str) -> str:
+    """`command` with ``--resume``, before what only paths come after."""
+    words = shlex.split(command)
+    end = words.index("--") if "--" in words else len(words)
+    return shlex.join([*words[:end], *([] if "--resume" in words[:end] else ["--resume"]), *words[end:]])
 
 
 def _watched(batches: Generator[list[Row], None, None], total: int) -> list[Row]:
@@ -150,15 +158,21 @@ def _bar(total: int) -> Progress:
 def _write(out: Path, header: dict[str, Any], rows: Sequence[Row], json: bool, csv: bool, html: bool) -> list[Path]:
     """Write the results asked for; their paths."""
     files = []
-    if json:
-        files.append(out / "results.json")
-        write_json(files[-1], header, rows)
-    if csv:
-        files.append(out / "results.csv")
-        write_csv(files[-1], rows)
-    if html:
-        files.append(out / "report.html")
-        write_scan_report(files[-1], header, [row.to_dict() for row in rows], out)
+    try:
+        if json:
+            files.append(out / "results.json")
+            write_json(files[-1], header, rows)
+        if csv:
+            files.append(out / "results.csv")
+            write_csv(files[-1], rows)
+        if html:
+            files.append(out / "report.html")
+            write_scan_report(files[-1], header, [row.to_dict() for row in rows], out)
+    except OSError as error:
+        raise UserError(
+            f"'{files[-1]}' cannot be written: {error.strerror or error}. The rows are in '{out / JOURNAL}': mend "
+            f"that, and go on with: {_plain(_resuming(header['command']))}"
+        ) from None
     return files
 
 
@@ -174,7 +188,7 @@ def _say(header: dict[str, Any], rows: Sequence[Row], files: Sequence[Path]) -> 
         table.add_column("verdict")
         table.add_column("likelihood", justify="right")
         for row in suspicious[:_LISTED]:
-            table.add_row(escape(_plain(row.path)), row.verdict, f"{100 * (row.probability or 0):.1f}%")
+            table.add_row(Text(_plain(row.path)), row.verdict, f"{100 * (row.probability or 0):.1f}%")
         print_table(table)
     tally = header["counts"]
     print(
@@ -191,10 +205,8 @@ def _exit(header: dict[str, Any], fail_on: str | None) -> None:
     tally = header["counts"]
     done = sum(tally.values())
     if not header["complete"]:
-        command = header["command"] + ("" if "--resume" in header["command"].split() else " --resume")
-        print(
-            f"interrupted after {done} of {header['inputs']} pictures. Go on with: {_plain(command)}", file=sys.stderr
-        )
+        command = _plain(_resuming(header["command"]))
+        print(f"interrupted after {done} of {header['inputs']} pictures. Go on with: {command}", file=sys.stderr)
         raise typer.Exit(130)
     if fail_on and any(tally[verdict] for verdict in FAIL_ON[fail_on]):
         raise typer.Exit(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +24,25 @@ _READERS = 8
 def read_image(path: str | Path, name: str | None = None) -> Image.Image:
     """A picture file as RGB.
 
-    The EXIF orientation is applied, transparency is laid on white, 16-bit greys are scaled to 8 bits (v / 257; integer
-    or float greys outside 0…65535 from their own range), CMYK and palettes are converted, an animation gives its
-    first frame.
+    The EXIF orientation is applied (if the data can be parsed), transparency is laid on white, 16-bit greys are scaled
+    to 8 bits (v / 257; integer or float greys outside 0…65535 from their own range, NaN and infinity as 0), CMYK and
+    palettes are converted, an animation gives its first frame.
 
     Args:
         path: the file.
         name: what to call it in messages; default the path.
 
     Raises:
-        DataError: the file is missing, no picture, damaged, or larger than PIL's decompression-bomb limit.
+        DataError: the file is missing, no picture, damaged, without a finite value, or larger than PIL's
+            decompression-bomb limit.
     """
     name = name or str(path)
     try:
         with Image.open(path) as picture:
             picture.load()
-            return to_rgb(ImageOps.exif_transpose(picture))
+            with suppress(Exception):  # in place: turned already where only rewriting malformed EXIF data fails
+                ImageOps.exif_transpose(picture, in_place=True)
+            return to_rgb(picture)
     except FileNotFoundError:
         raise DataError(f"picture '{name}' does not exist.") from None
     except Exception as error:  # on damaged files PIL's decoders raise whatever their parsers stumble on
@@ -129,8 +133,11 @@ def _reason(error: Exception) -> str:
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
     values = np.asarray(picture).astype(np.float64)
-    low, high = float(values.min()), float(values.max())
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise DataError("no value is finite")
+    low, high = float(values[finite].min()), float(values[finite].max())
     if picture.mode != "F" and low >= 0 and high <= 65535:
         low, high = 0.0, 65535.0
     scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    return Image.fromarray(np.rint(np.where(finite, scaled, 0)).astype(np.uint8))

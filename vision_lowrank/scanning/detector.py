@@ -38,6 +38,11 @@ class Detector(Protocol):
         """Its record: versions, preprocessing, training data; ``limits``, one text or several, are shown."""
         ...
 
+    @property
+    def explains(self) -> bool:
+        """Whether a language model of it can write explanations."""
+        ...
+
     def inspect(
         self, images: Sequence[Image.Image], calibration: Calibration | None = None, explain: bool = False
     ) -> Sequence[Finding]:

@@ -1,7 +1,7 @@
 """Which files a scan looks at, and what each is called in the output folder.
 
 A file that is given is an input, whatever it is. In a folder, every entry is one whose name ends like a picture's or
-whose first bytes are a picture's; hidden files and folders and the scan's own output are none. Links to folders are
+whose first bytes are a picture's; hidden files and folders and the scan's own pictures are none. Links to folders are
 followed, each folder once, so that loops end.
 
 The *name* of an input is its path below the folder that all inputs share: output trees mirror the input tree, and
@@ -10,6 +10,7 @@ same-named files in sub-folders stay apart.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ..errors import DataError, near_miss
 # Beside those that data sets may hold: what cameras write and Pillow may or may not read, but nobody wants left out.
 PICTURE_SUFFIXES = (*SUFFIXES, ".jpe", ".jfif", ".avif", ".heic", ".heif")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
+_OUTPUTS = ("heatmaps", "overlays", "thumbnails")  # sub-folders of an output folder that hold pictures
+_LONGEST_NAME = 200  # bytes; file systems take 255, and endings are added
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,12 @@ def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path |
     Args:
         paths: files and folders.
         recursive: look into sub-folders too.
-        leave_out: the output folder, which may be inside an input folder.
+        leave_out: the output folder, which may be or be in an input folder: the pictures written there are no inputs.
 
     Raises:
         DataError: a path does not exist, or there is no input at all.
     """
-    seen_folders: set[object] = {_identity(leave_out)} if leave_out is not None and leave_out.is_dir() else set()
+    seen_folders = {_identity(leave_out / name) for name in _OUTPUTS} if leave_out is not None else set()
     found: dict[Path, tuple[Path, str, Path]] = {}  # by the real folder and the file's own name
     bases, others = [], 0
     for given in paths:
@@ -84,6 +87,24 @@ def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path |
     common = Path(os.path.commonpath(bases))
     sources = (Source(path, at.relative_to(common).as_posix(), problem) for path, problem, at in found.values())
     return Found(tuple(sources), others)
+
+
+def output_names(name: str) -> dict[str, tuple[str, ...]]:
+    """Kind of output file -> the paths below the output folder for the input of that name.
+
+    They are the name and an ending; its last part is cut, with a hash, where it leaves no room for that.
+    """
+    folder, slash, last = name.rpartition("/")
+    raw = os.fsencode(last)
+    if len(raw) > _LONGEST_NAME:
+        last = os.fsdecode(raw[: _LONGEST_NAME - 17]) + "-" + hashlib.sha256(raw).hexdigest()[:16]
+    stem = folder + slash + last
+    return {
+        "heatmap": (f"heatmaps/{stem}.png",),
+        "overlay": (f"overlays/{stem}.png",),
+        "npy": (f"heatmaps/{stem}.npy",),
+        "thumbnails": (f"thumbnails/picture/{stem}.jpg", f"thumbnails/overlay/{stem}.jpg"),
+    }
 
 
 def _entries(folder: Path, recursive: bool, seen: set[object]) -> Iterator[tuple[Path, str]]:

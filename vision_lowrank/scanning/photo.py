@@ -116,23 +116,32 @@ def _of_file(picture: Image.Image) -> list[str]:
     quality = jpeg_quality(picture)
     if quality is not None and quality < HEAVY_JPEG:
         warnings.append(f"heavy JPEG compression (quality about {quality}): traces of an edit may be gone")
-    if picture.format in ("PNG", "BMP") and (max(picture.size), min(picture.size)) in SCREENS:
-        exif = picture.getexif()
-        if not any(tag in exif for tag in _CAMERA):
-            warnings.append("may be a screenshot: of a screen's size, without camera data")
+    of_a_screen = (max(picture.size), min(picture.size)) in SCREENS
+    if picture.format in ("PNG", "BMP") and of_a_screen and not _has_camera(picture):
+        warnings.append("may be a screenshot: of a screen's size, without camera data")
     if picture.format != "MPO" and getattr(picture, "is_animated", False):  # an MPO's others are previews
         warnings.append("several frames or pages: only the first was looked at")
     return [*warnings, *_conversions(picture)]
 
 
+def _has_camera(picture: Image.Image) -> bool:
+    """Whether its EXIF data name one; data that cannot be parsed do not."""
+    try:
+        exif = picture.getexif()
+    except Exception:  # PIL's parsers raise whatever they stumble on
+        return False
+    return any(tag in exif for tag in _CAMERA)
+
+
 def _conversions(picture: Image.Image) -> list[str]:
     found = []
+    deep_grey = picture.mode == "F" or picture.mode.startswith("I")
     if picture.mode in ("CMYK", "YCCK", "LAB", "HSV"):
         found.append(f"converted from {picture.mode}")
     if picture.mode == "P":
         found.append("converted from a palette")
-    if picture.mode.startswith("I") or picture.mode == "F" or any(";16" in str(tile.args) for tile in picture.tile):
+    if deep_grey or any(";16" in str(tile.args) for tile in picture.tile):
         found.append("more than 8 bits per channel: reduced to 8")
-    if picture.has_transparency_data:
+    if picture.has_transparency_data and not deep_grey:  # whose transparency read_image leaves out
         found.append("transparent: laid on white")
     return found

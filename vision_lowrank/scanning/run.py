@@ -1,17 +1,18 @@
 """The loop of a scan: files are read by threads while the model looks at the batch before.
 
 N inputs give N rows, in order. Whatever is wrong with a file, or makes the model fail on it, becomes the ``error`` of
-its row. What is in memory is two batches, each of at most `batch` pictures and :data:`PIXELS` pixels (one larger
-picture is a batch of its own), and their heat maps.
+its row; so does an output file that cannot be written, unless no other could be either. What is in memory is two
+batches, each of at most `batch` pictures and :data:`PIXELS` pixels (one larger picture is a batch of its own), and
+their heat maps.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import math
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..metrics.calibration import Calibration
 from ..tasks.manipulation.finding import Finding
 from ..viz.overlay import heat_levels, overlay
 from .detector import Detector
-from .files import Source
+from .files import Source, output_names
 from .photo import Photo, read_photo, sha256
 from .rows import Journal, Row
 
@@ -33,7 +34,7 @@ PIXELS = 64_000_000
 THUMBNAIL = 400
 JOURNAL = "results.jsonl"
 _THREADS = min(4, os.cpu_count() or 1)
-_LONGEST_NAME = 200  # bytes; file systems take 255, and endings are added
+_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # what holds for other files of the folder too
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Options:
         overlay: write each picture under its heat map and boxes, at its size.
         npy: write heat maps as float32 too.
         thumbnails: write small pictures and overlays for the page.
-        resume: take the rows of the journal for pictures of the same name, bytes and settings.
+        resume: take the rows of the journal for pictures of the same bytes.
     """
 
     batch: int = 8
@@ -95,11 +96,17 @@ def scan(
         Rows of the next sources, in order. Stopping between batches leaves nothing half done.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: explanations were asked for and the detector has none; the journal to go on with was made with other
+            settings; or nothing can be written to `out`.
     """
+    if options.explain and not detector.explains:
+        raise UserError("--explain: this detector was trained without a language model that explains; leave it out.")
     waiting: list[Future[_Read]] = []
+    heatmaps = {output_names(source.name)["heatmap"][0] for source in sources}
     try:
-        with Journal(out / JOURNAL, header, options.resume) as journal, ThreadPoolExecutor(_THREADS) as pool:
+        for folder in {Path(name).parts[0] for kind in options.wanted for name in output_names("")[kind]}:
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        with Journal(out / JOURNAL, header, options.resume, heatmaps) as journal, ThreadPoolExecutor(_THREADS) as pool:
             for batch in (*_batches(sources, options.batch), []):
                 reading = [pool.submit(_read, source, journal, options.wanted, out) for source in batch]
                 if waiting:
@@ -140,13 +147,13 @@ def _pixels(source: Source) -> int:
     return 0
 
 
-def _read(source: Source, journal: Journal, wanted: Iterable[str], out: Path) -> _Read:
+def _read(source: Source, journal: Journal, wanted: Collection[str], out: Path) -> _Read:
     start = time.perf_counter()
     path = str(source.path)
     if source.problem:
         return _Read(source, row=Row(path, error=source.problem))
     digest = sha256(source.path)
-    done = journal.reusable(_heatmap(source.name), digest, wanted, out)
+    done = journal.reusable(output_names(source.name), digest, wanted, out)
     if done is not None:
         return _Read(source, digest, row=replace(done, path=path))
     try:
@@ -207,6 +214,12 @@ def _row(read: _Read, photo: Photo, finding: Finding | str, out: Path, options: 
     )
     if isinstance(finding, str):
         return replace(facts, error=finding)
+    try:
+        files = _write_files(read.source.name, photo.image, finding, out, options)
+    except OSError as error:
+        if error.errno in _HOPELESS:
+            raise
+        return replace(facts, error=f"'{error.filename or out}' cannot be written: {error.strerror or error}.")
     return replace(
         facts,
         verdict=finding.verdict,
@@ -218,28 +231,28 @@ def _row(read: _Read, photo: Photo, finding: Finding | str, out: Path, options: 
         cues=tuple({"name": name, "prob": round(float(probability), 6)} for name, probability in finding.cues),
         explanation=finding.explanation,
         explained_by=finding.explained_by,
-        **_write_files(read.source.name, photo.image, finding, out, options),
+        **files,
     )
 
 
 def _write_files(name: str, image: Image.Image, finding: Finding, out: Path, options: Options) -> dict[str, Any]:
     """Write what was asked for; kind of file -> path below `out`."""
-    stem = _file_name(name)
+    names = output_names(name)
     heat = heat_levels(finding.heatmap)
-    files: dict[str, Any] = {"heatmap": _save(Image.fromarray(heat), out, _heatmap(name))}
+    files: dict[str, Any] = {"heatmap": _save(Image.fromarray(heat), out, names["heatmap"][0])}
     if options.npy:
-        files["npy"] = f"heatmaps/{stem}.npy"
+        files["npy"] = names["npy"][0]
         np.save(out / files["npy"], np.asarray(finding.heatmap, dtype=np.float32), allow_pickle=False)
     boxes = [(box.xyxy, box.score) for box in finding.boxes]
     legend = f"{finding.verdict}, likelihood {100 * finding.probability:.0f}%"
     if options.overlay:
-        files["overlay"] = _save(overlay(image, finding.heatmap, boxes, legend), out, f"overlays/{stem}.png")
+        files["overlay"] = _save(overlay(image, finding.heatmap, boxes, legend), out, names["overlay"][0])
     if options.thumbnails:
-        files["thumbnails"] = _write_thumbnails(stem, image, finding, out)
+        files["thumbnails"] = _write_thumbnails(names["thumbnails"], image, finding, out)
     return files
 
 
-def _write_thumbnails(stem: str, image: Image.Image, finding: Finding, out: Path) -> tuple[str, str]:
+def _write_thumbnails(names: Sequence[str], image: Image.Image, finding: Finding, out: Path) -> tuple[str, str]:
     """The picture and its overlay, drawn at the small size so that lines stay visible; the page states the number."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -247,12 +260,7 @@ def _write_thumbnails(stem: str, image: Image.Image, finding: Finding, out: Path
     heat = Image.fromarray(heat_levels(finding.heatmap)).resize(small.size, Image.Resampling.BILINEAR)
     boxes = [((box.xyxy[0] * x, box.xyxy[1] * y, box.xyxy[2] * x, box.xyxy[3] * y), box.score) for box in finding.boxes]
     shown = overlay(small, np.asarray(heat, dtype=np.float32) / 255, boxes, "")
-    picture = _save(small, out, f"thumbnails/picture/{stem}.jpg")
-    return picture, _save(shown, out, f"thumbnails/overlay/{stem}.jpg")
-
-
-def _heatmap(name: str) -> str:
-    return f"heatmaps/{_file_name(name)}.png"
+    return _save(small, out, names[0]), _save(shown, out, names[1])
 
 
 def _save(picture: Image.Image, out: Path, name: str) -> str:
@@ -260,12 +268,3 @@ def _save(picture: Image.Image, out: Path, name: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, **({"quality": 75} if path.suffix == ".jpg" else {"compress_level": 1}))
     return name
-
-
-def _file_name(name: str) -> str:
-    """`name` in output folders: the same, but that its last part is cut, with a hash, where it leaves no room."""
-    folder, slash, last = name.rpartition("/")
-    raw = os.fsencode(last)
-    if len(raw) > _LONGEST_NAME:
-        last = os.fsdecode(raw[: _LONGEST_NAME - 17]) + "-" + hashlib.sha256(raw).hexdigest()[:16]
-    return folder + slash + last
