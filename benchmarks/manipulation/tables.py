@@ -27,8 +27,8 @@ WHETHER = {
     "accuracy, 1:1": "equal_mix/accuracy",
     "recall at 5 % false alarms": "tpr_at_fpr_5",
     "false alarms": "false_alarm_rate",
-    "ECE": "ece",
-    "ECE before": "ece_before",
+    "ECE, 1:1": "equal_mix/ece",
+    "ECE, as it is": "ece",
 }
 WHERE = {
     "pixel F1": "pixel_f1",
