@@ -2,7 +2,7 @@
 
     python benchmarks/manipulation/robustness.py --photos FOLDER --rate 1e-3     # artefacts of run.py; goes on
 
-Each seed's artefact sees the same test pictures, at most 300 of each set, whole sources, clean and at every level. Its
+Each seed's artefact sees the same test pictures, at most 200 of each set, whole sources, clean and at every level. Its
 threshold is the one that clean validation pictures gave: nobody knows beforehand what was done to a picture. Every
 finished level of every seed is kept in ``runs/manipulation/robustness.json``, which ``run.py`` collects.
 """
@@ -24,7 +24,7 @@ from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
 from vision_lowrank.tasks.manipulation.looking import spread
 from vision_lowrank.tasks.manipulation.scoring import Priors, score
 
-PICTURES = 300
+PICTURES = 200
 METRICS = ("auc", "balanced_accuracy", "recall", "false_alarm_rate", "pixel_f1", "pixel_auc", "box_ap50")
 Values = dict[str, float]
 CLEAN = "clean"
