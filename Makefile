@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+EDITS := runs/demo_edits
 
 .PHONY: setup demo test lint clean
 
@@ -25,6 +26,10 @@ $(STAMP): pyproject.toml
 demo: setup
 	@echo "demo: zero-shot, then 4-shot Block-LoRA on emoji in a style the model has never seen (three seeds)"
 	$(BIN)/vision-lowrank train configs/fewshot/emoji_block_lora.yaml name=demo
+	@echo "demo: looking for edits in photographs that were just edited (the shipped detector knows the photographs)"
+	$(BIN)/vision-lowrank make-edits builtin $(EDITS) --crops 1 --size 224 --per-photo 1 --seed 7 --fractions 0,0,1
+	$(BIN)/vision-lowrank scan $(EDITS)/real $(EDITS)/edited --recursive --out runs/demo_scan --overlay
+	@echo "demo: open runs/demo/report.html and runs/demo_scan/report.html"
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -1,0 +1,45 @@
+"""The detector that ships works at once, and its card says what was measured."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from vision_lowrank.cli.main import main
+from vision_lowrank.data.photos import photographs
+from vision_lowrank.paths import shipped
+from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+
+FOLDER = shipped("data") / "manipulation_detector"
+
+
+def test_scan_without_a_model_takes_the_shipped_one(tmp_path, capsys):
+    photographs().image(0).convert("RGB").resize((160, 120)).save(tmp_path / "photo.png")
+    with pytest.raises(SystemExit) as stop:
+        main(["scan", str(tmp_path / "photo.png"), "--out", str(tmp_path / "out")])
+    assert stop.value.code == 0
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    detector = ManipulationDetector.load(FOLDER)
+    assert written["header"]["model"]["identity"] == detector.identity
+    (finding,) = detector.inspect([Image.open(tmp_path / "photo.png").convert("RGB")])
+    assert written["rows"][0]["probability"] == pytest.approx(finding.probability, abs=1e-4)
+
+
+def test_its_threshold_was_fitted_on_enough_real_pictures():
+    calibration = ManipulationDetector.load(FOLDER).calibration
+    assert calibration.reals >= 100
+    assert calibration.uncertain is not None
+
+
+def test_the_card_says_what_the_record_holds():
+    card = (FOLDER / "README.md").read_text()
+    record = json.loads((FOLDER / "artefact.json").read_text())["record"]
+    for name in ("auc", "balanced_accuracy", "false_alarm_rate", "pixel_f1", "box_ap50"):
+        for place in ("test", "unseen"):
+            assert f"{100 * record['metrics'][f'test/{place}/{name}']:.1f}" in card, (place, name)
+    assert f"{record['config']['engine']['steps']:,} steps" in card
+
+
+def test_nothing_of_the_machine_is_in_it():
+    text = (FOLDER / "artefact.json").read_text()
+    assert not any(place in text for place in ("/tmp/", "/work/", "/home/", "/root/"))
