@@ -32,10 +32,10 @@ from vision_lowrank.files import write_text
 from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.tasks.base import Outputs
 from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+from vision_lowrank.tasks.manipulation.levels import LEVELS
 from vision_lowrank.tasks.manipulation.looking import spread
 from vision_lowrank.tasks.manipulation.scoring import Priors, score
 
-LEVELS = np.geomspace(0.01, 0.95, 50)
 FOR_LEVEL = 400  # most validation pictures that the level is chosen on
 SURE = 1e-12  # keeps logits finite
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -57,10 +58,7 @@ def row(method: str, study: Conditions) -> Row:
     """All seeds of a method at the best learning rate; an ablation's is that of what it ablates."""
     config, aucs = study.config(method), validation(method if method in RATES else MAIN, study)
     rate = max(aucs, key=lambda each: aucs[each])
-
-    def run(rate: float, seed: int) -> Row:
-        return finished(method, study, rate, seed)
-
+    run = partial(finished, method, study)
     found, results = every_seed(run, (rate,), config.task.seeds, lambda line: say(f"{method}: {line}"))
     facts = [each["facts"]["manipulation"] for each in results]
     names = names_of(config.task.decoder)

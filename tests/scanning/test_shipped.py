@@ -1,6 +1,7 @@
 """The detector that ships works at once, and its card says what was measured."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -42,4 +43,4 @@ def test_the_card_says_what_the_record_holds():
 
 def test_nothing_of_the_machine_is_in_it():
     text = (FOLDER / "artefact.json").read_text()
-    assert not any(place in text for place in ("/tmp/", "/work/", "/home/", "/root/"))
+    assert not re.search(r"""["'=\s]/\w""", text)  # an absolute path, whichever

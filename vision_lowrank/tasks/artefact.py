@@ -139,6 +139,11 @@ def _load_base(path: Path, backbone: nn.Module, expected: str) -> set[str]:
     return set(state)
 
 
+def save_part(module: nn.Module, path: Path) -> None:
+    """Write a head, or another part of a task, as safetensors; :func:`load_part` reads it."""
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, path)
+
+
 def load_part(module: nn.Module, path: Path, what: str) -> None:
     """Fill a head, or another part that a task saved as safetensors, called `what` in messages.
 

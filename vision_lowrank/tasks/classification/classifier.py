@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import ArtefactError
-from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about
+from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about, save_part
 from .heads import HeadName, TextHead, make_head
 
 
@@ -67,8 +66,8 @@ class ImageClassifier(AdaptedModel):
             "templates": self.templates,
         }
         self.save_model(folder, about, record)
-        if state := self.head.state_dict():
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "head.safetensors")
+        if self.head.state_dict():
+            save_part(self.head, folder / "head.safetensors")
 
     @classmethod
     def load(cls, folder: str | Path, backbone: nn.Module | None = None) -> ImageClassifier:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import nn
 
 from ...adapters.store import adapter_state, checksum
@@ -29,7 +28,7 @@ from ...data.manipulation.framing import Framing, heat_map
 from ...data.manipulation.regions import mask_of_boxes
 from ...errors import ArtefactError, UserError
 from ...metrics.calibration import Calibration
-from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about
+from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about, save_part
 from ..parameters import backbone_of
 from .decoders import Decoded, decode_boxes, make_decoder
 from .explanation import question, reconcile, template
@@ -172,7 +171,7 @@ class ManipulationDetector(AdaptedModel):
             "tower_adapter": any(name != EXPLAIN for name in getattr(self.model, "peft_config", ())),
         }
         self.save_model(folder, about, record)
-        save_file({n: t.contiguous() for n, t in self.decoder.state_dict().items()}, folder / "decoder.safetensors")
+        save_part(self.decoder, folder / "decoder.safetensors")
         if self.explains:
             with speaking(self.model):  # what an adapter at rest gives proves nothing
                 save_adapter(self.model, folder / "explanation", EXPLAIN)
