@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .adapters.store import load, save
     from .adapters.visual_prompt import VisualPromptConfig
     from .analysis.mitigation import reduce_intruders
+    from .attention.split import fuse_attention, split_attention
     from .backbones.load import load_backbone
     from .export.lora import export_lora
     from .initializers.lora_ga import LoraGa
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from .regularizers.contrastive import SupervisedContrastive
     from .selection.diffora import Diffora
     from .selection.flexora import Flexora
-    from .targets.attention import fuse_attention, split_attention
     from .targets.coverage import coverage
 
 # Public name -> the module that defines it.
@@ -87,14 +87,14 @@ _LAZY = {
     "coverage": ".targets.coverage",
     "create_lora_pro_optimizer": ".optim.lora_pro",
     "export_lora": ".export.lora",
-    "fuse_attention": ".targets.attention",
+    "fuse_attention": ".attention.split",
     "load": ".adapters.store",
     "load_backbone": ".backbones.load",
     "merge": ".adapters.merge",
     "peft_method": ".adapters.peft_method",
     "reduce_intruders": ".analysis.mitigation",
     "save": ".adapters.store",
-    "split_attention": ".targets.attention",
+    "split_attention": ".attention.split",
 }
 
 __all__ = [

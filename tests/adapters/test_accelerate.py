@@ -11,8 +11,8 @@ from torch import nn
 
 import vision_lowrank as vl
 from vision_lowrank.adapters.accelerate import FusedLoraLinear, accelerate_peft
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.engine.cost import peak_bytes
-from vision_lowrank.targets.attention import split_attention
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 

@@ -16,9 +16,9 @@ import vision_lowrank as vl
 from vision_lowrank.adapters.kv_prefix import KvPrefixConfig
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.tuner import adapter_layers
+from vision_lowrank.attention.split import fuse_attention, split_attention
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
-from vision_lowrank.targets.attention import fuse_attention, split_attention
 
 D, H, L, P = 12, 3, 7, 4
 TIMM = {"img_size": 32, "patch_size": 16, "embed_dim": D, "depth": 2, "num_heads": H, "num_classes": 0}

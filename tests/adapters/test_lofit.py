@@ -12,10 +12,10 @@ from transformers import ViTConfig, ViTModel
 import vision_lowrank as vl
 from vision_lowrank.adapters.lofit import LofitConfig, choose
 from vision_lowrank.adapters.tuner import adapter_layers
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.engine.gradient import having
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
-from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.targets.coverage import coverage
 
 WIDTH, HEADS, DIM = 12, 3, 4

@@ -13,10 +13,10 @@ from transformers import ViTConfig, ViTModel
 import vision_lowrank as vl
 from vision_lowrank.adapters.mixlora import MixLoraConfig, Routing, balance_loss
 from vision_lowrank.adapters.tuner import adapter_layers
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.engine.gradient import having
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
-from vision_lowrank.targets.attention import split_attention
 
 D, H = 12, 20
 TIMM = {"img_size": 32, "patch_size": 16, "embed_dim": D, "depth": 2, "num_heads": 2, "num_classes": 0}

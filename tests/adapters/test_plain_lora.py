@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.errors import UserError
-from vision_lowrank.targets.attention import split_attention
 
 
 def attached(**options):

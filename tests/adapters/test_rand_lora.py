@@ -13,9 +13,9 @@ from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.rand_lora import RandLoraConfig
 from vision_lowrank.adapters.store import load, save
 from vision_lowrank.adapters.tuner import tuner_layers
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
-from vision_lowrank.targets.attention import split_attention
 
 
 def linears(*sizes):

@@ -13,9 +13,9 @@ from transformers import ViTConfig, ViTModel
 import vision_lowrank as vl
 from vision_lowrank.adapters.tuner import adapter_layers
 from vision_lowrank.adapters.visual_prompt import VisualPromptConfig
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
-from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.targets.select import select
 
 D, HEADS, DEPTH, PATCHES = 12, 2, 3, 4

@@ -15,12 +15,12 @@ from torch import nn
 from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.store import load, save
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.base import fingerprint
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.backbones.open_clip import wrap_open_clip
 from vision_lowrank.backbones.tiny_clip import FOLDER, build_tiny_clip
 from vision_lowrank.errors import ArtefactError, UserError
-from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.targets.coverage import coverage
 from vision_lowrank.targets.select import select
 from vision_lowrank.tasks.classification.classifier import ImageClassifier

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.visual_prompt import VisualPromptConfig
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
-from vision_lowrank.targets.attention import split_attention
 
 SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16}

@@ -8,9 +8,9 @@ from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.merge import merge
 from vision_lowrank.adapters.sora import SoraConfig
+from vision_lowrank.attention.split import fuse_attention, split_attention
 from vision_lowrank.backbones.multimodal_sizes import TINY
 from vision_lowrank.errors import UserError
-from vision_lowrank.targets.attention import fuse_attention, split_attention
 
 # Parameters of LoRA r = 4 on the linears of the tower as published.
 COUNTS = {

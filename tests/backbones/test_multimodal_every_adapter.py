@@ -22,12 +22,12 @@ from vision_lowrank.adapters.mixlora import MixLoraConfig
 from vision_lowrank.adapters.peft_method import peft_method
 from vision_lowrank.adapters.tuner import adapter_layers
 from vision_lowrank.adapters.visual_prompt import VisualPromptConfig
+from vision_lowrank.attention.split import fuse_attention, split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.backbones.multimodal_sizes import TINY
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
 from vision_lowrank.export.merged import export_merged
-from vision_lowrank.targets.attention import fuse_attention, split_attention
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 

@@ -16,10 +16,10 @@ from vision_lowrank.adapters.comp_lora import CompLoraConfig
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.peft_method import peft_method
 from vision_lowrank.adapters.tuner import tuner_layers
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
-from vision_lowrank.targets.attention import split_attention
 
 
 def vit():

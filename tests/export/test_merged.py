@@ -13,11 +13,11 @@ from torch import nn
 from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.kasa import KasaConfig
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.attention.split import SplitAttention, split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.backbones.tiny_clip import FOLDER
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.merged import export_merged
-from vision_lowrank.targets.attention import SplitAttention, split_attention
 
 LOADER = """
 import json, sys

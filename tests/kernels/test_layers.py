@@ -9,8 +9,8 @@ from torch import nn
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.comp_lora import CompLoraConfig
 from vision_lowrank.adapters.tuner import adapter_layers
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.kernels.layers import forward_together
-from vision_lowrank.targets.attention import split_attention
 
 NAMES = ("q_proj", "k_proj", "v_proj")
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import vision_lowrank as vl
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.open_clip import wrap_open_clip
 from vision_lowrank.backbones.timm import TimmBackbone, timm_tower
 from vision_lowrank.config import load_config
@@ -23,7 +24,6 @@ from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.experiment import build_task
 from vision_lowrank.optim.base import Stage as Site
 from vision_lowrank.optim.lisa import EMBEDDING
-from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.tasks.base import Stage, Task
 
 DEPTH = 5

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, VeraConfig, get_peft_model
 from torch import nn
 
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import DeadAdapterError, UserError
-from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.targets.coverage import coverage
 from vision_lowrank.targets.select import select
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
-from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.targets.select import layer_indices, select
 
 

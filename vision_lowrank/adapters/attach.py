@@ -15,11 +15,11 @@ from typing import Any
 import peft
 from peft import PeftConfig, PeftModel
 
+from ..attention.split import split_attention
 from ..backbones.base import Backbone
 from ..errors import UserError
 from ..initializers.base import Initializer
 from ..initializers.initialize import Losses, initialize
-from ..targets.attention import split_attention
 from ..targets.coverage import coverage
 from ..targets.select import Layers, select
 from .accelerate import fuse_loras

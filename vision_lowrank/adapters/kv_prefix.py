@@ -36,11 +36,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention.core import DotProductAttention
+from ..attention.library_core import LibraryCore, projections
+from ..attention.split import SplitAttention
 from ..errors import UserError
 from ..registry import register
-from ..targets.attention import SplitAttention
-from ..targets.core import DotProductAttention
-from ..targets.library_core import LibraryCore, projections
 from .base import MethodConfig, WeightUpdate
 from .tuner import AdapterLayer, register_method
 from .whole import WholeLayer
@@ -154,7 +154,7 @@ class KvPrefixLayer(WholeLayer):
         scale: float | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Arguments and results of :class:`~vision_lowrank.targets.core.DotProductAttention`."""
+        """Arguments and results of :class:`~vision_lowrank.attention.core.DotProductAttention`."""
         update: KvPrefix | None = self.working()
         if update is None:
             return self.base_layer(q, k, v, attn_mask, dropout_p, is_causal, scale, need_weights)

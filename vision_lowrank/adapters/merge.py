@@ -11,9 +11,9 @@ import copy
 import torch
 from peft import PeftModel
 
+from ..attention.split import fuse_attention
 from ..backbones.base import Backbone, fingerprint
 from ..errors import UserError
-from ..targets.attention import fuse_attention
 from .tuner import AdapterTuner, tuner_layers
 
 

@@ -28,14 +28,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..attention.split import split_attention
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError, near_miss
+from ..modes import preserved
 from ..registry import registry
-from ..targets.attention import split_attention
 from ..version import __version__
 from .attach import Attachment, detach, inject
 from .folder import CONFIG, replaced
-from .preserve import preserved
 
 TENSORS, RECORD, CARD = "adapter_model.safetensors", "vision_lowrank.json", "README.md"
 FORMAT = 1

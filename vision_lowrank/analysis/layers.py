@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..adapters.tuner import AdapterLayer, tuner_layers
+from ..attention.split import SplitAttention
 from ..backbones.base import Backbone
 from ..errors import UserError
 from ..export.fused import PARTS
 from ..export.lora import ALTERING, effective_delta
-from ..targets.attention import SplitAttention
 from .intruders import Intruders, Side, find_intruders, similarities
 from .spectra import Spectra, decompose, effective_rank, relative_norm
 

@@ -33,13 +33,13 @@ from transformers.pytorch_utils import Conv1D
 
 from ..adapters.base import Factors
 from ..adapters.lora import OffsetLoraConfig
-from ..adapters.preserve import preserved
 from ..adapters.tuner import AdapterLayer, AdapterTuner, layer_factors, tuner_layers
+from ..attention.split import fuse_attention
 from ..backbones.base import Backbone, fingerprint
 from ..errors import UserError, near_miss
 from ..export.lora import truncate
+from ..modes import preserved
 from ..optim.weights import restored
-from ..targets.attention import fuse_attention
 from .intruders import Intruders, Side, intruder_factors, intruders, scale_intruders, scale_random, shrink
 from .layers import PREFIX, chosen_adapter, layer_pairs
 

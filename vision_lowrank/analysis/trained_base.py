@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..attention.split import fuse_attention, split_attention
 from ..backbones.base import Backbone
 from ..errors import UserError
-from ..targets.attention import fuse_attention, split_attention
 from .layers import LayerPair, paired_weights
 
 

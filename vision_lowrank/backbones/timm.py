@@ -15,10 +15,10 @@ import torch
 from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
 from torch import Tensor, nn
 
+from ..attention.split import can_split
 from ..data.transforms import Preprocess
 from ..errors import UserError, near_miss
 from ..registry import register
-from ..targets.attention import can_split
 from .base import Backbone, Tower
 from .image_states import TokenLayout, check_image_size
 from .vit_pooler import add_pooler, timm_names

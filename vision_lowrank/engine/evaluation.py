@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config.schema import EngineConfig
 from ..errors import DataError
+from ..modes import eval_mode
 from ..tasks.base import Outputs, Task
 from .progress import Display
 from .runtime import Runtime
@@ -52,18 +52,6 @@ def collect_sets(
         with eval_mode(task), torch.no_grad(), runtime.autocast(config.precision):
             outputs = _evaluate_set(task, name, data, config, runtime, display, seed)
         yield name, outputs
-
-
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every submodule is in the mode it was in, frozen ones included."""
-    modes = {each: each.training for each in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, mode in modes.items():
-            each.training = mode
 
 
 def _evaluate_set(

@@ -20,9 +20,9 @@ from typing import TypeAlias
 import torch
 
 from ..adapters.base import Factors
+from ..attention.fused_qkv import SplitQkv
+from ..attention.split import SplitAttention, SplitRopeAttention, SplitTimmAttention
 from ..errors import UserError
-from ..targets.attention import SplitAttention, SplitRopeAttention, SplitTimmAttention
-from ..targets.fused_qkv import SplitQkv
 
 PARTS = ("q_proj", "k_proj", "v_proj")
 # Classes whose original calls one linear for q, k and v: an adapter on it takes part in the forward.

@@ -15,8 +15,8 @@ from pathlib import Path
 from peft import PeftModel
 
 from ..adapters.merge import merge
+from ..attention.split import fuse_attention
 from ..backbones.base import Backbone, fingerprint
-from ..targets.attention import fuse_attention
 from .tensors import file_in, save_tensors
 
 MODEL = "model.safetensors"

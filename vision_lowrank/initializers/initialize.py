@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from torch import Tensor, nn
 
 from ..adapters.base import WeightUpdate
-from ..adapters.preserve import preserved
 from ..adapters.tuner import AdapterLayer, adapter_layers
 from ..errors import UserError
+from ..modes import preserved
 from .base import Initializer, Site
 
 # The loss of one calibration batch, given the model.

@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import default_collate
 
-from ..adapters.preserve import preserved
 from ..errors import UserError
+from ..modes import preserved
 from ..optim.base import Closure, Groups, Stage, Steps, norm
 from .gates import Gates
 

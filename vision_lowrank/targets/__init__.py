@@ -1,1 +1,1 @@
-"""Where an adapter may sit: split and re-fuse attention, select linears by tower and layer, check what is reached."""
+"""Where an adapter may sit: select linears by tower and layer, check what is reached."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone
 from ..errors import DeadAdapterError, UserError
+from ..modes import eval_mode
 
 Probe: TypeAlias = Callable[[nn.Module], Any]
 
@@ -209,17 +210,13 @@ def _calls(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients and a fixed random state; everything is put back at the end."""
-    modes = [(child, child.training) for child in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices), torch.enable_grad():
+    with torch.random.fork_rng(devices), torch.enable_grad(), eval_mode(model):
         torch.manual_seed(0)
         try:
-            model.eval()
             yield
         finally:
-            for child, mode in modes:
-                child.training = mode
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from ..adapters.store import checksum
 from ..adapters.store import load as load_adapter
 from ..adapters.store import save as save_adapter
+from ..attention.split import fuse_attention
 from ..backbones.base import fingerprint
 from ..backbones.load import load_backbone
 from ..data.transforms import Preprocess
 from ..errors import ArtefactError
-from ..targets.attention import fuse_attention
 
 KEYS = frozenset({"backbone", "fingerprint", "preprocess", "adapter"})
 

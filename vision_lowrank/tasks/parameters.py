@@ -13,8 +13,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ..adapters.preserve import preserved
 from ..errors import UserError
+from ..modes import preserved
 
 Parameters = dict[str, nn.Parameter]
 

@@ -8,8 +8,8 @@ from fixtures.models import moved
 from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
-from vision_lowrank.targets.attention import split_attention
 from vision_lowrank.tasks.base import Task
 from vision_lowrank.tasks.classification.prototypes import PrototypeHead
 from vision_lowrank.tasks.incremental.teacher import AsynchronousTeacher, FrozenCopy

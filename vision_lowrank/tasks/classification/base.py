@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ...adapters.preserve import preserved
 from ...adapters.section import attach_section
 from ...backbones.load import load_backbone
 from ...config.schema import RunConfig
@@ -20,6 +19,7 @@ from ...data.base import ImageSet, Splits, TransformedImages
 from ...errors import UserError
 from ...initializers.base import GradientInitializer
 from ...metrics.classification import classification_metrics
+from ...modes import preserved
 from ...registry import registry
 from ..base import Batch, Outputs, Task, count
 from .calibration import calibration_losses

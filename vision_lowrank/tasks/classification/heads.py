@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...adapters.preserve import preserved
 from ...adapters.watch import Watch
 from ...backbones.prefix_cache import PrefixCache
 from ...errors import UserError
+from ...modes import preserved
 from .prototypes import CosinePrototypeHead, PrototypeHead
 
 HeadName = Literal["text", "linear", "cosine", "prototype", "cosine_prototype"]

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...adapters.preserve import preserved
 from ...data.base import ImageSet
 from ...errors import ArtefactError
+from ...modes import preserved
 
 FILE = "reference.safetensors"
 PER_CLASS = 20

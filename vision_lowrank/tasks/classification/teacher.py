@@ -16,8 +16,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from ...adapters.preserve import preserved
 from ...errors import UserError
+from ...modes import preserved
 from .classifier import ImageClassifier
 from .heads import TextHead, make_head
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...adapters.preserve import preserved
+from ...modes import preserved
 from ..parameters import backbone_of
 
 

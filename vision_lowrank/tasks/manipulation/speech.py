@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import numpy as np
 from torch import Tensor, nn
 
-from ...adapters.preserve import preserved
 from ...data.manipulation.base import REAL, ManipulationSet
 from ...errors import UserError
+from ...modes import preserved
 from ..base import Batch
 from .explanation import answer, question
 from .pictures import tiles_of

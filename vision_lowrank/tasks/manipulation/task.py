@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...adapters.phases import begin_phase, phases
-from ...adapters.preserve import preserved
 from ...analysis.layer_discrimination import LayerTerms, choose_layer
 from ...config.schema import RunConfig
 from ...data.manipulation.augmentation import augmentation
@@ -39,6 +38,7 @@ from ...data.manipulation.robustness import Degradation, parse
 from ...data.manipulation.sampling import draws_of
 from ...files import write_text
 from ...metrics.calibration import Calibration
+from ...modes import preserved
 from ...registry import register
 from ..base import Batch, Outputs, Stage, Task, count
 from ..parameters import Parameters, adapter_parameters

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...adapters.preserve import preserved
 from ...data.manipulation.base import REAL, ManipulationSet
 from ...metrics.calibration import Calibration
 from ...metrics.explanation import Claims, Explained, explanation_report
+from ...modes import preserved
 from .answers import parse
 from .decoders import Decoded
 from .detector import ManipulationDetector

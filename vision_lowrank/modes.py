@@ -1,4 +1,4 @@
-"""What an excursion with a model must not change."""
+"""Which modules are in training mode and which parameters train: put back after an excursion with a model."""
 
 from __future__ import annotations
 
@@ -23,3 +23,15 @@ def preserved(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every submodule is in the mode it was in, frozen ones included."""
+    modes = {each: each.training for each in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, mode in modes.items():
+            each.training = mode

@@ -11,8 +11,8 @@ from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Attention as TimmAttention
 from torch import nn
 
+from vision_lowrank.attention.split import SplitAttention, can_split, fuse_attention, split_attention
 from vision_lowrank.errors import UserError
-from vision_lowrank.targets.attention import SplitAttention, can_split, fuse_attention, split_attention
 
 TINY_CLIP = {
     "embed_dim": 32,

@@ -1,6 +1,6 @@
 """The core of attention: what happens between its projections, as a module that an adapter can wrap.
 
-Every split attention (:mod:`vision_lowrank.targets.attention`) calls its ``core`` with the q, k and v of all heads,
+Every split attention (:mod:`vision_lowrank.attention.split`) calls its ``core`` with the q, k and v of all heads,
 after norms and rotary positions. It holds no tensors, so it adds nothing to a state dict.
 """
 

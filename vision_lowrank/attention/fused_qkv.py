@@ -6,7 +6,7 @@ and Qwen3-VL call a linear of that shape, ``qkv``, and compute the rest themselv
     qkv(x) = [x Wq' + bq, x Wk' + bk, x Wv' + bv]    (…, E) -> (…, 3D)
 
 with ``q_proj``, ``k_proj``, ``v_proj`` as ordinary ``nn.Linear``. The attention around it stays the library's own.
-:func:`vision_lowrank.targets.attention.split_attention` and ``fuse_attention`` call what is here.
+:func:`vision_lowrank.attention.split.split_attention` and ``fuse_attention`` call what is here.
 """
 
 from __future__ import annotations
