@@ -40,7 +40,7 @@ def test_docstring_gives_update_shapes_and_paper(part):
 
 @every_method
 def test_options_are_described(part):
-    from vision_lowrank.adapters.options import options
+    from vision_lowrank.config.options import options
 
     known = options(part.target)
     if issubclass(part.target, AdapterConfig):

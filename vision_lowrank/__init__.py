@@ -13,8 +13,6 @@ from .registry import Part, register, registry
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .adapters.accelerate import accelerate_peft
-    from .adapters.attach import attach
     from .adapters.block_lora import BlockLoraConfig
     from .adapters.comp_lora import CompLoraConfig
     from .adapters.kasa import KasaConfig
@@ -24,15 +22,17 @@ if TYPE_CHECKING:
     from .adapters.loldu import LolduConfig
     from .adapters.lora import LoraConfig
     from .adapters.lora_xs import LoraXsConfig
-    from .adapters.merge import merge
     from .adapters.mixlora import MixLoraConfig
     from .adapters.peft_method import peft_method
     from .adapters.rand_lora import RandLoraConfig
     from .adapters.slora import SloraConfig
     from .adapters.sora import SoraConfig
-    from .adapters.store import load, save
     from .adapters.visual_prompt import VisualPromptConfig
     from .analysis.mitigation import reduce_intruders
+    from .attachment.accelerate import accelerate_peft
+    from .attachment.attach import attach
+    from .attachment.merge import merge
+    from .attachment.store import load, save
     from .attention.split import fuse_attention, split_attention
     from .backbones.load import load_backbone
     from .export.lora import export_lora
@@ -82,18 +82,18 @@ _LAZY = {
     "SoraConfig": ".adapters.sora",
     "SupervisedContrastive": ".regularizers.contrastive",
     "VisualPromptConfig": ".adapters.visual_prompt",
-    "accelerate_peft": ".adapters.accelerate",
-    "attach": ".adapters.attach",
+    "accelerate_peft": ".attachment.accelerate",
+    "attach": ".attachment.attach",
     "coverage": ".targets.coverage",
     "create_lora_pro_optimizer": ".optim.lora_pro",
     "export_lora": ".export.lora",
     "fuse_attention": ".attention.split",
-    "load": ".adapters.store",
+    "load": ".attachment.store",
     "load_backbone": ".backbones.load",
-    "merge": ".adapters.merge",
+    "merge": ".attachment.merge",
     "peft_method": ".adapters.peft_method",
     "reduce_intruders": ".analysis.mitigation",
-    "save": ".adapters.store",
+    "save": ".attachment.store",
     "split_attention": ".attention.split",
 }
 

@@ -31,7 +31,7 @@ from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from .adapters.base import PLACES
-from .adapters.section import AdapterSection
+from .attachment.section import AdapterSection
 from .config import RunConfig, environment, load_config, to_tree
 from .engine.loop import Engine
 from .errors import UserError, near_miss

@@ -10,12 +10,12 @@ from fixtures.tiny_tasks import Regression, settings
 from torch import nn
 
 from vision_lowrank.adapters.lamda import LamdaConfig
+from vision_lowrank.adapters.linalg import allocate_ranks
 from vision_lowrank.adapters.lora import LoraConfig
-from vision_lowrank.adapters.phases import begin_phase
+from vision_lowrank.attachment.phases import begin_phase
 from vision_lowrank.engine import Engine
 from vision_lowrank.engine.hooks import Hook
 from vision_lowrank.errors import UserError
-from vision_lowrank.selection.spectrum import allocate_ranks
 
 
 @pytest.mark.parametrize("start", ["spectral", "identity"])

@@ -9,10 +9,10 @@ from peft.tuners.randlora.layer import UniqueBaseGrad
 from safetensors import safe_open
 from torch import nn
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.rand_lora import RandLoraConfig
-from vision_lowrank.adapters.store import load, save
 from vision_lowrank.adapters.tuner import tuner_layers
+from vision_lowrank.attachment.attach import attach
+from vision_lowrank.attachment.store import load, save
 from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError

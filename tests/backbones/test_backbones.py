@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
-from vision_lowrank.adapters.store import load, save
+from vision_lowrank.attachment.attach import attach
+from vision_lowrank.attachment.store import load, save
 from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.base import fingerprint
 from vision_lowrank.backbones.load import load_backbone

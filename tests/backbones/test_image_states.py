@@ -2,9 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.visual_prompt import VisualPromptConfig
+from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError

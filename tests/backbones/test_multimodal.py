@@ -2,8 +2,8 @@ import pytest
 import torch
 from fixtures.multimodal import arch_of, at_images, fresh, inputs_for, picture, shared, tiles_for
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.attachment.attach import attach
 from vision_lowrank.backbones.multimodal_sizes import TINY
 from vision_lowrank.errors import UserError
 

@@ -3,11 +3,11 @@ import pytest
 import torch
 from fixtures.multimodal import arch_of, fresh, shared, tiles_for
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.lora import LoraConfig
-from vision_lowrank.adapters.merge import merge
 from vision_lowrank.adapters.sora import SoraConfig
+from vision_lowrank.attachment.attach import attach
+from vision_lowrank.attachment.merge import merge
 from vision_lowrank.attention.split import fuse_attention, split_attention
 from vision_lowrank.backbones.multimodal_sizes import TINY
 from vision_lowrank.errors import UserError

@@ -7,9 +7,9 @@ import pytest
 import torch
 from fixtures.multimodal import picture, shared, tiles_for
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
-from vision_lowrank.adapters.store import load, save
+from vision_lowrank.attachment.attach import attach
+from vision_lowrank.attachment.store import load, save
 from vision_lowrank.backbones import multimodal_load
 from vision_lowrank.backbones.base import fingerprint
 from vision_lowrank.backbones.load import load_backbone

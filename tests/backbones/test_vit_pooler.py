@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.attachment.attach import attach
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import ArtefactError, UserError
 

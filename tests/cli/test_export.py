@@ -8,9 +8,9 @@ import torch
 from fixtures.models import moved
 from safetensors.torch import load_file
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.peft_method import peft_method
+from vision_lowrank.attachment.attach import attach
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.cli.main import main
 from vision_lowrank.tasks.classification.classifier import ImageClassifier

@@ -10,12 +10,12 @@ from fixtures.models import moved
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.comp_lora import CompLoraConfig
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.peft_method import peft_method
 from vision_lowrank.adapters.tuner import tuner_layers
+from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError

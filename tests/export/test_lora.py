@@ -8,7 +8,6 @@ import torch
 from fixtures.models import moved
 from torch import nn
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.comp_lora import CompLoraConfig
 from vision_lowrank.adapters.kasa import KasaConfig
@@ -16,6 +15,7 @@ from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.peft_method import peft_method
 from vision_lowrank.adapters.sora import SoraConfig
 from vision_lowrank.adapters.tuner import tuner_layers
+from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError

@@ -10,9 +10,9 @@ from fixtures.models import moved
 from safetensors import safe_open
 from torch import nn
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.kasa import KasaConfig
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attention.split import SplitAttention, split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.backbones.tiny_clip import FOLDER

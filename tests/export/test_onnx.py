@@ -10,9 +10,9 @@ import torch
 from fixtures.models import moved
 from torch import nn
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.peft_method import peft_method
+from vision_lowrank.attachment.attach import attach
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
 from vision_lowrank.export import onnx as own

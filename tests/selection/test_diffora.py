@@ -20,7 +20,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
 import vision_lowrank as vl
-from vision_lowrank.adapters.store import adapter_state
+from vision_lowrank.attachment.store import adapter_state
 from vision_lowrank.config.load import validate
 from vision_lowrank.engine import Engine
 from vision_lowrank.errors import ConfigError, UserError

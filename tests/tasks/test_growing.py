@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from fixtures.models import moved
 from safetensors.torch import load_file
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.attachment.attach import attach
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.data.emoji import emoji_images
 from vision_lowrank.errors import ArtefactError, DataError, UserError

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from fixtures.hosts import pixels
 from fixtures.models import moved
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
-from vision_lowrank.adapters.merge import merge
+from vision_lowrank.attachment.attach import attach
+from vision_lowrank.attachment.merge import merge
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
 from vision_lowrank.tasks.classification.classifier import ImageClassifier

@@ -1,1 +1,1 @@
-"""Weight-update parametrisations, one file per method, and what attaches, saves, merges and describes them."""
+"""Weight-update parametrisations, one file per method, and what they build on."""

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ..errors import UserError, near_miss
 from ..registry import register
 from .base import Factors, LoraScaledConfig, WeightUpdate, check_rank
-from .svd import truncated_svd
+from .linalg import truncated_svd
 from .tuner import register_method
 
 REDUCE = ("mean", "sum")

@@ -13,7 +13,7 @@ the value they had when they froze, whatever momentum and weight decay do; after
 r² parameters per layer are left, of r² + r · out at the start. As A is frozen, the backward pass needs x for nothing:
 the layer keeps r numbers per token where LoRA keeps in.
 
-LaMDA++ (``ranks: spectrum``) gives every layer its own rank (:mod:`vision_lowrank.selection.spectrum`).
+LaMDA++ (``ranks: spectrum``) gives every layer its own rank (:mod:`.linalg`).
 
 Reconstructed: S_0 = Σ_r / s (the paper says "singular vectors" only), and the linear schedule, whose public code lacks
 the factor r.
@@ -32,9 +32,8 @@ from torch.optim import Optimizer
 
 from ..errors import UserError, near_miss
 from ..registry import register
-from ..selection.spectrum import allocate_ranks
 from .base import LoraScaledConfig, WeightUpdate
-from .svd import truncated_svd
+from .linalg import allocate_ranks, truncated_svd
 from .three_factor import ThreeFactor, Trains
 from .tuner import register_method
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..errors import UserError, near_miss
 from ..registry import register
 from .base import LoraScaledConfig
-from .svd import truncated_svd
+from .linalg import truncated_svd
 from .three_factor import ThreeFactor, Trains
 from .tuner import register_method
 

@@ -18,9 +18,9 @@ from typing import Any
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from ..config.options import Option, dataclass_options
 from ..errors import UserError, near_miss
 from ..registry import register
-from .options import Option, dataclass_options
 
 # What people call a method -> the options of PEFT's LoRA that make it.
 LORA_VARIANTS: dict[str, dict[str, Any]] = {

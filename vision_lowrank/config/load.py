@@ -23,7 +23,7 @@ from ..registry import registry
 from .schema import RunConfig
 
 TYPED_SECTIONS = ("task", "data", "adapter", "initializer", "rule", "regularizer", "selection")
-ADAPTER_SECTION = __name__.partition(".")[0] + ".adapters.section"
+ADAPTER_SECTION = __name__.partition(".")[0] + ".attachment.section"
 Tree = dict[str, Any]
 
 

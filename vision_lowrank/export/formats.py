@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from ..adapters.base import Factors
-from ..adapters.folder import replaced
-from ..adapters.store import CARD, TENSORS, write_config
+from ..attachment.store import CARD, CONFIG, TENSORS, write_config
 from ..errors import UserError, near_miss
+from ..files import replaced
 from .tensors import file_in, save_tensors
 
 # The name that diffusers looks for in a folder.
@@ -65,7 +65,7 @@ def write_peft(pairs: Mapping[str, Factors], names: Sequence[str], out: Path, co
     for key, pair in pairs.items():
         state[f"base_model.model.{key}.lora_A.weight"] = pair.A
         state[f"base_model.model.{key}.lora_B.weight"] = pair.B
-    with replaced(out) as new:
+    with replaced(out, CONFIG) as new:
         save_tensors(new / TENSORS, state, {})
         write_config(config, new)
         (new / CARD).write_text(

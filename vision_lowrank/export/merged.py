@@ -14,7 +14,7 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from ..adapters.merge import merge
+from ..attachment.merge import merge
 from ..attention.split import fuse_attention
 from ..backbones.base import Backbone, fingerprint
 from .tensors import file_in, save_tensors

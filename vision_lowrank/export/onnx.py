@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..adapters.merge import merge
+from ..attachment.merge import merge
 from ..errors import UserError
 from .tensors import file_in
 

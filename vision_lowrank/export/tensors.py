@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..adapters.folder import flush
 from ..errors import UserError
+from ..files import flush
 
 SUFFIX = ".safetensors"
 

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..adapters.base import Start, check_rank
-from ..adapters.svd import truncated_svd
+from ..adapters.linalg import truncated_svd
 from ..registry import register
 from .base import GradientInitializer, Site
 

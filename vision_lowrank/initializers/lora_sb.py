@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 
 from ..adapters.base import Start, check_rank
-from ..adapters.svd import truncated_svd
+from ..adapters.linalg import truncated_svd
 from ..errors import UserError
 from ..registry import register
 from .base import GradientInitializer, Site

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from ..adapters.base import Start, check_rank
-from ..adapters.svd import truncated_svd
+from ..adapters.linalg import truncated_svd
 from ..registry import register
 from .base import Initializer, Site
 

@@ -20,7 +20,7 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
-from ..adapters.attach import attach
+from ..attachment.attach import attach
 from ..errors import UserError
 
 Pairs = dict[str, tuple[Tensor, Tensor]]

@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..adapters.store import checksum
-from ..adapters.store import load as load_adapter
-from ..adapters.store import save as save_adapter
+from ..attachment.store import checksum
+from ..attachment.store import load as load_adapter
+from ..attachment.store import save as save_adapter
 from ..attention.split import fuse_attention
 from ..backbones.base import fingerprint
 from ..backbones.load import load_backbone

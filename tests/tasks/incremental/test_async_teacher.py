@@ -5,9 +5,9 @@ import torch
 from fixtures.hosts import pixels
 from fixtures.models import moved
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.tasks.base import Task

@@ -2,14 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
+from vision_lowrank.attachment.attach import attach
+from vision_lowrank.attachment.parameters import encoder_parameters
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
 from vision_lowrank.tasks.base import Task, count
 from vision_lowrank.tasks.classification.prototypes import PrototypeHead
 from vision_lowrank.tasks.incremental.unfreeze import Parts
-from vision_lowrank.tasks.parameters import encoder_parameters
 
 EMBEDDINGS = {"patch_embed", "cls_token", "pos_embed", "class_embedding", "positional_embedding", "conv1", "ln_pre"}
 

@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 from tasks.manipulation.conftest import write_pair
 from tasks.manipulation.test_task import QUICK, lines_of, rates, same, started, trained
 
-from vision_lowrank.adapters.attach import attach
 from vision_lowrank.adapters.lora import LoraConfig
-from vision_lowrank.adapters.merge import merge
+from vision_lowrank.attachment.attach import attach
+from vision_lowrank.attachment.merge import merge
 from vision_lowrank.config import load_config
 from vision_lowrank.data.manipulation.base import Vocabulary
 from vision_lowrank.data.manipulation.framing import Framing

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ...adapters.section import attach_section
+from ...attachment.section import attach_section
 from ...backbones.load import load_backbone
 from ...config.schema import RunConfig
 from ...data.base import ImageSet, Splits, TransformedImages

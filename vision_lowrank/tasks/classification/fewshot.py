@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from ...adapters.phases import begin_phase, phases
+from ...attachment.phases import begin_phase, phases
 from ...backbones.prefix_cache import PrefixCache
 from ...config.schema import RunConfig, Section
 from ...data.augmentation import Augmentation, training_transform

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...adapters.folder import CONFIG
+from ...attachment.store import CONFIG
 from ...data.base import ImageSet
 from ...data.folder import read_tree
 from ...data.options import class_name

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...adapters.watch import Watch
+from ...attachment.watch import Watch
 from ...backbones.prefix_cache import PrefixCache
 from ...errors import UserError
 from ...modes import preserved

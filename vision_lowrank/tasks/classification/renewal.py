@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...adapters.folder import flush
+from ...files import flush
 
 
 @contextmanager

@@ -18,8 +18,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ...attachment.parameters import Parameters
 from ..classification.prototypes import PrototypeHead
-from ..parameters import Parameters
 from .config import IncrementalConfig
 from .losses import asynchronous_contrastive, logit_distance
 from .teacher import AsynchronousTeacher, FrozenCopy

@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
-from ...adapters.phases import begin_phase, phases
+from ...attachment.parameters import Parameters, adapter_parameters, backbone_of, encoder_parameters
+from ...attachment.phases import begin_phase, phases
 from ...config.schema import RunConfig
 from ...data.augmentation import training_transform
 from ...data.base import ImageSet, Splits, TransformedImages, joined
@@ -46,7 +47,6 @@ from ..classification.heads import text_rows
 from ..classification.prototypes import PrototypeHead
 from ..classification.reference import PER_CLASS, picture_features, save_reference
 from ..classification.views import training_images
-from ..parameters import Parameters, adapter_parameters, backbone_of, encoder_parameters
 from .config import IncrementalConfig
 from .guides import Guides
 from .record import SessionRecord

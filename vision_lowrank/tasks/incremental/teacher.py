@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ...attachment.parameters import backbone_of
 from ...modes import preserved
-from ..parameters import backbone_of
 
 
 class FrozenCopy(nn.Module):

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from ..parameters import Parameters, adapter_parameters, encoder_parameters
+from ...attachment.parameters import Parameters, adapter_parameters, encoder_parameters
 
 PartName = Literal["pet", "classifier", "encoder"]
 

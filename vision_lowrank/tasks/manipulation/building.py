@@ -10,8 +10,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ...adapters.phases import phases
-from ...adapters.section import AdapterSection, attach_section
+from ...attachment.parameters import Parameters, adapter_parameters, encoder_parameters
+from ...attachment.phases import phases
+from ...attachment.section import AdapterSection, attach_section
 from ...config.schema import RunConfig
 from ...data.manipulation.base import ManipulationSplits
 from ...data.manipulation.framing import Framing
@@ -20,7 +21,6 @@ from ...errors import UserError
 from ...initializers.base import GradientInitializer
 from ...registry import registry
 from ..classification.base import load_frozen
-from ..parameters import Parameters, adapter_parameters, encoder_parameters
 from .config import ContrastOptions, ManipulationConfig
 from .contrast import contrastive_loss
 from .detector import ManipulationDetector

@@ -21,15 +21,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ...adapters.store import adapter_state, checksum
-from ...adapters.store import load as load_adapter
-from ...adapters.store import save as save_adapter
+from ...attachment.parameters import backbone_of
+from ...attachment.store import adapter_state, checksum
+from ...attachment.store import load as load_adapter
+from ...attachment.store import save as save_adapter
 from ...data.manipulation.framing import Framing, heat_map
 from ...data.manipulation.regions import mask_of_boxes
 from ...errors import ArtefactError, UserError
 from ...metrics.calibration import Calibration
 from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about, save_part
-from ..parameters import backbone_of
 from .decoders import Decoded, decode_boxes, make_decoder
 from .explanation import question, reconcile, template
 from .finding import Finding, ScoredBox

@@ -29,8 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ...adapters.phases import begin_phase, phases
 from ...analysis.layer_discrimination import LayerTerms, choose_layer
+from ...attachment.parameters import Parameters, adapter_parameters
+from ...attachment.phases import begin_phase, phases
 from ...config.schema import RunConfig
 from ...data.manipulation.augmentation import augmentation
 from ...data.manipulation.base import REAL, ManipulationSet
@@ -41,7 +42,6 @@ from ...metrics.calibration import Calibration
 from ...modes import preserved
 from ...registry import register
 from ..base import Batch, Outputs, Stage, Task, count
-from ..parameters import Parameters, adapter_parameters
 from .building import load_detector, load_manipulation, tower_width
 from .config import ContrastOptions, ManipulationConfig
 from .contrast import contrast_diagnostics, contrastive_loss, projector

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vision_lowrank.selection.spectrum import allocate_ranks, energies
+from vision_lowrank.adapters.linalg import allocate_ranks, energies
 
 
 def spectrum(decay, seed):

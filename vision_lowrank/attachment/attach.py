@@ -15,6 +15,9 @@ from typing import Any
 import peft
 from peft import PeftConfig, PeftModel
 
+from ..adapters.base import PLACES, check_rank
+from ..adapters.lora import LoraConfig
+from ..adapters.tuner import PREFIX, tuner_layers
 from ..attention.split import split_attention
 from ..backbones.base import Backbone
 from ..errors import UserError
@@ -23,9 +26,6 @@ from ..initializers.initialize import Losses, initialize
 from ..targets.coverage import coverage
 from ..targets.select import Layers, select
 from .accelerate import fuse_loras
-from .base import PLACES, check_rank
-from .lora import LoraConfig
-from .tuner import PREFIX, tuner_layers
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vision_lowrank.adapters import folder as folders
-from vision_lowrank.adapters import store
-from vision_lowrank.adapters.attach import attach
+from vision_lowrank import files as folders
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.comp_lora import CompLoraConfig
 from vision_lowrank.adapters.peft_method import peft_method
-from vision_lowrank.adapters.store import load, save
+from vision_lowrank.attachment import store
+from vision_lowrank.attachment.attach import attach
+from vision_lowrank.attachment.store import load, save
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import ArtefactError, UserError
 
@@ -58,7 +58,7 @@ def test_load_gives_the_saved_model_back(config, tolerance, tmp_path):
 
 def test_a_process_that_has_not_named_the_method_can_load_it(tmp_path):
     save(trained(), tmp_path / "out")
-    code = "import sys; from vision_lowrank.adapters.store import read_config; from pathlib import Path; "
+    code = "import sys; from vision_lowrank.attachment.store import read_config; from pathlib import Path; "
     code += "print(read_config(Path(sys.argv[1])).method)"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True, check=False

@@ -1,10 +1,9 @@
-"""Ranks per layer from the spectra of the weights (LaMDA++, arXiv 2406.12832): no data, no training.
+"""What methods and initialisers compute from a weight's spectrum: the truncated SVD, and ranks per layer.
 
-With singular values σ_i of a layer's weight, the energy that rank ρ captures is E(ρ) = Σ_{i≤ρ} σ_i² / Σ_i σ_i². A layer
-whose energy is reached at a small rank needs a small one. Starting from the smallest candidate everywhere, the layer
-of lowest E is raised to its next candidate again and again, until the ranks sum to the budget.
-
-The paper gives the idea; this rule is reconstructed.
+Ranks as LaMDA++ (arXiv 2406.12832) chooses them, without data or training. With singular values σ_i of a layer's
+weight, the energy that rank ρ captures is E(ρ) = Σ_{i≤ρ} σ_i² / Σ_i σ_i². A layer whose energy is reached at a small
+rank needs a small one. Starting from the smallest candidate everywhere, the layer of lowest E is raised to its next
+candidate again and again, until the ranks sum to the budget. The paper gives the idea; this rule is reconstructed.
 """
 
 from __future__ import annotations
@@ -15,6 +14,19 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+
+
+def truncated_svd(weight: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, r), σ (r,) descending and Vᵀ (r, in) of the r largest singular triplets, float32 or wider.
+
+    The sign of every triplet is fixed, the largest entry of each row of Vᵀ being positive, so that the result does not
+    depend on the routine.
+    """
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    U, sigma, Vt = torch.linalg.svd(wide, full_matrices=False)
+    U, Vt = U[:, :r], Vt[:r]
+    sign = Vt.gather(1, Vt.abs().argmax(dim=1, keepdim=True)).sign()
+    return U * sign.T, sigma[:r], Vt * sign
 
 
 def energies(weight: Tensor) -> Tensor:

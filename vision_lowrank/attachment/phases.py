@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from .base import MethodConfig
-from .tuner import adapter_layers
+from ..adapters.base import MethodConfig
+from ..adapters.tuner import adapter_layers
 
 
 def phases(model: nn.Module) -> dict[str, dict[str, Any]]:

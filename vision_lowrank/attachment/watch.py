@@ -14,7 +14,7 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
-from .tuner import tuner_layers
+from ..adapters.tuner import tuner_layers
 
 
 class Watch:

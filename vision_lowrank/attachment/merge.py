@@ -11,10 +11,10 @@ import copy
 import torch
 from peft import PeftModel
 
+from ..adapters.tuner import AdapterTuner, tuner_layers
 from ..attention.split import fuse_attention
 from ..backbones.base import Backbone, fingerprint
 from ..errors import UserError
-from .tuner import AdapterTuner, tuner_layers
 
 
 def merge(model: PeftModel, in_place: bool = False) -> Backbone:

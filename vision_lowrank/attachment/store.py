@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from ..attention.split import split_attention
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError, near_miss
+from ..files import replaced
 from ..modes import preserved
 from ..registry import registry
 from ..version import __version__
 from .attach import Attachment, detach, inject
-from .folder import CONFIG, replaced
 
-TENSORS, RECORD, CARD = "adapter_model.safetensors", "vision_lowrank.json", "README.md"
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+RECORD, CARD = "vision_lowrank.json", "README.md"
 FORMAT = 1
 # Relative difference of the probe outputs that other hardware and kernels may cause.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -71,7 +72,7 @@ def save(model: PeftModel, folder: str | os.PathLike, adapter_name: str | None =
         "probe": probe(model, name),
         "versions": {"vision_lowrank": __version__, "peft": peft.__version__, "torch": torch.__version__},
     }
-    with replaced(folder) as new:
+    with replaced(folder, CONFIG) as new:
         save_file(state, new / TENSORS, metadata={"format": "pt"})
         write_config(model.peft_config[name], new)
         (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

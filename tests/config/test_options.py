@@ -3,8 +3,8 @@ import dataclasses
 import peft
 import pytest
 
-from vision_lowrank.adapters.options import build, options
 from vision_lowrank.adapters.peft_method import REFUSED, method_names, peft_method
+from vision_lowrank.config.options import build, options
 from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.registry import registry
 

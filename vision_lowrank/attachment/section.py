@@ -13,14 +13,14 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from pydantic import Field, model_serializer, model_validator
 
+from ..adapters.base import PLACES
 from ..backbones.base import Backbone
+from ..config.options import build, options
 from ..config.schema import Section
 from ..initializers.base import Initializer
 from ..initializers.initialize import Losses
 from ..registry import Part, registry
 from .attach import attach
-from .base import PLACES
-from .options import build, options
 
 PLAIN = (str, int, float, bool, list, tuple, type(None))
 

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import vision_lowrank as vl
-from vision_lowrank.adapters.accelerate import FusedLoraLinear, accelerate_peft
+from vision_lowrank.attachment.accelerate import FusedLoraLinear, accelerate_peft
 from vision_lowrank.attention.split import split_attention
 from vision_lowrank.engine.cost import peak_bytes
 
