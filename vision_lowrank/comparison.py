@@ -34,11 +34,11 @@ from .adapters.base import PLACES
 from .attachment.section import AdapterSection
 from .config import RunConfig, environment, load_config, to_tree
 from .engine.loop import Engine
+from .engine.task import measured_stage
 from .errors import UserError, near_miss
 from .experiment import build_task, open_run, run_seed
 from .files import write_text
 from .registry import registry
-from .tasks.base import measured_stage
 from .trials import each_method, every_seed
 from .viz.plots import pareto
 from .viz.text import csv_text, markdown, percent

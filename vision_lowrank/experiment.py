@@ -32,13 +32,13 @@ from .engine.cost import peak_bytes
 from .engine.loop import Engine
 from .engine.runtime import Runtime
 from .engine.seeding import Stream, seed_everything
+from .engine.task import Outputs, Task, count, measured_stage
 from .errors import ArtefactError, UserError
 from .files import write_text
 from .kernels.linear import recompute_dropout
 from .metrics.classification import confusion_matrix
 from .registry import registry
 from .targets.coverage import coverage
-from .tasks.base import Outputs, Task, count, measured_stage
 from .viz.report import write_report
 
 WORST_MISTAKES = 24

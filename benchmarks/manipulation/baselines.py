@@ -2,7 +2,7 @@
 
     python benchmarks/manipulation/baselines.py --photos FOLDER      # minutes; what is there is kept
 
-``ela`` and ``noise`` (vision_lowrank/analysis/forensic_baselines.py): logistic regression on features of training
+``ela`` and ``noise`` (vision_lowrank/tasks/manipulation/baselines.py): logistic regression on features of training
 pictures; the signal's own map says where. As for the detectors, validation pictures give temperature and threshold.
 They also give the level at which a map's value counts as edited: of fifty from 0.01 to 0.95 that of the highest mean
 F1, as for the detectors. These methods have no boxes and no cues. ``audit``: AUC of a classifier
@@ -23,17 +23,17 @@ import torch
 from conditions import PIXELS, SETS, Conditions, arguments, conditions, kept
 from scipy.special import logit
 
-from vision_lowrank.analysis.forensic_baselines import SIGNALS, FeatureDetector
-from vision_lowrank.analysis.shortcut_audit import shortcut_audit
 from vision_lowrank.data.manipulation.base import REAL, ManipulationSet, ManipulationSplits
+from vision_lowrank.data.manipulation.shortcut_audit import shortcut_audit
 from vision_lowrank.engine.progress import say
+from vision_lowrank.engine.task import Outputs
 from vision_lowrank.experiment import summarise
 from vision_lowrank.files import write_text
 from vision_lowrank.metrics.calibration import Calibration
-from vision_lowrank.tasks.base import Outputs
-from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+from vision_lowrank.tasks.manipulation.baselines import SIGNALS, FeatureDetector
 from vision_lowrank.tasks.manipulation.levels import LEVELS
 from vision_lowrank.tasks.manipulation.looking import spread
+from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 from vision_lowrank.tasks.manipulation.scoring import Priors, score
 
 FOR_LEVEL = 400  # most validation pictures that the level is chosen on

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from vision_lowrank.config import RunConfig, load_config
 from vision_lowrank.data.manipulation.base import ManipulationSet, ManipulationSplits
 from vision_lowrank.data.manipulation.robustness import Degradation
-from vision_lowrank.tasks.base import Outputs
+from vision_lowrank.engine.task import Outputs
 from vision_lowrank.tasks.manipulation.building import load_manipulation
-from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 from vision_lowrank.tasks.manipulation.pictures import Annotations, Pictures
 
 HERE = Path(__file__).parent

@@ -33,7 +33,7 @@ from vision_lowrank.data.edits.generate import make_edits
 from vision_lowrank.data.edits.kinds import KINDS
 from vision_lowrank.data.edits.options import EditOptions, read_edits
 from vision_lowrank.data.manipulation.base import REAL, ManipulationSet
-from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 from vision_lowrank.tasks.manipulation.scoring import Priors, score
 from vision_lowrank.viz.overlay import overlay
 

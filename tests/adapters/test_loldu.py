@@ -7,8 +7,8 @@ from torch import nn
 
 from vision_lowrank.adapters.loldu import Loldu, LolduConfig, ldu
 from vision_lowrank.adapters.tuner import adapter_layers
+from vision_lowrank.engine.task import Task
 from vision_lowrank.errors import ArtefactError, UserError
-from vision_lowrank.tasks.base import Task
 
 SHAPES = [(7, 5), (5, 7), (6, 6)]
 shapes = pytest.mark.parametrize("shape", SHAPES)

@@ -10,9 +10,9 @@ from torch import nn
 from vision_lowrank.adapters.sora import Sora, SoraConfig, reference_threshold, soft_threshold
 from vision_lowrank.adapters.tuner import adapter_layers
 from vision_lowrank.engine.gradient import having
+from vision_lowrank.engine.task import Task
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
-from vision_lowrank.tasks.base import Task
 
 
 def update(out_features=7, in_features=9, **options):

@@ -9,7 +9,7 @@ from PIL import Image
 from vision_lowrank.cli.main import main
 from vision_lowrank.data.photos import photographs
 from vision_lowrank.paths import shipped
-from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 
 FOLDER = shipped("data") / "manipulation_detector"
 

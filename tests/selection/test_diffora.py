@@ -23,11 +23,11 @@ import vision_lowrank as vl
 from vision_lowrank.attachment.store import adapter_state
 from vision_lowrank.config.load import validate
 from vision_lowrank.engine import Engine
+from vision_lowrank.engine.task import Task
 from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.selection.diffora import Diffora
 from vision_lowrank.selection.final import share_pairs, unshare
 from vision_lowrank.selection.gates import sigmoid_weights
-from vision_lowrank.tasks.base import Task
 
 MODULES = ("q", "v", "fc1")
 PARTS = ("attn.q_proj", "attn.v_proj", "mlp.fc1")

@@ -11,9 +11,9 @@ from ..config.load import apply_overrides
 from ..config.schema import RunConfig
 from ..data.base import ImageSet, Splits
 from ..data.protocols import base_to_novel, with_transfer
+from ..engine.task import Task
 from ..errors import UserError
 from ..tasks.artefact import read_about
-from ..tasks.base import Task
 from ..tasks.classification.base import ClassificationTask, load_splits
 from ..tasks.classification.classifier import ImageClassifier
 
@@ -63,7 +63,7 @@ def detector_task(folder: Path, config: RunConfig) -> Task:
         ArtefactError: `config` asks for another framing than the detector was trained with, and does not insist.
     """
     from ..tasks.manipulation.building import framing_of
-    from ..tasks.manipulation.detector import ManipulationDetector
+    from ..tasks.manipulation.model import ManipulationDetector
     from ..tasks.manipulation.task import Manipulation
 
     detector = ManipulationDetector.load(folder)

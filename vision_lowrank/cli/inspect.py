@@ -13,10 +13,10 @@ from rich.table import Table
 from ..config import load_config
 from ..engine.cost import step_cost
 from ..engine.loop import Engine
+from ..engine.task import count
 from ..errors import UserError
 from ..experiment import build_task
 from ..targets.coverage import coverage
-from ..tasks.base import count
 from .inspect_artefact import inspect_artefact
 from .tables import print_table, size
 

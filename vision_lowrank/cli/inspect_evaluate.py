@@ -27,8 +27,8 @@ from ..data.base import ImageSet, TransformedImages
 from ..engine.evaluation import evaluate_sets
 from ..engine.progress import Display
 from ..engine.runtime import Runtime
+from ..engine.task import Batch, Outputs, Task
 from ..errors import UserError
-from ..tasks.base import Batch, Outputs, Task
 from ..tasks.classification.base import ClassificationTask
 
 KEEPS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)

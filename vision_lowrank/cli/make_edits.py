@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..analysis.shortcut_audit import shortcut_audit
 from ..data.edits.generate import make_edits
 from ..data.edits.kinds import KINDS, check_kinds
 from ..data.edits.options import EditOptions, read_edits
 from ..data.manipulation.base import ManipulationSet, ManipulationSplits, Record
+from ..data.manipulation.shortcut_audit import shortcut_audit
 from ..data.manipulation.splits import SPLITS
 from ..errors import DataError
 from .tables import print_table

@@ -86,7 +86,7 @@ def scan_command(
 
 def load_detector(model: Path, device: torch.device) -> Detector:
     """The detector in a folder, on `device`."""
-    from ..tasks.manipulation.detector import ManipulationDetector
+    from ..tasks.manipulation.model import ManipulationDetector
 
     return ManipulationDetector.load(model).to(device)
 

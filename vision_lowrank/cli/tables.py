@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..metrics.names import is_share
 from ..registry import registry
-from ..viz.units import is_share
 
 
 def print_table(table: Table) -> None:

@@ -32,7 +32,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as pack_tensors
 
 from ..errors import ArtefactError
-from .selection import State
+from .keep import State
 
 KEPT_STEPS = 2
 TEMPORARY = ".tmp-"

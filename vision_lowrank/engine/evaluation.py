@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 from ..config.schema import EngineConfig
 from ..errors import DataError
 from ..modes import eval_mode
-from ..tasks.base import Outputs, Task
 from .progress import Display
 from .runtime import Runtime
 from .sampler import eval_loader
 from .seeding import Stream, seed_everything
+from .task import Outputs, Task
 
 
 def evaluate_sets(

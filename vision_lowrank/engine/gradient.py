@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from ..tasks.base import Batch
 from .runtime import Runtime
 from .seeding import Stream, seed_everything
+from .task import Batch
 
 
 @dataclass(frozen=True)

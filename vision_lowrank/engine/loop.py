@@ -19,20 +19,20 @@ from ..config.schema import EngineConfig
 from ..errors import ArtefactError, UserError
 from ..optim.base import Rule, Steps
 from ..optim.base import Stage as Site
-from ..tasks.base import Batch, Outputs, Stage, Task
 from .checkpoint import Checkpoint, CheckpointStore, Position
 from .evaluation import collect_sets, evaluate_sets
 from .gradient import Closure, Part, having, parameters
 from .hooks import Hook, collect_states
+from .keep import Selection, check_selection, restore, snapshot
 from .metrics_log import MetricsLog
 from .progress import Advance, Display
 from .runtime import Runtime
 from .sampler import BatchPlan, train_loader
 from .schedule import set_learning_rate
 from .seeding import Stream, seed_everything
-from .selection import Selection, check_selection, restore, snapshot
 from .settings import run_identity, stage_settings
 from .signals import Interrupted, SignalWatch
+from .task import Batch, Outputs, Stage, Task
 
 # fp16 needs some twenty skipped steps to find its loss scale; many more in a row mean that nothing is learnt.
 MAX_SKIPPED = 50

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from ..config.schema import EngineConfig
 from ..errors import ConfigError, near_miss
-from ..tasks.base import Stage
+from .task import Stage
 
 # Settings that may differ between a run and its resumption: they do not change what is computed.
 FREE_SETTINGS = {

@@ -1,4 +1,4 @@
-"""What a scan needs of a detector (``tasks/manipulation/detector.py`` is one), and the threshold asked for."""
+"""What a scan needs of a detector (``tasks/manipulation/model.py`` is one), and the threshold asked for."""
 
 from __future__ import annotations
 

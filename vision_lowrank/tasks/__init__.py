@@ -1,5 +1,1 @@
 """Tasks: each owns model, losses and protocol; the engine runs them all with one loop."""
-
-from .base import Stage, Task
-
-__all__ = ["Stage", "Task"]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import ArtefactError
-from .session_report import SessionFacts
+from .sections.incremental import SessionFacts
 
 DATA_URI = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=]+")
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class Score(Record):
 
 
 class LayerRow(Record):
-    """One layer's terms (:mod:`vision_lowrank.analysis.layer_discrimination`)."""
+    """One layer's terms (:mod:`vision_lowrank.tasks.manipulation.layer_discrimination`)."""
 
     layer: int
     kl: Number

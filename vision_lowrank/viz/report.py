@@ -6,7 +6,7 @@
     config.yaml               the resolved settings
     seed-N/metrics.jsonl      one line per logged step or evaluation
     seed-N/mistakes.json      the worst mistakes with small pictures
-    seed-N/details.json …     of a manipulation task; see :mod:`.manipulation_report`
+    seed-N/details.json …     of a manipulation task; see :mod:`.sections.manipulation`
 
 A section whose source is missing is left out. Names, keys and settings come from users: the template escapes them all,
 pictures are accepted as data URIs only, and the page's own content policy forbids every request and every script.
@@ -30,11 +30,11 @@ from markupsafe import Markup
 
 from ..errors import ArtefactError
 from ..files import write_text
+from ..metrics.names import is_share, sign
 from . import plots
-from .manipulation_report import manipulation_section
 from .reading import Cost, Mistake, Result, Score, read_checked
-from .session_report import PREFIXES, session_section
-from .units import is_share, sign
+from .sections.incremental import PREFIXES, session_section
+from .sections.manipulation import manipulation_section
 
 MATRIX_LIMIT = 60  # classes; a larger confusion matrix is unreadable, its worst pairs are listed instead
 MISTAKES = 24

@@ -35,7 +35,7 @@ from vision_lowrank.config import environment
 from vision_lowrank.data.photos import photographs
 from vision_lowrank.files import write_text
 from vision_lowrank.scanning.photo import read_photo
-from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 
 HERE = Path(__file__).parent
 SIZES, BATCHES, THREADS = (224, 1024, 4000), (1, 2, 4, 8, 16, 32), (1, 2)

@@ -10,7 +10,7 @@ from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.load import load_backbone
-from vision_lowrank.tasks.base import Task
+from vision_lowrank.engine.task import Task
 from vision_lowrank.tasks.classification.prototypes import PrototypeHead
 from vision_lowrank.tasks.incremental.teacher import AsynchronousTeacher, FrozenCopy
 from vision_lowrank.tasks.incremental.unfreeze import Parts

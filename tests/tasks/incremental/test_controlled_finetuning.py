@@ -6,8 +6,8 @@ from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attachment.parameters import encoder_parameters
 from vision_lowrank.backbones.load import load_backbone
+from vision_lowrank.engine.task import Task, count
 from vision_lowrank.errors import UserError
-from vision_lowrank.tasks.base import Task, count
 from vision_lowrank.tasks.classification.prototypes import PrototypeHead
 from vision_lowrank.tasks.incremental.unfreeze import Parts
 

@@ -12,7 +12,7 @@ from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.experiment import build_task, run
 from vision_lowrank.modes import preserved
 from vision_lowrank.tasks.manipulation.answers import stated_verdict
-from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 from vision_lowrank.tasks.manipulation.pictures import stacked
 from vision_lowrank.tasks.manipulation.speech import EXPLAIN, explained, rest, speaking
 

@@ -14,8 +14,8 @@ from vision_lowrank.data.manipulation.robustness import parse
 from vision_lowrank.data.manipulation.schema import read_schema
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.metrics.calibration import Calibration
-from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
 from vision_lowrank.tasks.manipulation.levels import map_level
+from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 from vision_lowrank.tasks.manipulation.pictures import Annotations, Frames, Pictures, boxes_of, stacked
 from vision_lowrank.tasks.manipulation.scoring import Priors, details, score, write_pictures
 from vision_lowrank.tasks.manipulation.untrained import Untrained

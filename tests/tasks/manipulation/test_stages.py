@@ -21,7 +21,7 @@ from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.experiment import build_task, run
 from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.tasks.manipulation.contrast import contrast_diagnostics, contrastive_loss, projector
-from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 from vision_lowrank.tasks.manipulation.pictures import stacked
 
 SIX = ["q", "k", "v", "o", "fc1", "fc2"]

@@ -17,7 +17,7 @@ from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.experiment import build_task, run
 from vision_lowrank.metrics.calibration import Calibration
-from vision_lowrank.tasks.manipulation.detector import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 
 QUICK = ["task.contrast=null", "task.layer=3", "engine.steps=2"]
 

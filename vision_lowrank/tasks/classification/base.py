@@ -16,15 +16,15 @@ from ...attachment.section import attach_section
 from ...backbones.load import load_backbone
 from ...config.schema import RunConfig
 from ...data.base import ImageSet, Splits, TransformedImages
+from ...engine.task import Batch, Outputs, Task, count
 from ...errors import UserError
 from ...initializers.base import GradientInitializer
 from ...metrics.classification import classification_metrics
 from ...modes import preserved
 from ...registry import registry
-from ..base import Batch, Outputs, Task, count
-from .calibration import calibration_losses
 from .classifier import ImageClassifier
 from .heads import HeadName
+from .initial_losses import calibration_losses
 
 
 def load_splits(config: RunConfig) -> Splits:

@@ -31,16 +31,16 @@ from ...data.augmentation import Augmentation, training_transform
 from ...data.base import ImageSet, TransformedImages
 from ...data.protocols import base_to_novel, check_section, with_transfer
 from ...data.samplers import draw_shots
+from ...engine.task import Batch, Stage
 from ...errors import UserError
 from ...metrics.classification import harmonic_mean
 from ...registry import register
 from ...regularizers.base import Observed
 from ...selection.final import unshare
-from ..base import Batch, Stage
 from .base import ClassificationTask, load_adapted, load_splits, starting
 from .classifier import ImageClassifier
 from .heads import TextHead
-from .teacher import PROBE, Teacher
+from .pretrained import PROBE, Teacher
 from .views import rows, training_images
 
 SEARCH = "search"

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ...data.base import ImageSet, TransformedImages
 from ...data.mixing import MixedImages
-from ..base import Batch
+from ...engine.task import Batch
 
 # Keeps the augmentations of one view apart from those of another view, seed and position. torch's generator looks at
 # the low 32 bits of a seed only, so there is room for 16 views.

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from ...config.schema import RunConfig, Section
+from ...engine.task import Stage
 from ...registry import register
-from ..base import Stage
 from .base import ClassificationTask, load_frozen, load_splits
 from .classifier import ImageClassifier
 

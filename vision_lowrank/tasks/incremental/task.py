@@ -37,10 +37,10 @@ from ...config.schema import RunConfig
 from ...data.augmentation import training_transform
 from ...data.base import ImageSet, Splits, TransformedImages, joined
 from ...data.sessions import Session, make_sessions
+from ...engine.task import Batch, Outputs, Stage, count
 from ...errors import UserError
 from ...metrics.incremental import SessionMatrix, incremental_metrics
 from ...registry import register
-from ..base import Batch, Outputs, Stage, count
 from ..classification.base import ClassificationTask, adapted, load_frozen, load_splits
 from ..classification.classifier import ImageClassifier
 from ..classification.heads import text_rows

@@ -23,8 +23,8 @@ from ...registry import registry
 from ..classification.base import load_frozen
 from .config import ContrastOptions, ManipulationConfig
 from .contrast import contrastive_loss
-from .detector import ManipulationDetector
 from .looking import drawn_twins
+from .model import ManipulationDetector
 from .pictures import Annotations, DrawnPictures, Frames, stacked, whole_pictures
 from .speech import EXPLAIN, rest
 

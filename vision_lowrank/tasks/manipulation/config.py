@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ...analysis.layer_discrimination import Criterion
 from ...config.schema import RunConfig, Section
 from ...data.manipulation.framing import Mode
 from ...errors import UserError
 from .contrast import Reading
 from .decoders import Kind
+from .layer_discrimination import Criterion
 from .losses import LossWeights
 
 

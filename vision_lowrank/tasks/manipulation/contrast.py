@@ -29,10 +29,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...analysis.layer_discrimination import probe_auc
 from ...errors import UserError
 from ...regularizers.base import exact, gather_rows, wide
 from ...regularizers.contrastive import contrastive_loss as supervised_contrastive
+from .layer_discrimination import probe_auc
 
 Reading: TypeAlias = Literal["label", "pair"]
 

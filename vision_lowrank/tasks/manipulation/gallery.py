@@ -32,7 +32,7 @@ from ...data.manipulation.base import REAL, ManipulationSet
 from ...data.manipulation.regions import mask_of_boxes
 from ...files import write_text
 from ...viz.overlay import overlay
-from .detector import ManipulationDetector
+from .model import ManipulationDetector
 from .pictures import boxes_of
 from .scoring import Scores
 

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from ...engine.task import Outputs
 from ...metrics.localisation.boxes import BoxOutcome, judge_boxes
-from ..base import Outputs
 from .decoders import decode_boxes
 from .matching import corners
 

@@ -21,15 +21,15 @@ import numpy as np
 
 from ...data.manipulation.base import REAL, ManipulationSet, Record
 from ...data.manipulation.robustness import Degradation
+from ...engine.task import Outputs
 from ...metrics.bootstrap import Interval, bootstrap
 from ...metrics.calibration import Calibration
 from ...metrics.cues import cue_report, most_frequent
 from ...metrics.image_level import Slices, detection_report, expected_calibration_error, slice_report
 from ...metrics.localisation.boxes import BoxOutcome, baseline_report, box_report, judge_boxes, mean_box
 from ...metrics.localisation.pixels import pixel_report, pixel_row, pixel_values
-from ..base import Outputs
 from .decoders import Decoded, decode_boxes
-from .detector import ManipulationDetector
+from .model import ManipulationDetector
 from .pictures import boxes_of, truth_of
 
 INTERVALS = ("auc", "balanced_accuracy", "pixel_f1", "pixel_iou", "box_union_iou", "box_ap50")

@@ -14,9 +14,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...data.manipulation.base import REAL, ManipulationSet
+from ...engine.task import Batch
 from ...errors import UserError
 from ...modes import preserved
-from ..base import Batch
 from .explanation import answer, question
 from .pictures import tiles_of
 

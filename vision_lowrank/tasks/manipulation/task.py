@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ...analysis.layer_discrimination import LayerTerms, choose_layer
 from ...attachment.parameters import Parameters, adapter_parameters
 from ...attachment.phases import begin_phase, phases
 from ...config.schema import RunConfig
@@ -37,20 +36,21 @@ from ...data.manipulation.augmentation import augmentation
 from ...data.manipulation.base import REAL, ManipulationSet
 from ...data.manipulation.robustness import Degradation, parse
 from ...data.manipulation.sampling import draws_of
+from ...engine.task import Batch, Outputs, Stage, Task, count
 from ...files import write_text
 from ...metrics.calibration import Calibration
 from ...modes import preserved
 from ...registry import register
-from ..base import Batch, Outputs, Stage, Task, count
 from .building import load_detector, load_manipulation, tower_width
 from .config import ContrastOptions, ManipulationConfig
 from .contrast import contrast_diagnostics, contrastive_loss, projector
 from .decoders import Decoded
-from .detector import ManipulationDetector
 from .gallery import write_gallery
+from .layer_discrimination import LayerTerms, choose_layer
 from .levels import TRUTH, levels
 from .looking import check_pictures, drawn_twins, share_of_reals, spread, twins_of
 from .losses import Targets, decoder_losses
+from .model import ManipulationDetector
 from .pictures import Annotations, DrawnPictures, Pictures, tiles_of, whole_pictures
 from .scoring import Priors, Scores, decoded_of, details, score, write_pictures
 from .speech import answer_loss, explained, rest, speak

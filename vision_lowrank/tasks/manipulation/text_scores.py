@@ -15,8 +15,8 @@ from ...metrics.explanation import Claims, Explained, explanation_report
 from ...modes import preserved
 from .answers import parse
 from .decoders import Decoded
-from .detector import ManipulationDetector
 from .finding import Finding
+from .model import ManipulationDetector
 
 AT_ONCE = 8  # pictures that a language model explains together
 

@@ -16,8 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ...engine.task import Outputs
 from ...metrics.calibration import Calibration
-from ..base import Outputs
 from .levels import map_level
 
 NEVER = -20.0  # a logit that is as good as 0

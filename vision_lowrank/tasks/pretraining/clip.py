@@ -31,10 +31,10 @@ from ...backbones.load import load_backbone
 from ...backbones.weights import save_weights
 from ...config.schema import RunConfig, Section
 from ...data.base import ImageSet, TransformedImages
+from ...engine.task import Batch, Stage
 from ...errors import UserError
 from ...files import write_text
 from ...registry import register
-from ..base import Batch, Stage
 from ..classification.base import ClassificationTask, load_splits
 from ..classification.classifier import ImageClassifier
 

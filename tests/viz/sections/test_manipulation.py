@@ -13,12 +13,19 @@ import pytest
 import torch
 from scipy.special import expit, logit
 
-from vision_lowrank.analysis.layer_discrimination import choose_layer
 from vision_lowrank.errors import ArtefactError
 from vision_lowrank.metrics import image_level
-from vision_lowrank.viz import manipulation_plots, manipulation_report, write_report
-from vision_lowrank.viz.manipulation_reliability import calibration_error, read_pictures, reliability, uncalibrated
+from vision_lowrank.tasks.manipulation.layer_discrimination import choose_layer
+from vision_lowrank.viz import write_report
 from vision_lowrank.viz.reading import Layers
+from vision_lowrank.viz.sections import manipulation as manipulation_report
+from vision_lowrank.viz.sections import manipulation_plots
+from vision_lowrank.viz.sections.manipulation_reliability import (
+    calibration_error,
+    read_pictures,
+    reliability,
+    uncalibrated,
+)
 
 EVIL = '<script>alert("x")</script>'
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="

@@ -28,8 +28,8 @@ from PIL import Image, JpegImagePlugin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ..data.manipulation.base import REAL, ManipulationSet
-from ..errors import DataError
+from ...errors import DataError
+from .base import REAL, ManipulationSet
 
 FAMILIES = ("format", "size", "jpeg", "exif", "bytes")
 FOLDS, TREES, LEAF, RESAMPLES = 5, 20, 5, 500

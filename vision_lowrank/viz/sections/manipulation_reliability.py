@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ArtefactError
+from ...errors import ArtefactError
 
 BINS = 15
 

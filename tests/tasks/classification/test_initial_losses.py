@@ -13,8 +13,8 @@ from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.experiment import build_task, run
 from vision_lowrank.initializers.lora_ga import LoraGa
 from vision_lowrank.tasks.classification.base import load_splits
-from vision_lowrank.tasks.classification.calibration import balanced, calibration_losses
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
+from vision_lowrank.tasks.classification.initial_losses import balanced, calibration_losses
 
 GRADIENT_STARTS = ["{type: lora_ga, samples: 6, batch_size: 4}", "{type: lora_sb, samples: 6, batch_size: 4}"]
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from markupsafe import Markup
 from pydantic import BaseModel, Field, model_validator
 
-from . import plots
+from .. import plots
 
 PREFIXES = ("session/", "incremental/")
 LABELS = {

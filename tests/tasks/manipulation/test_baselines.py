@@ -10,7 +10,10 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vision_lowrank.analysis.forensic_baselines import (
+from vision_lowrank.data.manipulation.robustness import Degradation
+from vision_lowrank.data.photos import photographs
+from vision_lowrank.errors import ArtefactError, UserError
+from vision_lowrank.tasks.manipulation.baselines import (
     SIGNALS,
     ErrorLevel,
     FeatureDetector,
@@ -18,9 +21,6 @@ from vision_lowrank.analysis.forensic_baselines import (
     signal,
     statistics,
 )
-from vision_lowrank.data.manipulation.robustness import Degradation
-from vision_lowrank.data.photos import photographs
-from vision_lowrank.errors import ArtefactError, UserError
 
 TRAINING = ("astronaut.png", "brick.png", "clock_motion.png", "coffee.png", "gravel.png", "motorcycle_left.png")
 UNSEEN = ("cell.png", "chelsea.png", "coins.png", "retina.jpg")

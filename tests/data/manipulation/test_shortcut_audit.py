@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from vision_lowrank.analysis.shortcut_audit import metadata_features, shortcut_audit, weighted_auc
 from vision_lowrank.data.manipulation.base import ManipulationSet, Record
+from vision_lowrank.data.manipulation.shortcut_audit import metadata_features, shortcut_audit, weighted_auc
 from vision_lowrank.errors import DataError
 
 

@@ -8,8 +8,8 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from vision_lowrank.analysis.layer_discrimination import choose_layer, entropy, probe_auc, separability
 from vision_lowrank.errors import UserError
+from vision_lowrank.tasks.manipulation.layer_discrimination import choose_layer, entropy, probe_auc, separability
 
 LAYERS, WIDTH = 5, 6
 

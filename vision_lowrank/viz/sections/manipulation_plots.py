@@ -1,4 +1,4 @@
-"""Small plots of manipulation detectors: robustness, the terms of layer selection, reliability. As in :mod:`.plots`."""
+"""Small plots of manipulation models: robustness, terms of layer selection, reliability. As in :mod:`..plots`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .plots import ACCENT, MARKERS, MUTED, SERIES, SETTINGS, Points, _columns, _decorate, _figure, _short, _svg
+from ..plots import ACCENT, MARKERS, MUTED, SERIES, SETTINGS, Points, _columns, _decorate, _figure, _short, _svg
 
 DASHES = ("-", "--", ":", "-.")
 WIDTH, HEIGHT, ROW = 310, 210, 15

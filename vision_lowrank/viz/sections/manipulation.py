@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from ..reading import Contrast, Details, Group, Layers, ManipulationFacts, SetDetails, read_checked
 from . import manipulation_plots as plots
 from .manipulation_reliability import calibration_error, read_pictures, reliability, uncalibrated
-from .reading import Contrast, Details, Group, Layers, ManipulationFacts, SetDetails, read_checked
 
 ROWS = {
     "Was it edited?": {

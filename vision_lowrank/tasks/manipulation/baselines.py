@@ -36,9 +36,9 @@ from scipy.ndimage import convolve, uniform_filter
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
 
-from ..data.manipulation.robustness import Degradation
-from ..errors import ArtefactError, UserError, near_miss
-from ..files import write_text
+from ...data.manipulation.robustness import Degradation
+from ...errors import ArtefactError, UserError, near_miss
+from ...files import write_text
 
 BLOCK = 8
 AROUND = 3  # blocks that a neighbourhood measures in x and in y

@@ -30,7 +30,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from ..errors import UserError
+from ...errors import UserError
 
 Criterion: TypeAlias = Literal["discrimination", "kl", "ldr", "entropy", "probe"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArtefactError, UserError, near_miss
-from ..tasks.base import Stage, Task
+from .task import Stage, Task
 
 State = dict[str, Tensor]
 

@@ -17,7 +17,7 @@ from vision_lowrank.errors import ArtefactError, UserError
 from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.metrics.localisation.pixels import pixel_row, pixel_values
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
-from vision_lowrank.tasks.manipulation.detector import ManipulationDetector, tiles_of
+from vision_lowrank.tasks.manipulation.model import ManipulationDetector, tiles_of
 from vision_lowrank.tasks.manipulation.pictures import Frames, stacked
 
 
