@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from manipulation import tables as manipulation
 from training_rules.claims.tables import tables as claims
 
-from vision_lowrank import benchmark, comparison, incremental_benchmark
+from vision_lowrank.studies import comparison
+from vision_lowrank.studies import grid as benchmark
+from vision_lowrank.studies import incremental as incremental_benchmark
 from vision_lowrank.viz.plots import accuracy_by_shots
 from vision_lowrank.viz.text import percent
 

@@ -27,13 +27,13 @@ from torch.utils.data import DataLoader
 
 from vision_lowrank.analysis.separation import separation_under
 from vision_lowrank.backbones.load import load_backbone
-from vision_lowrank.comparison import Entry, Sweep, compare
 from vision_lowrank.config import environment, load_config
 from vision_lowrank.data.augmentation import training_transform
 from vision_lowrank.data.base import ImageSet, TransformedImages
 from vision_lowrank.data.transforms import Transform
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
+from vision_lowrank.studies.comparison import Entry, Sweep, compare
 from vision_lowrank.tasks.classification.base import load_splits
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 

@@ -14,9 +14,9 @@ import argparse
 import json
 from pathlib import Path
 
-from vision_lowrank.comparison import Sweep, compare, entries, table
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
+from vision_lowrank.studies.comparison import Sweep, compare, entries, table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

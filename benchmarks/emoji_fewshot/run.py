@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vision_lowrank.comparison import step_times
 from vision_lowrank.config import RunConfig, environment, load_config
-from vision_lowrank.experiment import run
 from vision_lowrank.files import write_text
+from vision_lowrank.studies.comparison import step_times
+from vision_lowrank.studies.run import run
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parents[1] / "configs" / "fewshot"

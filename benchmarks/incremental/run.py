@@ -18,7 +18,7 @@ from typing import Any
 
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
-from vision_lowrank.incremental_benchmark import Study, study
+from vision_lowrank.studies.incremental import Study, study
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

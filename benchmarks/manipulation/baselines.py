@@ -27,9 +27,9 @@ from vision_lowrank.data.manipulation.base import REAL, ManipulationSet, Manipul
 from vision_lowrank.data.manipulation.shortcut_audit import shortcut_audit
 from vision_lowrank.engine.progress import say
 from vision_lowrank.engine.task import Outputs
-from vision_lowrank.experiment import summarise
 from vision_lowrank.files import write_text
 from vision_lowrank.metrics.calibration import Calibration
+from vision_lowrank.studies.run import summarise
 from vision_lowrank.tasks.manipulation.baselines import SIGNALS, FeatureDetector
 from vision_lowrank.tasks.manipulation.levels import LEVELS
 from vision_lowrank.tasks.manipulation.looking import spread

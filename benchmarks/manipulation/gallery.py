@@ -31,7 +31,8 @@ from scipy.ndimage import binary_dilation
 
 from vision_lowrank.data.edits.generate import make_edits
 from vision_lowrank.data.edits.kinds import KINDS
-from vision_lowrank.data.edits.options import EditOptions, read_edits
+from vision_lowrank.data.edits.options import EditOptions
+from vision_lowrank.data.edits.reader import read_edits
 from vision_lowrank.data.manipulation.base import REAL, ManipulationSet
 from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 from vision_lowrank.tasks.manipulation.scoring import Priors, score

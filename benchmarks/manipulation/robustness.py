@@ -18,8 +18,8 @@ from conditions import MAIN, SETS, Conditions, arguments, conditions, outputs_of
 from vision_lowrank.data.manipulation.base import ManipulationSet
 from vision_lowrank.data.manipulation.robustness import Degradation, curves
 from vision_lowrank.engine.progress import say
-from vision_lowrank.experiment import summarise
 from vision_lowrank.files import write_text
+from vision_lowrank.studies.run import summarise
 from vision_lowrank.tasks.manipulation.looking import spread
 from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 from vision_lowrank.tasks.manipulation.scoring import Priors, score

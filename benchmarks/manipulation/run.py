@@ -28,12 +28,12 @@ from baselines import baselines
 from conditions import MAIN, METHODS, Conditions, arguments, command, conditions, kept, names_of
 from robustness import robustness
 
-from vision_lowrank.comparison import step_times
 from vision_lowrank.config import RunConfig, environment
 from vision_lowrank.engine.progress import say
-from vision_lowrank.experiment import open_run, run_seed
 from vision_lowrank.files import write_text
-from vision_lowrank.trials import every_seed
+from vision_lowrank.studies.comparison import step_times
+from vision_lowrank.studies.run import open_run, run_seed
+from vision_lowrank.studies.trials import every_seed
 
 RATES = {MAIN: (1e-3, 2e-3), "full": (5e-4, 1e-3), "linear": (1e-3,)}  # of the others: that of MAIN
 ROUNDS = 12

@@ -37,10 +37,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import vision_lowrank as vl
-from vision_lowrank.adapters.base import PLACES
 from vision_lowrank.adapters.tuner import layer_factors, tuner_layers
 from vision_lowrank.backbones.base import Backbone
 from vision_lowrank.config import environment
+from vision_lowrank.config.adapter import PLACES
 from vision_lowrank.config.options import build, options
 from vision_lowrank.engine.cost import peak_bytes
 from vision_lowrank.files import write_text

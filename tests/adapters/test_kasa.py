@@ -8,13 +8,13 @@ import torch
 from fixtures.models import moved
 from torch import nn
 
-from vision_lowrank import experiment
 from vision_lowrank.adapters.kasa import KasaConfig
 from vision_lowrank.adapters.tuner import adapter_layers, report
 from vision_lowrank.attachment.attach import attach
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.config import load_config
 from vision_lowrank.errors import UserError
+from vision_lowrank.studies import run as experiment
 
 
 def base(*sizes, dtype=torch.float64):

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import vision_lowrank as vl
-from vision_lowrank import experiment
 from vision_lowrank.cli.main import main
 from vision_lowrank.config import load_config
+from vision_lowrank.studies import run as experiment
 
 
 def run(*arguments):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vision_lowrank.cli.make_edits import make_edits_command
-from vision_lowrank.data.edits.options import read_edits
+from vision_lowrank.data.edits.reader import read_edits
 from vision_lowrank.errors import DataError
 
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from vision_lowrank.config import load_config
-from vision_lowrank.data.edits.options import EditsConfig
-from vision_lowrank.experiment import run
+from vision_lowrank.data.edits.reader import EditsConfig
 from vision_lowrank.paths import shipped
 from vision_lowrank.registry import registry
+from vision_lowrank.studies.run import run
 
 # CoACT's recipes differ in their numbers only, which tests/config/test_incremental_configs.py checks: two are enough.
 ALIKE, TRIED = "coact_fsci", ("coact_fscit_sun397", "coact_fscil_cub200")

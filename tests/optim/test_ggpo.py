@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 import vision_lowrank as vl
 from vision_lowrank.adapters.lora import OffsetLoraConfig
-from vision_lowrank.attachment.section import AdapterSection
+from vision_lowrank.config.adapter import AdapterSection
 from vision_lowrank.config.schema import EngineConfig, RunConfig
 from vision_lowrank.errors import UserError
 from vision_lowrank.optim.base import Stage

@@ -22,9 +22,9 @@ from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.engine.task import Stage, Task
 from vision_lowrank.errors import ConfigError, UserError
-from vision_lowrank.experiment import build_task
 from vision_lowrank.optim.base import Stage as Site
 from vision_lowrank.optim.lisa import EMBEDDING
+from vision_lowrank.studies.run import build_task
 
 DEPTH = 5
 E, H = "embeddings", "head"

@@ -9,7 +9,7 @@ from fixtures.small_layers import layer_of, model
 from torch import nn
 
 import vision_lowrank as vl
-from vision_lowrank.attachment.section import AdapterSection
+from vision_lowrank.config.adapter import AdapterSection
 from vision_lowrank.config.schema import EngineConfig, RunConfig
 from vision_lowrank.errors import UserError
 from vision_lowrank.optim.base import Stage

@@ -26,12 +26,11 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 
+from ..config.adapter import PLACES
 from ..errors import UserError, near_miss
 
 SCALINGS = ("rslora", "lora")
 SCALING_HELP = "`rslora`: alpha / sqrt(r); `lora`: alpha / r"
-# Where an adapter sits unless its method or the user says otherwise: logical names of modules.
-PLACES = ("q", "k", "v")
 
 
 def scale_of(alpha: float, r: int, scaling: str) -> float:

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, near_miss
-from ..initializers.nystrom import nystrom_blocks
 from ..registry import register
 from .base import LoraScaledConfig
-from .three_factor import ThreeFactor, Trains
+from .three_factor import ThreeFactor, Trains, nystrom_blocks
 from .tuner import register_method
 
 TRAINS = {"all": Trains(True, True, True), "middle": Trains(A=False, core=True, B=False)}

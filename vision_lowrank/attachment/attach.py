@@ -15,11 +15,12 @@ from typing import Any
 import peft
 from peft import PeftConfig, PeftModel
 
-from ..adapters.base import PLACES, check_rank
+from ..adapters.base import check_rank
 from ..adapters.lora import LoraConfig
 from ..adapters.tuner import PREFIX, tuner_layers
 from ..attention.split import split_attention
 from ..backbones.base import Backbone
+from ..config.adapter import PLACES
 from ..errors import UserError
 from ..initializers.base import Initializer
 from ..initializers.initialize import Losses, initialize

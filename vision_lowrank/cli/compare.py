@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..benchmark import Grid, Protocol, benchmark, tables
-from ..comparison import Budget, Sweep, compare, entries, table
 from ..data.coop_sets import COOP_11
+from ..studies.comparison import Budget, Sweep, compare, entries, table
+from ..studies.grid import Grid, Protocol, benchmark, tables
 from .sweeps import numbers, print_results, resumable
 
 

@@ -10,8 +10,8 @@ from ..config import load_config
 from ..config.schema import RunConfig
 from ..engine.loop import Engine
 from ..engine.task import Task
-from ..experiment import build_task
 from ..files import write_text
+from ..studies.run import build_task
 from ..tasks.classification.classifier import ImageClassifier
 from .artefact_task import artefact_task, detector_task, recorded_config
 from .tables import print_table, values_table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..incremental_benchmark import Study, shared_prefix, study, tables
+from ..studies.incremental import Study, shared_prefix, study, tables
 from .sweeps import numbers, print_results, resumable
 
 FILES = (*(f"incremental.{suffix}" for suffix in ("md", "csv", "tex", "json")), "sessions.svg", "report.html")

@@ -15,7 +15,7 @@ from ..engine.cost import step_cost
 from ..engine.loop import Engine
 from ..engine.task import count
 from ..errors import UserError
-from ..experiment import build_task
+from ..studies.run import build_task
 from ..targets.coverage import coverage
 from .inspect_artefact import inspect_artefact
 from .tables import print_table, size

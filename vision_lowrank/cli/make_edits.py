@@ -9,7 +9,8 @@ from rich.table import Table
 
 from ..data.edits.generate import make_edits
 from ..data.edits.kinds import KINDS, check_kinds
-from ..data.edits.options import EditOptions, read_edits
+from ..data.edits.options import EditOptions
+from ..data.edits.reader import read_edits
 from ..data.manipulation.base import ManipulationSet, ManipulationSplits, Record
 from ..data.manipulation.shortcut_audit import shortcut_audit
 from ..data.manipulation.splits import SPLITS

@@ -20,10 +20,13 @@ from rich.text import Text
 
 from ..engine.signals import SignalWatch
 from ..errors import UserError, near_miss
+from ..inference.header import finished, make_header
+from ..inference.journal import Row
+from ..inference.predictor import Detector, Threshold
+from ..inference.run import JOURNAL, Options, scan
+from ..inference.sources import find_files
+from ..inference.tables import write_csv, write_json
 from ..paths import shipped
-from ..scanning import Detector, Options, Row, Threshold, find_files, make_header, scan, write_csv, write_json
-from ..scanning.header import finished
-from ..scanning.run import JOURNAL
 from ..viz.scan_report import write_scan_report
 from .tables import print_table
 

@@ -10,7 +10,7 @@ import typer
 from ..config import load_config
 from ..engine import Interrupted, Runtime
 from ..errors import UserError
-from ..experiment import run, run_folder
+from ..studies.run import run, run_folder
 from .tables import metrics_table, print_table
 
 

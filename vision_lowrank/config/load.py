@@ -8,7 +8,6 @@ with the file (or ``override``), the key path, the reason and the nearest valid 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, UserError, near_miss
 from ..registry import registry
+from .adapter import AdapterSection
 from .schema import RunConfig
 
 TYPED_SECTIONS = ("task", "data", "adapter", "initializer", "rule", "regularizer", "selection")
-ADAPTER_SECTION = __name__.partition(".")[0] + ".attachment.section"
 Tree = dict[str, Any]
 
 
@@ -178,7 +177,7 @@ def _section_model(kind: str, type_name: str) -> type[BaseModel]:
     """The model that checks a section. Adapters share one, since their options are those of PEFT dataclasses."""
     part = registry.get(kind, type_name)
     if kind == "adapter":
-        return importlib.import_module(ADAPTER_SECTION).AdapterSection
+        return AdapterSection
     return part.config or part.target
 
 

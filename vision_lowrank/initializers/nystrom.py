@@ -18,9 +18,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from ..adapters.base import Start, check_rank
+from ..adapters.three_factor import nystrom_blocks
 from ..errors import UserError
 from ..registry import register
 from .base import Initializer, Site
@@ -31,11 +31,6 @@ logger = logging.getLogger(__name__)
 LARGE_SHIFT = 0.1
 # Relative size of the singular values of A_W that the pseudo-inverse leaves out: A_W is badly conditioned.
 RCOND = 1e-3
-
-
-def nystrom_blocks(weight: Tensor, r: int) -> Start:
-    """W[:r, :], W[:r, :r] and W[:, :r] of a weight (out, in), as copies."""
-    return Start(weight[:r].clone(), weight[:r, :r].clone(), weight[:, :r].clone())
 
 
 @register(

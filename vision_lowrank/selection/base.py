@@ -7,37 +7,22 @@ Stage ``search``: the adapter sits everywhere, a gate on each unit (:mod:`.gates
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from peft import PeftConfig, PeftModel
-from pydantic import Field
 
-from ..config.schema import RunConfig, Section
+from ..config.schema import RunConfig
 from ..data.base import ImageSet
 from ..data.samplers import split_by_group
 from ..errors import UserError
 from ..optim.base import Stage, Steps
 from .final import adapt_anew
 from .gates import Gates
+from .search import Search, SearchOptions
 
 
-class Selection(Section):
+class Selection(SearchOptions):
     """Base of all gated searches; their fields are the keys of a config's ``selection:`` section."""
-
-    steps: int = Field(200, ge=1, description="optimiser steps of the search, before those of `engine.steps`")
-    holdout: float = Field(0.2, gt=0, lt=1, description="share of each class's training pictures for the outer problem")
-    lr: float = Field(0.01, gt=0, description="Adam's learning rate of the logits")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's betas for the logits")
-    inner_steps: int = Field(1, ge=1, description="optimiser steps of the adapter per step of the logits")
-    val_batches: int = Field(1, ge=1, description="held-out batches per step of the logits")
-    hypergrad: Literal["first_order", "unrolled"] = Field(
-        "first_order", description="`unrolled` also differentiates through the last inner step, which must be SGD's"
-    )
-
-    @property
-    def delay(self) -> int:
-        """Inner steps before the first step of the logits."""
-        return 0
 
     def check(self, config: RunConfig) -> None:
         """Refuse what makes no sense together, before anything is loaded.
@@ -91,8 +76,6 @@ class Selection(Section):
         Raises:
             UserError: the task of the stage has no gates or no held-out data.
         """
-        from .search import Search
-
         return Search(self, stage)
 
     def choose(self, gates: Gates) -> list[str]:

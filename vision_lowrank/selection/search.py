@@ -24,29 +24,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import default_collate
 
+from ..config.schema import Section
 from ..errors import UserError
 from ..modes import preserved
 from ..optim.base import Closure, Groups, Stage, Steps, norm
 from .gates import Gates
 
-if TYPE_CHECKING:
-    from .base import Selection
-
 DISTANCE = 0.01
+
+
+class SearchOptions(Section):
+    """What a search goes by."""
+
+    steps: int = Field(200, ge=1, description="optimiser steps of the search, before those of `engine.steps`")
+    holdout: float = Field(0.2, gt=0, lt=1, description="share of each class's training pictures for the outer problem")
+    lr: float = Field(0.01, gt=0, description="Adam's learning rate of the logits")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's betas for the logits")
+    inner_steps: int = Field(1, ge=1, description="optimiser steps of the adapter per step of the logits")
+    val_batches: int = Field(1, ge=1, description="held-out batches per step of the logits")
+    hypergrad: Literal["first_order", "unrolled"] = Field(
+        "first_order", description="`unrolled` also differentiates through the last inner step, which must be SGD's"
+    )
+
+    @property
+    def delay(self) -> int:
+        """Inner steps before the first step of the logits."""
+        return 0
 
 
 class Search(Steps):
     """The steps of a search stage, whose task has ``gates`` and ``selection_data()``, the held-out data set."""
 
-    def __init__(self, options: Selection, stage: Stage) -> None:
+    def __init__(self, options: SearchOptions, stage: Stage) -> None:
         super().__init__(stage)
         task: Any = stage.model
         if not isinstance(getattr(task, "gates", None), Gates) or not hasattr(task, "selection_data"):

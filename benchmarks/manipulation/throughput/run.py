@@ -34,7 +34,7 @@ from rich.progress import track
 from vision_lowrank.config import environment
 from vision_lowrank.data.photos import photographs
 from vision_lowrank.files import write_text
-from vision_lowrank.scanning.photo import read_photo
+from vision_lowrank.inference.pictures import read_photo
 from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 
 HERE = Path(__file__).parent

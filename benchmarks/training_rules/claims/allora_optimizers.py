@@ -15,7 +15,7 @@ from vision_lowrank.config import RunConfig
 from vision_lowrank.engine.evaluation import evaluate_sets
 from vision_lowrank.engine.hooks import Hook
 from vision_lowrank.engine.loop import Engine
-from vision_lowrank.experiment import summarise
+from vision_lowrank.studies.run import summarise
 
 AT = (50, 100, 200)
 FULL = Budget().steps

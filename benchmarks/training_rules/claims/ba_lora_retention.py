@@ -6,7 +6,7 @@ from typing import Any
 
 from shared import Budget, scores, untrained
 
-from vision_lowrank.experiment import summarise
+from vision_lowrank.studies.run import summarise
 
 METHODS: dict[str, tuple[str, ...]] = {
     "lora+pissa": ("lora", "adapter.dropout=0", "initializer={type: pissa}"),

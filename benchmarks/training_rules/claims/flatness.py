@@ -8,7 +8,7 @@ from typing import Any
 
 from shared import Budget, logged, scores, sharpness
 
-from vision_lowrank.experiment import summarise
+from vision_lowrank.studies.run import summarise
 
 WINDOW, LAST = 10, 20
 

@@ -19,7 +19,7 @@ from vision_lowrank.analysis.mitigation import sweep
 from vision_lowrank.analysis.trained_base import trained_pairs
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.engine.loop import Engine
-from vision_lowrank.experiment import summarise
+from vision_lowrank.studies.run import summarise
 
 KEEPS = (0.0, 0.5, 0.75, 1.0)
 METHODS: dict[str, tuple[str, ...]] = {

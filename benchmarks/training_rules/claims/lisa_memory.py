@@ -15,7 +15,7 @@ from vision_lowrank.engine.cost import peak_bytes
 from vision_lowrank.engine.loop import Engine
 from vision_lowrank.engine.progress import Display, say
 from vision_lowrank.engine.task import count, measured_stage
-from vision_lowrank.experiment import build_task
+from vision_lowrank.studies.run import build_task
 
 MODELS = ("timm:vit_small_patch16_224", "timm:vit_base_patch16_224")
 BATCH = 4

@@ -27,10 +27,10 @@ from vision_lowrank.adapters.tuner import tuner_layers
 from vision_lowrank.engine.hooks import Hook
 from vision_lowrank.engine.loop import Engine
 from vision_lowrank.engine.progress import Display, say
-from vision_lowrank.experiment import build_task
 from vision_lowrank.optim.lora_pro_optimizer import closest, equivalent_gradient, geometries
 from vision_lowrank.optim.tensors import pairs
 from vision_lowrank.optim.weights import weight_change
+from vision_lowrank.studies.run import build_task
 
 STEPS, EARLY = 40, 5
 

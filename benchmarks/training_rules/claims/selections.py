@@ -12,9 +12,9 @@ from typing import Any
 
 from shared import Budget, scores, train
 
-from vision_lowrank.experiment import summarise
 from vision_lowrank.selection.controls import jaccard, random_selection
 from vision_lowrank.selection.gates import Unit
+from vision_lowrank.studies.run import summarise
 
 DRAWS = 200
 METHODS: dict[str, tuple[tuple[str, ...], Callable[[Unit], str]]] = {

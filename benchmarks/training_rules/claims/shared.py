@@ -23,12 +23,12 @@ from vision_lowrank.engine.evaluation import eval_mode
 from vision_lowrank.engine.hooks import Hook
 from vision_lowrank.engine.loop import Engine
 from vision_lowrank.engine.progress import Display, say
-from vision_lowrank.experiment import build_task
 from vision_lowrank.files import write_text
 from vision_lowrank.optim.base import norm
 from vision_lowrank.optim.tensors import adapter_tensors
 from vision_lowrank.optim.weights import restored
 from vision_lowrank.selection.final import adapt_anew
+from vision_lowrank.studies.run import build_task
 
 ROOT = Path(__file__).parents[3]
 CACHE = ROOT / "runs" / "training_rules_claims"

@@ -16,8 +16,9 @@ from vision_lowrank.data.edits.dividing import divide
 from vision_lowrank.data.edits.generate import make_edits, plan
 from vision_lowrank.data.edits.kinds import KINDS
 from vision_lowrank.data.edits.objects import folder_objects, objects_by_split
-from vision_lowrank.data.edits.options import EditOptions, EditsConfig, edits, read_edits
+from vision_lowrank.data.edits.options import EditOptions
 from vision_lowrank.data.edits.photographs import Source, find_photographs, sources_of
+from vision_lowrank.data.edits.reader import EditsConfig, edits, read_edits
 from vision_lowrank.data.manipulation.base import EDITED, REAL
 from vision_lowrank.errors import DataError, UserError
 from vision_lowrank.registry import registry

@@ -54,7 +54,7 @@ def test_annotations(name):
             assert sum(sign in edit.explanation for sign in KINDS[name].signs[cue]) == 1
         for cue in set(KINDS[name].signs) - set(edit.cues):
             assert not any(sign in edit.explanation for sign in KINDS[name].signs[cue])
-        place = where(Change(edit.image, edit.mask, boxes=edit.boxes if name == "text-add" else None))
+        place = where(edit.mask, edit.boxes if name == "text-add" else None)
         assert place in edit.prompt
         assert place in edit.explanation.lower()
         assert "{" not in edit.explanation + edit.prompt
@@ -89,7 +89,7 @@ def test_words_vary():
     explanations = {
         edit.explanation.replace(place, "").lower()
         for _, edit in edits("inpaint-telea", 12)
-        for place in [where(Change(edit.image, edit.mask))]
+        for place in [where(edit.mask)]
     }
     assert len(explanations) > 6
 
@@ -99,9 +99,9 @@ def test_where_names_the_third():
         for column in range(3):
             mask = np.zeros((90, 60), dtype=bool)
             mask[row * 30 + 5 : row * 30 + 25, column * 20 + 3 : column * 20 + 17] = True
-            assert where(Change(mask, mask)) == PLACES[row][column]
+            assert where(mask) == PLACES[row][column]
     mask[5:25, 3:17] = True
-    assert where(Change(mask, mask)) == "in the upper left and in the lower right"
+    assert where(mask) == "in the upper left and in the lower right"
 
 
 def test_an_edit_that_does_not_show_is_none():

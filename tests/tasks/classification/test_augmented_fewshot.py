@@ -9,8 +9,8 @@ from vision_lowrank.config import load_config
 from vision_lowrank.data.base import ImageSet
 from vision_lowrank.engine import Engine
 from vision_lowrank.errors import ConfigError, UserError
-from vision_lowrank.experiment import build_task
 from vision_lowrank.regularizers.contrastive import contrastive_loss
+from vision_lowrank.studies.run import build_task
 from vision_lowrank.tasks.classification.views import training_images
 
 LORA = ["adapter={type: lora, r: 2, layers: [0, 1]}"]

@@ -4,7 +4,7 @@ import torch
 from vision_lowrank.config import load_config
 from vision_lowrank.engine import Engine
 from vision_lowrank.errors import DataError
-from vision_lowrank.experiment import build_task
+from vision_lowrank.studies.run import build_task
 
 
 def batch_of(task):

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 
-from vision_lowrank import experiment
 from vision_lowrank.config import load_config
 from vision_lowrank.engine import Engine
 from vision_lowrank.errors import ConfigError, UserError
-from vision_lowrank.experiment import build_task
 from vision_lowrank.metrics.classification import harmonic_mean
+from vision_lowrank.studies import run as experiment
+from vision_lowrank.studies.run import build_task
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 
 SELECTIONS = {

@@ -10,8 +10,8 @@ from vision_lowrank.adapters.tuner import adapter_layers
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.config import load_config
 from vision_lowrank.errors import ConfigError, UserError
-from vision_lowrank.experiment import build_task, run
 from vision_lowrank.initializers.lora_ga import LoraGa
+from vision_lowrank.studies.run import build_task, run
 from vision_lowrank.tasks.classification.base import load_splits
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 from vision_lowrank.tasks.classification.initial_losses import balanced, calibration_losses

@@ -9,9 +9,9 @@ from vision_lowrank.adapters.lamda import Lamda
 from vision_lowrank.config import load_config
 from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.errors import UserError
-from vision_lowrank.experiment import build_task
 from vision_lowrank.regularizers.ba_lora import concentration, consistency, diversity
 from vision_lowrank.regularizers.contrastive import contrastive_loss
+from vision_lowrank.studies.run import build_task
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 
 LORA = ["adapter={type: lora, r: 2, layers: [0, 1]}"]

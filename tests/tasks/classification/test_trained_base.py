@@ -12,7 +12,7 @@ import vision_lowrank as vl
 from vision_lowrank.config import load_config
 from vision_lowrank.engine import Engine
 from vision_lowrank.errors import ArtefactError
-from vision_lowrank.experiment import build_task
+from vision_lowrank.studies.run import build_task
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 
 HEADS = {

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from vision_lowrank.config import load_config
 from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.errors import ConfigError, UserError
-from vision_lowrank.experiment import build_task, run
 from vision_lowrank.metrics.incremental import SessionMatrix, incremental_metrics
+from vision_lowrank.studies.run import build_task, run
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 from vision_lowrank.tasks.classification.heads import text_rows
 

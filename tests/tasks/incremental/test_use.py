@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from vision_lowrank.cli.main import main
 from vision_lowrank.config import load_config
-from vision_lowrank.experiment import run
+from vision_lowrank.studies.run import run
 from vision_lowrank.tasks.classification.base import load_frozen
 from vision_lowrank.tasks.classification.classifier import ImageClassifier, read_artefact
 from vision_lowrank.tasks.classification.reference import load_reference

@@ -12,7 +12,7 @@ from vision_lowrank.config import load_config
 from vision_lowrank.data.manipulation.base import EDITED, REAL, Record, Region, Vocabulary
 from vision_lowrank.data.manipulation.schema import write_schema
 from vision_lowrank.data.photos import photographs
-from vision_lowrank.experiment import run
+from vision_lowrank.studies.run import run
 
 SOURCES = {"train": 6, "val": 6, "test": 4}
 NAMES = ("astronaut", "cat", "cup of coffee", "rocket")

@@ -9,8 +9,8 @@ from tasks.manipulation.test_task import lines_of, same, started, trained
 from vision_lowrank.config import load_config
 from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.errors import ConfigError, UserError
-from vision_lowrank.experiment import build_task, run
 from vision_lowrank.modes import preserved
+from vision_lowrank.studies.run import build_task, run
 from vision_lowrank.tasks.manipulation.answers import stated_verdict
 from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 from vision_lowrank.tasks.manipulation.pictures import stacked

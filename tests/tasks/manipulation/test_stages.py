@@ -18,8 +18,8 @@ from vision_lowrank.data.manipulation.base import Vocabulary
 from vision_lowrank.data.manipulation.framing import Framing
 from vision_lowrank.data.manipulation.schema import write_schema
 from vision_lowrank.engine import Engine, Hook
-from vision_lowrank.experiment import build_task, run
 from vision_lowrank.metrics.calibration import Calibration
+from vision_lowrank.studies.run import build_task, run
 from vision_lowrank.tasks.manipulation.contrast import contrast_diagnostics, contrastive_loss, projector
 from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 from vision_lowrank.tasks.manipulation.pictures import stacked

@@ -15,8 +15,8 @@ from vision_lowrank.config import load_config
 from vision_lowrank.data.manipulation.base import ManipulationSet, ManipulationSplits
 from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.errors import ConfigError, UserError
-from vision_lowrank.experiment import build_task, run
 from vision_lowrank.metrics.calibration import Calibration
+from vision_lowrank.studies.run import build_task, run
 from vision_lowrank.tasks.manipulation.model import ManipulationDetector
 
 QUICK = ["task.contrast=null", "task.layer=3", "engine.steps=2"]

@@ -7,7 +7,7 @@ import vision_lowrank as vl
 from vision_lowrank.config import validate
 from vision_lowrank.data.emoji_captions import EmojiCaptionsConfig, emoji_captions
 from vision_lowrank.errors import UserError
-from vision_lowrank.experiment import build_task
+from vision_lowrank.studies.run import build_task
 from vision_lowrank.tasks.pretraining.clip import CaptionedImages, contrastive_loss, drop_patches
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from ...errors import UserError
 from ..manipulation.base import Box, Vocabulary
 from ..manipulation.regions import boxes_of_mask
+from .wording import explain, fill, where
 
 if TYPE_CHECKING:
     from .objects import Objects
@@ -134,8 +135,6 @@ class Kind:
         Raises:
             UserError: the kind needs OpenCV, and it is not installed.
         """
-        from .wording import explain, instruct
-
         if (self.donor and donor.photo is None) or (self.objects and donor.objects is None):
             return None
         for _ in range(ATTEMPTS):
@@ -145,13 +144,14 @@ class Kind:
         else:
             return None
         cues = tuple(cue for cue in VOCABULARY.cues if cue in (self.signs if change.cues is None else change.cues))
+        place, area = where(change.mask, change.boxes), float(change.mask.mean())
         return Edit(
             change.image,
             change.mask,
             cues,
             self.category,
-            explain(rng, self, change, cues),
-            instruct(rng, self, change),
+            explain(rng, self.openings, change.words, place, [self.signs[cue] for cue in cues], area),
+            fill(rng, self.prompts, change.words, place),
             boxes_of_mask(change.mask) if change.boxes is None else change.boxes,
         )
 

@@ -1,21 +1,14 @@
-"""``data: {type: edits}``: edited photographs, made in a folder on first use and read from there afterwards."""
+"""What a data set of edited photographs is made of: the options of ``make-edits`` and of ``data: {type: edits}``."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
 from ...config.schema import Section
 from ...errors import DataError
-from ...registry import register
-from ..manipulation.base import REAL, ManipulationSet, ManipulationSplits
-from ..manipulation.schema import read_schema
-from ..manipulation.splits import SPLITS
 from ..options import Fractions
-from .base import VOCABULARY
 from .kinds import KINDS, check_kinds
 
 Kinds = Annotated[tuple[str, ...], AfterValidator(check_kinds)]
@@ -68,53 +61,3 @@ class EditOptions(Section):
     def pixels(self) -> int:
         """Side of the squares, or longest side of whole photographs."""
         return self.size if self.size is not None else CROP_SIZE if self.squares else WHOLE_SIZE
-
-
-class EditsConfig(EditOptions):
-    """Options of ``data: {type: edits}``."""
-
-    type: Literal["edits"] = "edits"
-    folder: str = Field(description="where the data set is made on first use, such as runs/data/edits")
-
-
-@register("data", "edits", summary="edited photographs made by seeded kinds of edit, exact masks", config=EditsConfig)
-def edits(config: EditsConfig) -> ManipulationSplits:
-    """Make the data set if it is not there yet, and read it: test sets ``seen`` and, if there are unseen kinds,
-    ``unseen``, each with all real pictures of the test split.
-
-    Raises:
-        DataError: the folder holds a data set made with other options (names them), or something else; photographs
-            or objects are missing.
-        UserError: a kind needs OpenCV, and it is not installed.
-    """
-    from .generate import make_edits
-
-    options = EditOptions(**config.model_dump(exclude={"type", "folder"}))
-    make_edits(options, Path(config.folder))
-    return read_edits(Path(config.folder), config.unseen_kinds)
-
-
-def read_edits(folder: Path, unseen: tuple[str, ...] = ()) -> ManipulationSplits:
-    """The splits of a finished data set.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
-    train, val, test = (_read(folder, split) for split in SPLITS)
-    held = np.isin(test.editors.codes, [code for code, name in enumerate(test.editors.names) if name in unseen])
-    tests = {"seen": _part(test, ~held, "seen")}
-    if unseen:
-        tests["unseen"] = _part(test, held | (test.labels == REAL), "unseen")
-    return ManipulationSplits(train, val, tests)
-
-
-def _read(folder: Path, split: str) -> ManipulationSet:
-    """A split; it may be empty, where its share of the photographs is 0."""
-    path = folder / f"{split}.jsonl"
-    if path.is_file() and not path.stat().st_size:
-        return ManipulationSet.of(split, (), folder, VOCABULARY)
-    return read_schema(path, split)
-
-
-def _part(images: ManipulationSet, which: np.ndarray, name: str) -> ManipulationSet:
-    return images.subset(np.flatnonzero(which), name)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
-from .base import Change, Kind
+from ..manipulation.base import Box
 
 PLACES = (
     ("in the upper left", "at the top", "in the upper right"),
@@ -27,12 +27,16 @@ BEGINNINGS = ("", "", "This photograph was edited.", "The picture is not as it w
 ENDINGS = ("", "", "The rest of the picture was left as it was.", "Nothing else was changed.")
 
 
-def where(change: Change) -> str:
-    """The place of an edit in words, by the third of the picture in which the centre of each large part lies."""
-    mask = change.mask
-    if change.boxes is not None:
+def where(mask: np.ndarray, boxes: Sequence[Box] | None = None) -> str:
+    """The place of an edit in words, by the third of the picture in which the centre of each large part lies.
+
+    Args:
+        mask: (H, W) bool.
+        boxes: where they say better than the mask what its parts are.
+    """
+    if boxes is not None:
         mask = np.zeros_like(mask)
-        for left, top, right, bottom in change.boxes:
+        for left, top, right, bottom in boxes:
             mask[int(top) : int(bottom), int(left) : int(right)] = True
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(labels.ravel(), minlength=2)[1:]
@@ -42,24 +46,26 @@ def where(change: Change) -> str:
     return " and ".join(dict.fromkeys(names))
 
 
-def instruct(rng: np.random.Generator, kind: Kind, change: Change) -> str:
-    """The edit as an instruction."""
-    return _filled(rng, kind.prompts, change.words, where(change))
-
-
-def explain(rng: np.random.Generator, kind: Kind, change: Change, cues: Sequence[str]) -> str:
-    """What was done, the signs of each cue in random order, and the size of the edited area."""
-    place = where(change)
-    share = max(1, round(100 * float(change.mask.mean())))
-    signs = [_pick(rng, kind.signs[cues[number]]) for number in rng.permutation(len(cues))]
+def explain(
+    rng: np.random.Generator,
+    openings: Sequence[str],
+    words: Mapping[str, str],
+    place: str,
+    signs_of_cues: Sequence[Sequence[str]],
+    area: float,
+) -> str:
+    """What was done, the signs of each cue in random order, and the size of the edited area, a share of the picture."""
+    share = max(1, round(100 * area))
+    signs = [_pick(rng, signs_of_cues[number]) for number in rng.permutation(len(signs_of_cues))]
     size = _pick(rng, SIZES).format(share=share)
     middle = [size, *signs] if rng.random() < 0.5 else [*signs, size]
-    opening = _filled(rng, kind.openings, change.words, place)
+    opening = fill(rng, openings, words, place)
     sentences = (_pick(rng, BEGINNINGS), opening, *middle, _pick(rng, ENDINGS))
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _filled(rng: np.random.Generator, sentences: Sequence[str], words: Mapping[str, str], place: str) -> str:
+def fill(rng: np.random.Generator, sentences: Sequence[str], words: Mapping[str, str], place: str) -> str:
+    """One of `sentences`, such as instructions, filled in with place and words."""
     return _pick(rng, sentences).format(where=place, Where=place[0].upper() + place[1:], **words)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ...attachment.parameters import Parameters, adapter_parameters, encoder_parameters
 from ...attachment.phases import phases
-from ...attachment.section import AdapterSection, attach_section
+from ...attachment.section import attach_section
+from ...config.adapter import AdapterSection
 from ...config.schema import RunConfig
 from ...data.manipulation.base import ManipulationSplits
 from ...data.manipulation.framing import Framing

@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+
+from vision_lowrank.errors import UserError
+from vision_lowrank.inference.header import finished, make_header
+from vision_lowrank.inference.journal import Row
+from vision_lowrank.inference.predictor import Threshold
+from vision_lowrank.metrics.calibration import Calibration
+
+
+def calibration():
+    rng = np.random.default_rng(0)
+    return Calibration.fit(np.r_[rng.normal(-1, 1, 400), rng.normal(1, 1, 400)], np.repeat([0, 1], 400))
+
+
+def test_the_threshold_is_the_detectors_a_probability_or_a_rate():
+    own = calibration()
+    assert Threshold.parse("auto").of(own) is own
+    assert Threshold.parse("0.7").of(own).threshold == 0.7
+    assert Threshold.parse("fpr=0.02").of(own) == own.at(0.02)
+
+
+@pytest.mark.parametrize("text", ["", "high", "1.5", "-0.1", "nan", "fpr=0", "fpr=1", "fpr=", "fpr", "=0.5", "tpr=0.1"])
+def test_other_thresholds_are_refused(text):
+    with pytest.raises(UserError, match=r"--threshold .*fpr=0\.01"):
+        Threshold.parse(text)
+
+
+def header(detector, calibration, **changes):
+    options = {"model": "m", "explain": False, "device": "cpu", "command": "scan", "inputs": 2, "others": 1} | changes
+    return make_header(detector, calibration, **options)
+
+
+def test_the_header_says_what_numbers_depend_on(detector):
+    made = json.loads(json.dumps(header(detector, calibration(), explain=True)))
+    assert made["model"]["identity"] == detector.identity
+    assert made["preprocessing"]["framing"] == {"mode": "resize", "size": 56, "max_tiles": 6}
+    assert made["threshold_origin"] == "fpr=0.05 on 400 real validation pictures"
+    assert made["calibration"]["reals"] == 400
+    assert "real_scores" not in made["calibration"]
+    assert "Sees brightness only." in made["limits"]
+    assert made["environment"]["packages"]["torch"]
+
+
+def test_settings_change_with_what_a_row_depends_on_only(detector):
+    own = calibration()
+    same = [header(detector, own), header(detector, own, device="cuda", inputs=9, command="x")]
+    assert same[0]["settings"] == same[1]["settings"]
+    others = [header(detector, own.fixed(0.5)), header(detector, own.at(0.05)), header(detector, own, explain=True)]
+    detector.identity = "fedcba9876543210"
+    others.append(header(detector, own))
+    texts = {json.dumps(each["settings"]) for each in [same[0], *others]}
+    assert len(texts) == 5
+
+
+def test_the_end_counts_rows(detector):
+    rows = [Row("a", verdict="edited"), Row("b", error="broken")]
+    made = finished(header(detector, calibration()), rows, 1.25)
+    assert made["counts"] == {"edited": 1, "uncertain": 0, "real": 0, "error": 1}
+    assert made["complete"]
+    assert not finished(made, rows[:1], 1.0)["complete"]

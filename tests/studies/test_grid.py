@@ -1,0 +1,92 @@
+"""Grids of comparisons and their tables."""
+
+import csv
+import json
+
+import pytest
+
+from vision_lowrank.errors import UserError
+from vision_lowrank.metrics.classification import harmonic_mean
+from vision_lowrank.studies.comparison import Sweep, entries
+from vision_lowrank.studies.grid import Grid, benchmark, latex, tables
+
+SHORT = ("engine.steps=2", "task.seeds=[1,2]", "adapter={type: lora, r: 2, layers: [0]}")
+
+
+def cell(mean, std=0.0, n=3):
+    return {"mean": mean, "std": std, "n": n}
+
+
+def row(data, method, shots=1, **metrics):
+    named = {f"{name.replace('__', '/')}/accuracy": cell(value) for name, value in metrics.items()}
+    return {"data": data, "shots": shots, "method": method, "metrics": named}
+
+
+def test_grid_runs_every_shot_and_resumes(recipe, tmp_path, monkeypatch):
+    grid = Grid(Sweep(recipe, entries("lora"), tmp_path / "grid", SHORT), shots=(1, 2))
+    result = benchmark(grid)
+    assert [(r["shots"], r["method"]) for r in result["rows"]] == [
+        (1, "zero-shot"), (1, "lora"), (2, "zero-shot"), (2, "lora"),
+    ]  # fmt: skip
+    for suffix in ("json", "md", "csv", "tex"):
+        assert (tmp_path / "grid" / f"benchmark.{suffix}").is_file()
+    monkeypatch.setattr("vision_lowrank.engine.loop.Engine.update", lambda self: pytest.fail("trained again"))
+    assert benchmark(grid)["rows"] == result["rows"]
+    lines = list(csv.reader((tmp_path / "grid" / "benchmark.csv").read_text().splitlines()))
+    assert lines[1][1] == "zero-shot"
+    assert json.loads((tmp_path / "grid" / "benchmark.json").read_text())["protocol"] == "fewshot"
+
+
+def test_base_to_novel_table_averages_before_the_harmonic_mean():
+    rows = [
+        row("a", "zero-shot", test__t=0.5, **{"transfer__novel-t": 0.4}),
+        row("a", "lora", test__t=0.9, **{"transfer__novel-t": 0.5}),
+        row("b", "zero-shot", test__t=0.3, **{"transfer__novel-t": 0.2}),
+        row("b", "lora", test__t=0.5, **{"transfer__novel-t": 0.7}),
+    ]
+    [(_, header, lines)] = tables({"protocol": "base_to_novel", "rows": rows})
+    lora = dict(zip(header, lines[1], strict=True))
+    assert (lora["a base"], lora["a novel"], lora["b HM"]) == ("90.0", "50.0", f"{100 * harmonic_mean(0.5, 0.7):.1f}")
+    assert (lora["mean base"], lora["mean novel"]) == ("70.0", "60.0")
+    assert lora["mean HM"] == f"{100 * harmonic_mean(0.7, 0.6):.1f}"
+    assert lines[0][0] == "zero-shot"
+
+
+def test_fewshot_table_has_a_column_per_data_set_and_their_mean():
+    rows = [
+        *(row(data, method, shots, test__t=value) for shots in (1, 2) for data, method, value in [
+            ("a", "zero-shot", 0.1), ("a", "lora", 0.2 * shots), ("b", "zero-shot", 0.3), ("b", "lora", 0.4),
+        ]),
+    ]  # fmt: skip
+    first, second = tables({"protocol": "fewshot", "rows": rows})
+    assert first[1] == ["method", "a", "b", "mean"]
+    assert first[2][1] == ["lora", "20.0", "40.0", "30.0"]
+    assert second[2][1] == ["lora", "40.0", "40.0", "40.0"]
+
+
+def test_transfer_table_has_the_source_and_every_target():
+    rows = [row("a", method, test__t=0.5, transfer__x=0.25, transfer__y=0.75) for method in ("zero-shot", "lora")]
+    [(_, header, lines)] = tables({"protocol": "transfer", "rows": rows})
+    assert header == ["method", "t", "x", "y"]
+    assert lines[1] == ["lora", "50.0", "25.0", "75.0"]
+
+
+def test_method_that_could_not_run_is_a_dash():
+    failed = {"data": "a", "shots": 1, "method": "lofit", "failed": "no"}
+    [(_, _, lines)] = tables({"protocol": "fewshot", "rows": [row("a", "zero-shot", test__t=0.5), failed]})
+    assert lines[1] == ["lofit", "-"]
+
+
+def test_latex_escapes_what_latex_would_read():
+    text = latex("t", ["method", "a"], [["zero-shot", "1"], ["block_lora", "50.0 ± 1.0"]])
+    assert r"block\_lora & 50.0 $\pm$ 1.0 \\" in text
+    assert text.count(r"\midrule") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"protocol": "base2novel"}, "base_to_novel"), ({"data": ("dtd",)}, "--data-root")],
+)
+def test_mistakes_are_named(recipe, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        benchmark(Grid(Sweep(recipe, entries("lora"), tmp_path, SHORT), **options))

@@ -1,0 +1,1 @@
+"""Multimodal LLMs of transformers as backbones: vision tower, projector and language model."""

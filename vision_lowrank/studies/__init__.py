@@ -1,0 +1,1 @@
+"""Running configs: one run, and studies of many."""

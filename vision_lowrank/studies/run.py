@@ -1,0 +1,243 @@
+"""One run from a checked config: build the task, train every seed, evaluate, save, report.
+
+A run folder::
+
+    config.yaml      the resolved config; another config is refused
+    result.json      metrics (mean, spread, n) beside the untrained model's, per-seed results, environment
+    report.html      the same for people
+    seed-N/          metrics.jsonl, checkpoints/, artefact/, result.json, mistakes.json, and what the task adds
+
+Calling :func:`run` again on a folder goes on where it stopped: finished seeds are kept, an unfinished one resumes from
+its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median, pstdev
+from typing import Any
+
+import torch
+
+from ..config import RunConfig, environment, to_tree, to_yaml
+from ..data.base import ImageSet
+from ..engine.cost import peak_bytes
+from ..engine.loop import Engine
+from ..engine.runtime import Runtime
+from ..engine.seeding import Stream, seed_everything
+from ..engine.task import Outputs, Task, count, measured_stage
+from ..errors import ArtefactError, UserError
+from ..files import write_text
+from ..kernels.linear import recompute_dropout
+from ..metrics.classification import confusion_matrix
+from ..registry import registry
+from ..targets.coverage import coverage
+from ..viz.report import write_report
+
+WORST_MISTAKES = 24
+
+
+def build_task(config: RunConfig, seed: int) -> Task:
+    """The task that `config` names, with its data, model and adapter; its random weights depend on `seed` alone."""
+    Runtime()  # chooses this process's device before anything computes on one
+    seed_everything(seed, Stream.BUILD)
+    return registry.get("task", config.task.type).target(config, seed)
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where the results of `config` go."""
+    return Path(config.out) / config.name
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Train and evaluate all seeds of `config`; returns what ``result.json`` holds.
+
+    Raises:
+        UserError: the run folder holds another config or cannot be written; or anything a part refuses.
+    """
+    folder = run_folder(config)
+    open_run(folder, config)
+    seeds = getattr(config.task, "seeds", (config.seed,))
+    results = {str(seed): run_seed(config, seed, folder / f"seed-{seed}") for seed in seeds}
+    result = {
+        "name": config.name,
+        "task": config.task.type,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "config": to_tree(config),
+        "environment": environment(),
+        "baseline": summarise(each["baseline"] for each in results.values()),
+        "metrics": summarise(each["metrics"] for each in results.values()),
+        "seeds": results,
+    }
+    if Runtime().is_main:
+        write_text(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_report(folder)
+    return result
+
+
+def open_run(folder: Path, config: RunConfig) -> None:
+    """Create the run folder, or check that it belongs to this config."""
+    path, text = folder / "config.yaml", to_yaml(config)
+    try:
+        if path.is_file() and path.read_text() != text:
+            raise UserError(
+                f"{folder}: holds a run of another config: choose another `name=…`, or remove the folder "
+                f"(differs in {_first_difference(path.read_text(), text)})."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}): choose another `out=…`.") from None
+
+
+def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
+    """Train and evaluate one seed; a finished one is read back."""
+    path = folder / "result.json"
+    if path.is_file():
+        return _read_json(path)
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    recompute_dropout(config.engine.recompute_dropout)
+    task = build_task(config, seed)
+    engine = Engine(config.engine, task, folder, seed=seed, rule=config.rule)
+    baseline = _baseline(engine, folder / "baseline.json")
+    cost = _cost(engine)
+    engine.fit()
+    metrics = engine.evaluate("test") | engine.evaluate("val")
+    result = {
+        "seed": seed,
+        "baseline": baseline,
+        "metrics": metrics,
+        "facts": task.describe(),
+        "cost": cost | _step_seconds(folder / "metrics.jsonl"),
+        "coverage": _coverage(task),
+        **_details(task, engine.outputs),
+    }
+    if engine.is_main:
+        write_text(folder / "mistakes.json", json.dumps(_mistakes(task, engine.outputs), ensure_ascii=False) + "\n")
+        task.write_details(folder)
+        task.save_artefact(folder / "artefact", {"config": to_tree(config), "metrics": metrics, **environment()})
+        write_text(path, json.dumps(result, ensure_ascii=False) + "\n")
+    return result
+
+
+def summarise(results: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean, population standard deviation (the convention of the few-shot literature) and n of every metric."""
+    rows = list(results)
+    names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
+    values = {name: [row[name] for row in rows] for name in names}
+    return {name: {"mean": fmean(v), "std": pstdev(v), "n": len(v)} for name, v in values.items()}
+
+
+def _baseline(engine: Engine, path: Path) -> dict[str, float]:
+    """Test metrics of the model without its adapter, whose start may differ from the base by design.
+
+    They are kept, so that a resumed run does not compute them again.
+    """
+    if path.is_file():
+        return _read_json(path)
+    baseline = engine.evaluate_untrained()
+    if engine.is_main:
+        write_text(path, json.dumps(baseline) + "\n")
+    return baseline
+
+
+def _cost(engine: Engine) -> dict[str, Any]:
+    """Parameters, and the peak tensor memory of one step (forward and backward), before anything is trained.
+
+    What the training will take is said before it starts.
+    """
+    task = engine.task
+    facts = {"total_parameters": count(task.parameters())}
+    stages = [stage for stage in task.stages() if stage.engine.get("steps", engine.config.steps)]
+    if not stages:
+        return facts
+    stage = measured_stage(stages)
+    peak, started = peak_bytes(lambda: engine.dry_step(stage)), time.perf_counter()
+    engine.dry_step(stage)
+    seconds = time.perf_counter() - started
+    steps = sum(each.engine.get("steps", engine.config.steps) for each in stages)
+    engine.display.say(
+        f"{engine.folder}: {steps} steps of about {seconds:.2f} s, some {steps * seconds / 60:.1f} min without "
+        f"evaluation; a step needs {peak / 2**20:,.0f} MiB beside the weights"
+    )
+    return facts | {"peak_memory": peak}
+
+
+def _step_seconds(path: Path) -> dict[str, float]:
+    """Median time of a training step, from the log."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    seconds = [line["seconds"] for line in lines if "seconds" in line]
+    return {"step_seconds": median(seconds)} if seconds else {}
+
+
+def _coverage(task: Task) -> dict[str, Any] | None:
+    model = getattr(getattr(task, "classifier", getattr(task, "detector", None)), "model", None)
+    return coverage(model).to_dict() if hasattr(model, "peft_config") else None
+
+
+def _tests(outputs: Mapping[str, Outputs]) -> dict[str, Outputs]:
+    """Outputs of the test sets, where they are those of a classifier."""
+    return {name: out for name, out in outputs.items() if name.startswith("test/") and "logits" in out}
+
+
+def _details(task: Any, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
+    """Class names, and the confusion matrix of every test set."""
+    matrices = {name: confusion_matrix(o["logits"], o["label"]).tolist() for name, o in _tests(outputs).items()}
+    return {"classes": list(task.classifier.classes), "confusion": matrices} if matrices else {}
+
+
+def _mistakes(task: Any, outputs: Mapping[str, Outputs]) -> list[dict[str, Any]]:
+    """The most confident wrong predictions of all test sets, worst first, as rows with a thumbnail."""
+    tests = _tests(outputs)
+    images = task.image_sets("test") if tests else {}
+    worst = sorted(((p, name, row) for name, out in tests.items() for p, row in _wrong(out)), key=lambda each: -each[0])
+    return [_mistake(images[name], name, tests[name], row, p) for p, name, row in worst[:WORST_MISTAKES]]
+
+
+def _wrong(outputs: Outputs) -> list[tuple[float, int]]:
+    """(confidence, row) of every wrong prediction of one set."""
+    confidence, predicted = outputs["logits"].float().softmax(dim=-1).max(dim=-1)
+    rows = (predicted != outputs["label"]).nonzero().flatten().tolist()
+    return [(confidence[row].item(), row) for row in rows]
+
+
+def _mistake(images: ImageSet, name: str, outputs: Outputs, row: int, probability: float) -> dict[str, Any]:
+    index = int(outputs["index"][row])
+    return {
+        "set": name,
+        "key": images.keys[index],
+        "true": images.classes[images.labels[index]],
+        "predicted": images.classes[int(outputs["logits"][row].argmax())],
+        "probability": round(probability, 4),
+        "image": _thumbnail(images, index),
+    }
+
+
+def _thumbnail(images: ImageSet, index: int) -> str:
+    picture = images.image(index)
+    picture.thumbnail((96, 96))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ArtefactError(f"{path}: not valid JSON: remove the file to compute it again.") from None
+
+
+def _first_difference(old: str, new: str) -> str:
+    pairs: Sequence[tuple[str, str]] = [
+        (a, b) for a, b in zip(old.splitlines(), new.splitlines(), strict=False) if a != b
+    ]
+    return f"'{pairs[0][0].strip()}' there, '{pairs[0][1].strip()}' here" if pairs else "its length"
