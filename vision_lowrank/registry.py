@@ -30,8 +30,9 @@ ENTRY_POINT_GROUP = "vision_lowrank"
 
 # Where the parts of each kind live: looking one up imports the modules of its package.
 PACKAGES = {
-    "adapter": "adapters", "backbone": "backbones", "data": "data", "initializer": "initializers",
-    "regularizer": "regularizers", "rule": "optim", "selection": "selection", "task": "tasks",
+    "adapter": "adapters", "backbone": "backbones", "data": "data", "hook": "engine", "initializer": "initializers",
+    "model": "tasks", "regularizer": "regularizers", "report": "viz.sections", "rule": "optim",
+    "selection": "selection", "task": "tasks",
 }  # fmt: skip
 
 

@@ -32,8 +32,8 @@ from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.studies.run import summarise
 from vision_lowrank.tasks.manipulation.baselines import SIGNALS, FeatureDetector
 from vision_lowrank.tasks.manipulation.levels import LEVELS
-from vision_lowrank.tasks.manipulation.looking import spread
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
+from vision_lowrank.tasks.manipulation.picture_sets import sample_evenly
 from vision_lowrank.tasks.manipulation.scoring import Priors, score
 
 FOR_LEVEL = 400  # most validation pictures that the level is chosen on
@@ -66,10 +66,10 @@ def classical(name: str, splits: ManipulationSplits) -> dict[str, Any]:
     say(f"{name}: fit on {len(train)} pictures")
     detector = FeatureDetector.fit(name, (train.image(row) for row in range(len(train))), train.labels.tolist())
     calibration = Calibration.fit(_logits(detector, val), val.labels != REAL)
-    level, metrics = best_level(detector, spread(val, FOR_LEVEL)), {}
+    level, metrics = best_level(detector, sample_evenly(val, FOR_LEVEL)), {}
     for test, pictures in splits.tests.items():
         say(f"{name}: test/{test}, {len(pictures)} pictures")
-        maps = cast(ManipulationDetector, Maps(detector, pictures, level))
+        maps = cast(ManipulationModel, Maps(detector, pictures, level))
         found = score(maps, pictures, _outputs(_logits(detector, pictures)), calibration, Priors.of(train, ()))
         metrics |= {f"test/{test}/{metric}": value for metric, value in found.metrics.items()}
     about = {key: value for key, value in calibration.to_dict().items() if key != "real_scores"}

@@ -17,7 +17,7 @@ from vision_lowrank.data.manipulation.base import ManipulationSet, ManipulationS
 from vision_lowrank.data.manipulation.robustness import Degradation
 from vision_lowrank.engine.task import Outputs
 from vision_lowrank.tasks.manipulation.building import load_manipulation
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
 from vision_lowrank.tasks.manipulation.pictures import Annotations, Pictures
 
 HERE = Path(__file__).parent
@@ -130,7 +130,7 @@ def names_of(decoder: str) -> tuple[str, ...]:
 
 @torch.inference_mode()
 def outputs_of(
-    detector: ManipulationDetector, pictures: ManipulationSet, degradation: Degradation | None = None, batch: int = 64
+    detector: ManipulationModel, pictures: ManipulationSet, degradation: Degradation | None = None, batch: int = 64
 ) -> Outputs:
     """What the detector says of every picture, as :func:`vision_lowrank.tasks.manipulation.scoring.score` takes it."""
     device, most = next(detector.decoder.parameters()).device, detector.frames.tokens

@@ -34,7 +34,7 @@ from vision_lowrank.data.edits.kinds import KINDS
 from vision_lowrank.data.edits.options import EditOptions
 from vision_lowrank.data.edits.reader import read_edits
 from vision_lowrank.data.manipulation.base import REAL, ManipulationSet
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
 from vision_lowrank.tasks.manipulation.scoring import Priors, score
 from vision_lowrank.viz.overlay import overlay
 
@@ -78,7 +78,7 @@ def _distinct(rows: Iterable[Row]) -> list[Row]:
     return kept
 
 
-def sheet(detector: ManipulationDetector, pictures: ManipulationSet) -> Image.Image:
+def sheet(detector: ManipulationModel, pictures: ManipulationSet) -> Image.Image:
     """All rows with their names."""
     found = score(
         detector, pictures, outputs_of(detector, pictures), detector.calibration, Priors.of(pictures, detector.cues)
@@ -100,7 +100,7 @@ def sheet(detector: ManipulationDetector, pictures: ManipulationSet) -> Image.Im
     return canvas
 
 
-def _pair(detector: ManipulationDetector, pictures: ManipulationSet, index: int) -> Image.Image:
+def _pair(detector: ManipulationModel, pictures: ManipulationSet, index: int) -> Image.Image:
     """The picture with the outline of its edit, and under the detector's map and boxes."""
     image, mask = pictures.image(index), pictures.mask(index)
     (finding,) = detector.inspect([image])
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "manipulation_gallery.webp")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    detector = ManipulationDetector.load(given.artefact)
+    detector = ManipulationModel.load(given.artefact)
     content = webp(sheet(detector, pictures_of(given.squares, detector.framing.size)))
     given.out.write_bytes(content)
     print(given.out, len(content))

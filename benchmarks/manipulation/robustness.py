@@ -20,8 +20,8 @@ from vision_lowrank.data.manipulation.robustness import Degradation, curves
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
 from vision_lowrank.studies.run import summarise
-from vision_lowrank.tasks.manipulation.looking import spread
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
+from vision_lowrank.tasks.manipulation.picture_sets import sample_evenly
 from vision_lowrank.tasks.manipulation.scoring import Priors, score
 
 PICTURES = 200
@@ -35,10 +35,10 @@ def robustness(study: Conditions, rate: float) -> dict[str, Any]:
     levels = [None, *(each for curve in curves().values() for each in curve)]
     levels = levels[:2] if study.trial else levels
     splits, seeds = study.splits(), study.config(MAIN).task.seeds
-    sets = {name: spread(splits.tests[name], 30 if study.trial else PICTURES) for name in SETS}
+    sets = {name: sample_evenly(splits.tests[name], 30 if study.trial else PICTURES) for name in SETS}
     found = []
     for seed in seeds:
-        detector = ManipulationDetector.load(study.folder / MAIN / f"lr-{rate:g}" / f"seed-{seed}" / "artefact")
+        detector = ManipulationModel.load(study.folder / MAIN / f"lr-{rate:g}" / f"seed-{seed}" / "artefact")
         priors = Priors.of(splits.train, detector.cues)
         curve = Curves(study.folder / "robustness.json", detector, priors)
         found.append({(name, _name(level)): curve.at(sets[name], level) for level in levels for name in SETS})
@@ -51,7 +51,7 @@ def robustness(study: Conditions, rate: float) -> dict[str, Any]:
 class Curves:
     """Metrics of one detector, kept in a file under its identity and that of the pictures."""
 
-    def __init__(self, path: Path, detector: ManipulationDetector, priors: Priors) -> None:
+    def __init__(self, path: Path, detector: ManipulationModel, priors: Priors) -> None:
         self.path, self.detector, self.priors = path, detector, priors
 
     def at(self, pictures: ManipulationSet, degradation: Degradation | None) -> Values:

@@ -214,9 +214,9 @@ def test_the_sweep_of_a_classifier_encodes_its_prompts_with_each_change(tiny_wei
         return {"loss": float(seen[len(seen) - 1].sum())}
 
     keeps = (0.0, 0.5, 1.0)
-    sweep(classifier.model, evaluate, keeps)
+    sweep(classifier.backbone, evaluate, keeps)
     for place, keep in enumerate(keeps):
-        merged = merge_reduced(classifier.model, changes(classifier.model, keep))
+        merged = merge_reduced(classifier.backbone, changes(classifier.backbone, keep))
         expected = ImageClassifier(merged, "text", ["a", "b"], ["the {}"])(x)
         torch.testing.assert_close(seen[place], expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(seen[0], seen[1], atol=1e-3)

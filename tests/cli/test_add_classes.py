@@ -45,9 +45,9 @@ def artefact(tmp_path, emoji):
     images = emoji_images("fluent")
     groups = dict(zip(images.classes, images.by_class(), strict=True))
     labels = torch.arange(3).repeat_interleave(6)
-    pixels = torch.stack([classifier.model.transform(images.image(i)) for name in OLD for i in groups[name][:6]])
+    pixels = torch.stack([classifier.backbone.transform(images.image(i)) for name in OLD for i in groups[name][:6]])
     with torch.no_grad():
-        features = classifier.model.encode_image(pixels)
+        features = classifier.backbone.encode_image(pixels)
     classifier.head.set_prototypes(features, labels)
     record = {
         "config": {

@@ -39,11 +39,11 @@ def save_with_trained_base(folder, weights):
     """Two more: some weights of the base were trained, and later an adapter was trained on top."""
     classifier = ImageClassifier(load_backbone("tiny-clip", weights).requires_grad_(False), "text", CLASSES, TEMPLATES)
     for name in TRAINED:
-        classifier.model.get_parameter(name).requires_grad_(True)
+        classifier.backbone.get_parameter(name).requires_grad_(True)
     classifier.note_training()
     moved(classifier, amount=0.05).save(folder / "base", {})
     classifier = ImageClassifier.load(folder / "base")
-    classifier.model = attach(classifier.model, BlockLoraConfig(r=4, blocks=2), modules=("q", "v"), layers=[0, 1])
+    classifier.backbone = attach(classifier.backbone, BlockLoraConfig(r=4, blocks=2), modules=("q", "v"), layers=[0, 1])
     moved(classifier, seed=5, amount=0.05).save(folder / "both", {})
 
 

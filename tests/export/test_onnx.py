@@ -34,7 +34,7 @@ def run(path, pixels):
 
 
 def pixels(model, count):
-    return torch.randn(count, 3, model.model.preprocess.size, model.model.preprocess.size)
+    return torch.randn(count, 3, model.backbone.preprocess.size, model.backbone.preprocess.size)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_onnxruntime_gives_the_logits_of_the_adapted_classifier_for_any_batch(te
     x = pixels(model, count)
     with torch.no_grad():
         expected = model(x)
-        with model.model.disable_adapter():
+        with model.backbone.disable_adapter():
             assert not torch.allclose(model(x), expected, atol=1e-1)
     torch.testing.assert_close(run(report.path, x), expected, rtol=1e-4, atol=1e-3)
 
@@ -70,13 +70,13 @@ def test_the_file_is_whole_has_no_text_tower_and_says_how_to_use_it(text_export)
     assert [path.name for path in report.path.parent.iterdir()] == ["classifier.onnx"]
     assert not any("token_embedding" in tensor.name for tensor in graph.graph.initializer)
     about = {prop.key: json.loads(prop.value) for prop in graph.metadata_props}
-    preprocess = model.model.preprocess
+    preprocess = model.backbone.preprocess
     assert (about["classes"], about["size"], about["mean"]) == (CLASSES, preprocess.size, list(preprocess.mean))
 
 
 def test_exporting_leaves_the_classifier_as_it_was(text_export):
     model, _ = text_export
-    assert model.model.active_adapters == ["default"]
+    assert model.backbone.active_adapters == ["default"]
     assert model.head.features is None
     assert any(p.requires_grad for p in model.parameters())
 

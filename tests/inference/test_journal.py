@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from vision_lowrank.errors import UserError
-from vision_lowrank.inference.journal import Journal, Row, as_json
+from vision_lowrank.inference.journal import Journal, ScanRow, as_json
 from vision_lowrank.inference.sources import output_names
 from vision_lowrank.inference.tables import write_csv, write_json
 
-ROW = Row(
+ROW = ScanRow(
     path="a/b.png",
     sha256="ab",
     width=4,
@@ -68,7 +68,7 @@ def test_without_resume_it_starts_anew(tmp_path):
 
 def test_errors_are_tried_again_and_half_lines_left_out(tmp_path):
     path = tmp_path / "x"
-    journal(path, [Row("broken", "ab", error="broken"), replace(ROW, heatmap="h/1")])
+    journal(path, [ScanRow("broken", "ab", error="broken"), replace(ROW, heatmap="h/1")])
     with open(path, "a") as file:
         file.write(as_json(replace(ROW, heatmap="h/2").to_dict())[:-9])
     assert list(journal(path, [replace(ROW, heatmap="h/3")]).finished) == ["h/1"]
@@ -143,7 +143,7 @@ def test_json_holds_any_file_name_and_no_nan(tmp_path):
 
 
 def test_csv_has_one_record_per_row_and_no_formulas(tmp_path):
-    rows = [ROW, Row("=HYPERLINK(1).png", error="broken"), replace(ROW, explanation="@SUM(1)", path="\udcff")]
+    rows = [ROW, ScanRow("=HYPERLINK(1).png", error="broken"), replace(ROW, explanation="@SUM(1)", path="\udcff")]
     write_csv(tmp_path / "x.csv", rows)
     read = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_bytes().decode("utf-8"))))
     assert len(read) == 3

@@ -9,7 +9,7 @@ from PIL import Image
 from vision_lowrank.cli.main import main
 from vision_lowrank.data.photos import photographs
 from vision_lowrank.paths import shipped
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
 
 FOLDER = shipped("data") / "manipulation_detector"
 
@@ -20,14 +20,14 @@ def test_scan_without_a_model_takes_the_shipped_one(tmp_path, capsys):
         main(["scan", str(tmp_path / "photo.png"), "--out", str(tmp_path / "out")])
     assert stop.value.code == 0
     written = json.loads((tmp_path / "out" / "results.json").read_text())
-    detector = ManipulationDetector.load(FOLDER)
+    detector = ManipulationModel.load(FOLDER)
     assert written["header"]["model"]["identity"] == detector.identity
     (finding,) = detector.inspect([Image.open(tmp_path / "photo.png").convert("RGB")])
     assert written["rows"][0]["probability"] == pytest.approx(finding.probability, abs=1e-4)
 
 
 def test_its_threshold_was_fitted_on_enough_real_pictures():
-    calibration = ManipulationDetector.load(FOLDER).calibration
+    calibration = ManipulationModel.load(FOLDER).calibration
     assert calibration.reals >= 100
     assert calibration.uncertain is not None
 

@@ -5,7 +5,7 @@ import pytest
 
 from vision_lowrank.errors import UserError
 from vision_lowrank.inference.header import finished, make_header
-from vision_lowrank.inference.journal import Row
+from vision_lowrank.inference.journal import ScanRow
 from vision_lowrank.inference.predictor import Threshold
 from vision_lowrank.metrics.calibration import Calibration
 
@@ -56,7 +56,7 @@ def test_settings_change_with_what_a_row_depends_on_only(detector):
 
 
 def test_the_end_counts_rows(detector):
-    rows = [Row("a", verdict="edited"), Row("b", error="broken")]
+    rows = [ScanRow("a", verdict="edited"), ScanRow("b", error="broken")]
     made = finished(header(detector, calibration()), rows, 1.25)
     assert made["counts"] == {"edited": 1, "uncertain": 0, "real": 0, "error": 1}
     assert made["complete"]

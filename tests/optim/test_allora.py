@@ -16,7 +16,7 @@ from vision_lowrank.config.adapter import AdapterSection
 from vision_lowrank.config.schema import EngineConfig, RunConfig
 from vision_lowrank.errors import UserError
 from vision_lowrank.optim.allora import row_scales
-from vision_lowrank.optim.base import Stage
+from vision_lowrank.optim.base import StepContext
 
 ETA = 3.0
 UNIT = {"r": 4, "alpha": 4.0, "scaling": "lora"}  # scale 1
@@ -36,7 +36,7 @@ def move(attached, started=True):
 
 
 def steps_of(attached, **options):
-    steps = rule_of({"type": "allora", "eta": ETA} | options).start(Stage(attached, EngineConfig(), 0, 0))
+    steps = rule_of({"type": "allora", "eta": ETA} | options).start(StepContext(attached, EngineConfig(), 0, 0))
     steps.prepare()
     return steps
 

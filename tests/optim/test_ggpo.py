@@ -15,7 +15,7 @@ from vision_lowrank.adapters.lora import OffsetLoraConfig
 from vision_lowrank.config.adapter import AdapterSection
 from vision_lowrank.config.schema import EngineConfig, RunConfig
 from vision_lowrank.errors import UserError
-from vision_lowrank.optim.base import Stage
+from vision_lowrank.optim.base import StepContext
 
 SCALE = 0.5
 
@@ -29,7 +29,7 @@ def lora(config=None):
 
 
 def steps_of(attached, seed=4, index=0, settings=None, **options):
-    steps = rule_of({"type": "ggpo", **options}).start(Stage(attached, settings or EngineConfig(), seed, index))
+    steps = rule_of({"type": "ggpo", **options}).start(StepContext(attached, settings or EngineConfig(), seed, index))
     steps.prepare()
     return steps
 

@@ -23,7 +23,7 @@ import vision_lowrank as vl
 from vision_lowrank.config.schema import EngineConfig
 from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.errors import UserError
-from vision_lowrank.optim.base import Stage
+from vision_lowrank.optim.base import StepContext
 from vision_lowrank.optim.glad import Glad
 
 COMBINE = ("steer", "project", "align")
@@ -277,7 +277,7 @@ class Routed(nn.Module):
 
 def test_parameters_that_only_one_pass_reaches():
     model = Routed()
-    Glad(perturb_head=True, strength=1).start(Stage(model, EngineConfig(), 0, 0)).gradients(model)
+    Glad(perturb_head=True, strength=1).start(StepContext(model, EngineConfig(), 0, 0)).gradients(model)
     assert not model.left.grad.any()  # the perturbed point does not use it
     assert model.right.grad is None  # as in plain training, where nothing steps on it
 

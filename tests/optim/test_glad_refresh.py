@@ -19,7 +19,7 @@ from fixtures.tiny_tasks import settings
 
 from vision_lowrank.config.schema import EngineConfig
 from vision_lowrank.engine import Engine, Hook
-from vision_lowrank.optim.base import Stage
+from vision_lowrank.optim.base import StepContext
 from vision_lowrank.optim.glad import Glad
 
 
@@ -62,7 +62,7 @@ def test_between_refreshes_the_kept_gradient_steers(combine):
     """On a quadratic, by hand: the point moves, the gradient nearby stays that of the first step."""
     point = Point(quadratic)
     options = {"combine": combine, "strength": 0.6, "rho": 0.2}
-    steps = Glad(perturb_head=True, refresh_every=2, **options).start(Stage(point, EngineConfig(), 0, 0))
+    steps = Glad(perturb_head=True, refresh_every=2, **options).start(StepContext(point, EngineConfig(), 0, 0))
     kept = nearby(quadratic, 0.2)
     for _ in range(2):
         x = point.x().detach().clone()
@@ -90,7 +90,7 @@ def test_gradient_nearby_that_is_not_finite_is_not_kept():
         return quadratic(x) * (1.0 if torch.equal(x.detach(), START) else float("inf"))
 
     point = Point(loss)
-    steps = Glad(perturb_head=True, refresh_every=5).start(Stage(point, EngineConfig(), 0, 0))
+    steps = Glad(perturb_head=True, refresh_every=5).start(StepContext(point, EngineConfig(), 0, 0))
     for calls in (2, 4):
         steps.gradients(point)
         assert not point.grad().isfinite().all()  # the engine leaves this step out

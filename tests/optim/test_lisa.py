@@ -22,7 +22,7 @@ from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.engine.task import Stage, Task
 from vision_lowrank.errors import ConfigError, UserError
-from vision_lowrank.optim.base import Stage as Site
+from vision_lowrank.optim.base import StepContext
 from vision_lowrank.optim.lisa import EMBEDDING
 from vision_lowrank.studies.run import build_task
 
@@ -154,7 +154,7 @@ def watched(folder, rule, task=None, **engine):
 
 
 def steps_of(rule, task=None, seed=4, index=0, **engine):
-    site = Site(task or Classify(), settings(**engine), seed, index)
+    site = StepContext(task or Classify(), settings(**engine), seed, index)
     steps = rule.start(site)
     steps.prepare()
     return steps
@@ -573,13 +573,13 @@ def test_class_prompts_are_encoded_anew_only_where_the_text_tower_trains(towers,
 
     class Look(Hook):
         def after_step(self, engine):
-            kept.append(task.classifier.head.features is not None)
+            kept.append(task.model.head.features is not None)
 
     Engine(config.engine, task, tmp_path, seed=1, rule=config.rule, hooks=[Look()]).fit()
     assert kept == [towers == "[vision]"] * 2
     after = state(task)
     moved = {
-        task.classifier.model.tower_of(n.partition("model.")[2]) for n in after if not torch.equal(after[n], before[n])
+        task.model.backbone.tower_of(n.partition("backbone.")[2]) for n in after if not torch.equal(after[n], before[n])
     }
     assert moved == ({"vision", "text"} if "text" in towers else {"vision"})
 

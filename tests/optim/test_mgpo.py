@@ -12,7 +12,7 @@ import vision_lowrank as vl
 from vision_lowrank.config.adapter import AdapterSection
 from vision_lowrank.config.schema import EngineConfig, RunConfig
 from vision_lowrank.errors import UserError
-from vision_lowrank.optim.base import Stage
+from vision_lowrank.optim.base import StepContext
 
 RHO, SCALE = 0.3, 0.5
 MOMENTUM = {"optimizer": "sgd", "momentum": 0.8, "weight_decay": 0.0}
@@ -33,7 +33,7 @@ class Quadratic:
         self.head = nn.Linear(2, 2).double()
         task = nn.ModuleList([self.attached, self.head])
         config = EngineConfig(**{"lr": 0.05} | settings)
-        self.steps = rule_of({"type": "mgpo", "rho": RHO} | options).start(Stage(task, config, 0, 0))
+        self.steps = rule_of({"type": "mgpo", "rho": RHO} | options).start(StepContext(task, config, 0, 0))
         self.steps.prepare()
         self.tensors = [self.A, self.B]
         self.optimizer = self.steps.optimizer([{"params": [*self.tensors, self.head.weight]}])
@@ -204,7 +204,7 @@ def test_mean_does_not_depend_on_accumulation(variant, tmp_path):
 
 def test_what_does_not_fit_is_refused():
     def start(task, **options):
-        rule_of({"type": "mgpo", **options}).start(Stage(task, EngineConfig(), 0, 0)).prepare()
+        rule_of({"type": "mgpo", **options}).start(StepContext(task, EngineConfig(), 0, 0)).prepare()
 
     with pytest.raises(UserError, match="no adapter"):
         start(nn.Linear(2, 2))

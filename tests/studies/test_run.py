@@ -107,7 +107,7 @@ def test_artefact_predicts_what_training_evaluated(finished):
     task = experiment.build_task(config, 1)
     classifier = ImageClassifier.load(experiment.run_folder(config) / "seed-1" / "artefact")
     images = task.splits.tests["test"]
-    pixels = torch.stack([classifier.model.transform(images.image(i)) for i in range(len(images))])
+    pixels = torch.stack([classifier.backbone.transform(images.image(i)) for i in range(len(images))])
     logits = classifier(pixels)
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(images.labels)).item()
     assert loss == pytest.approx(result["seeds"]["1"]["metrics"]["test/test/loss"], abs=1e-5)

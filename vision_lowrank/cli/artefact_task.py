@@ -63,11 +63,11 @@ def detector_task(folder: Path, config: RunConfig) -> Task:
         ArtefactError: `config` asks for another framing than the detector was trained with, and does not insist.
     """
     from ..tasks.manipulation.building import framing_of
-    from ..tasks.manipulation.model import ManipulationDetector
+    from ..tasks.manipulation.model import ManipulationModel
     from ..tasks.manipulation.task import Manipulation
 
-    detector = ManipulationDetector.load(folder)
-    asked = framing_of(config.task, detector.model)
+    detector = ManipulationModel.load(folder)
+    asked = framing_of(config.task, detector.backbone)
     if config.task.override_framing:
         detector.use_framing(asked)
     else:

@@ -34,17 +34,17 @@ def export_command(
     if format == "onnx":
         print(export_onnx(classifier, out))
         return
-    adapted = hasattr(classifier.model, "peft_config")
+    adapted = hasattr(classifier.backbone, "peft_config")
     if not adapted and not classifier.trained_base:
         raise UserError(f"{artefact}: has nothing to export but its head: neither an adapter nor the base was trained.")
     if format == "merged":
-        path = export_merged(classifier.model, out)
+        path = export_merged(classifier.backbone, out)
         what = "the adapter merged in" if adapted else "its own weights as trained"
-        print(f"{path}: the backbone with {what}; load it as weights of '{classifier.model.name}'.")
+        print(f"{path}: the backbone with {what}; load it as weights of '{classifier.backbone.name}'.")
         return
     if classifier.trained_base:  # beside an adapter too: its ΔW is one of the trained weights
         raise UserError(f"{artefact}: base weights were trained, which a LoRA file cannot hold: use --format merged.")
-    report = export_lora(classifier.model, out, FORMATS[format], rank, tolerance, fuse_qkv=fuse_qkv)
+    report = export_lora(classifier.backbone, out, FORMATS[format], rank, tolerance, fuse_qkv=fuse_qkv)
     print_table(_layers(report))
     print(report)
 

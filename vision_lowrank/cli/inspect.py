@@ -54,7 +54,7 @@ def inspect_recipe(path: Path, overrides: list[str]) -> None:
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     task = build_task(config, getattr(config.task, "seeds", (config.seed,))[0])
-    model = task.classifier.model if hasattr(task, "classifier") else task
+    model = task.model.backbone
     if hasattr(model, "peft_config"):
         print(coverage(model))
     table = Table(show_header=False)

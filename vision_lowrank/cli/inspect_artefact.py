@@ -63,8 +63,8 @@ def inspect_artefact(
         config = recorded_config(folder, overrides)
         run = Evaluation(artefact_task(folder, classifier, config), config, base)
         if base is not None:
-            base.preprocess = classifier.model.preprocess
-    numbers: dict[str, Any] = {"backbone": classifier.model.name, "method": _method(classifier, folder)}
+            base.preprocess = classifier.backbone.preprocess
+    numbers: dict[str, Any] = {"backbone": classifier.backbone.name, "method": _method(classifier, folder)}
     numbers |= {"k": top_k, "epsilon": epsilon}
     reports: list[LayerReport] = []
     try:
@@ -94,18 +94,18 @@ def inspect_artefact(
 
 def _pairs(folder: Path, classifier: ImageClassifier, base: Any) -> Iterator[LayerPair]:
     """(W0, ΔW) of what was trained."""
-    if hasattr(classifier.model, "peft_config"):
-        return layer_pairs(classifier.model)
+    if hasattr(classifier.backbone, "peft_config"):
+        return layer_pairs(classifier.backbone)
     if base is not None:
-        return trained_pairs(base, classifier.model)
+        return trained_pairs(base, classifier.backbone)
     raise UserError(
         f"{folder}: has no adapter to inspect: at most its head was trained; --evaluate says what the model can do."
     )
 
 
 def _method(classifier: ImageClassifier, folder: Path) -> str:
-    if hasattr(classifier.model, "peft_config"):
-        return str(getattr(classifier.model.peft_type, "value", classifier.model.peft_type)).lower()
+    if hasattr(classifier.backbone, "peft_config"):
+        return str(getattr(classifier.backbone.peft_type, "value", classifier.backbone.peft_type)).lower()
     rule = read_artefact(folder).get("record", {}).get("config", {}).get("rule") or {}
     return rule.get("type", "full fine-tuning") if classifier.trained_base else f"a {classifier.head_name} head"
 

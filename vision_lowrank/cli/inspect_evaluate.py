@@ -69,7 +69,7 @@ class Evaluation:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """The task with the base model as it was before training."""
-        tuned = self.task.classifier.model
+        tuned = self.task.model.backbone
         if self.base is not None:
             self.task.replace_model(self.base)
         try:
@@ -84,7 +84,7 @@ class Evaluation:
 
     def features(self, sets: Mapping[str, Dataset]) -> dict[str, Outputs]:
         """``feature`` (N, e) and ``label`` (N,) of every set, of the model as it is now."""
-        return self._run(_Features(self.task.classifier.model), sets)[1]
+        return self._run(_Features(self.task.model.backbone), sets)[1]
 
     def _run(self, task: Task, sets: Mapping[str, Dataset]) -> tuple[dict[str, float], dict[str, Outputs]]:
         seed = self.config.seed
@@ -112,7 +112,7 @@ def forgotten(run: Evaluation) -> dict[str, dict[str, float]]:
     prompts always have.
     """
     sets = run.task.eval_sets("test")
-    by_prompts = run.task.classifier.head_name == "text"
+    by_prompts = run.task.model.head_name == "text"
     known = {name: data for name, data in sets.items() if by_prompts or name in run.task.prompted}
     with run.frozen():
         before = run.metrics(known)
@@ -136,7 +136,7 @@ def mitigated(run: Evaluation, k: int, epsilon: float) -> dict[str, Any]:
     if not sets:
         raise UserError("the data has no validation pictures, and λ is not to be chosen on test pictures.")
     sets |= {name: data for name, data in run.task.eval_sets("test").items() if name in run.task.prompted}
-    model = run.task.classifier.model
+    model = run.task.model.backbone
     curves: dict[str, dict[float, dict[str, float]]] = {}
     with run.display.track("mitigation", len(CONTROLS) * (len(KEEPS) - 1) + 1) as advance:
 
@@ -172,7 +172,7 @@ def separated(run: Evaluation) -> dict[str, Any]:
     """
     name, pictures = next(iter(run.task.splits.tests.items()))
     test, index = thinned(pictures), thinned(run.task.splits.train)
-    preprocess = run.task.classifier.model.preprocess
+    preprocess = run.task.model.backbone.preprocess
     options = {key: getattr(run.config.task, key) for key in ("crop", "flip") if hasattr(run.config.task, key)}
     sets: dict[str, Dataset] = {
         "index": TransformedImages(index, preprocess.evaluation()),

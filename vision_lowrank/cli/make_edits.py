@@ -11,7 +11,7 @@ from ..data.edits.generate import make_edits
 from ..data.edits.kinds import KINDS, check_kinds
 from ..data.edits.options import EditOptions
 from ..data.edits.reader import read_edits
-from ..data.manipulation.base import ManipulationSet, ManipulationSplits, Record
+from ..data.manipulation.base import ManipulationSet, ManipulationSplits, PictureRecord
 from ..data.manipulation.shortcut_audit import shortcut_audit
 from ..data.manipulation.splits import SPLITS
 from ..errors import DataError
@@ -89,5 +89,5 @@ def _counts(manifest: dict) -> Table:
 def _all(splits: ManipulationSplits, name: str) -> ManipulationSet:
     """All pictures of a data set together."""
     parts: Sequence[ManipulationSet] = (splits.train, splits.val, *splits.tests.values())
-    records: list[Record] = [record for part in parts for record in part.records]
+    records: list[PictureRecord] = [record for part in parts for record in part.records]
     return ManipulationSet.of(name, records, splits.train.root, splits.train.vocabulary)

@@ -70,7 +70,7 @@ def predict(
     Raises:
         DataError: a file is no readable picture and `skip_broken` is off.
     """
-    transform, rows = classifier.model.transform, []
+    transform, rows = classifier.backbone.transform, []
     starts = range(0, len(paths), batch_size)
     for start in track(starts, "predicting", disable=len(starts) < 3 or not sys.stderr.isatty()):
         names, pixels = [], []

@@ -21,7 +21,7 @@ from rich.text import Text
 from ..engine.signals import SignalWatch
 from ..errors import UserError, near_miss
 from ..inference.header import finished, make_header
-from ..inference.journal import Row
+from ..inference.journal import ScanRow
 from ..inference.predictor import Detector, Threshold
 from ..inference.run import JOURNAL, Options, scan
 from ..inference.sources import find_files
@@ -89,9 +89,9 @@ def scan_command(
 
 def load_detector(model: Path, device: torch.device) -> Detector:
     """The detector in a folder, on `device`."""
-    from ..tasks.manipulation.model import ManipulationDetector
+    from ..tasks.manipulation.model import ManipulationModel
 
-    return ManipulationDetector.load(model).to(device)
+    return ManipulationModel.load(model).to(device)
 
 
 def compute_device(name: str) -> torch.device:
@@ -135,9 +135,9 @@ def _resuming(command: str) -> str:
     return shlex.join([*words[:end], *([] if "--resume" in words[:end] else ["--resume"]), *words[end:]])
 
 
-def _watched(batches: Generator[list[Row], None, None], total: int) -> list[Row]:
+def _watched(batches: Generator[list[ScanRow], None, None], total: int) -> list[ScanRow]:
     """The rows, with a progress bar; those so far where SIGINT or SIGTERM comes."""
-    rows: list[Row] = []
+    rows: list[ScanRow] = []
     start = time.perf_counter()
     with SignalWatch() as watch, _bar(total) as bar, warnings.catch_warnings(), closing(batches):
         warnings.filterwarnings("ignore", module="PIL")  # what matters of them is in the rows
@@ -158,7 +158,7 @@ def _bar(total: int) -> Progress:
     return bar
 
 
-def _write(out: Path, header: dict[str, Any], rows: Sequence[Row], json: bool, csv: bool, html: bool) -> list[Path]:
+def _write(out: Path, header: dict[str, Any], rows: Sequence[ScanRow], json: bool, csv: bool, html: bool) -> list[Path]:
     """Write the results asked for; their paths."""
     files = []
     try:
@@ -179,7 +179,7 @@ def _write(out: Path, header: dict[str, Any], rows: Sequence[Row], json: bool, c
     return files
 
 
-def _say(header: dict[str, Any], rows: Sequence[Row], files: Sequence[Path]) -> None:
+def _say(header: dict[str, Any], rows: Sequence[ScanRow], files: Sequence[Path]) -> None:
     """The most suspicious pictures as a table, those without an answer on stderr, where everything is."""
     for row in [row for row in rows if row.error][:_LISTED]:
         print(f"no answer: {_plain(row.path)}: {_plain(row.error or '')}", file=sys.stderr)

@@ -24,7 +24,7 @@ from .task import Batch
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """One micro-batch of this process: its batch on the device and its part of the step's samples."""
 
     batch: Batch
@@ -52,7 +52,7 @@ class Closure:
     runtime: Runtime
     scaler: GradScaler
     precision: str
-    parts: Sequence[Part]
+    parts: Sequence[MicroBatch]
     address: tuple[int, int, int]
 
     def __call__(self) -> dict[str, float]:

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from ..config.schema import EngineConfig
 from ..errors import ArtefactError, UserError
-from ..optim.base import Rule, Steps
-from ..optim.base import Stage as Site
+from ..optim.base import Rule, StepContext, Steps
 from .checkpoint import Checkpoint, CheckpointStore, Position
 from .evaluation import collect_sets, evaluate_sets
-from .gradient import Closure, Part, having, parameters
+from .gradient import Closure, MicroBatch, having, parameters
 from .hooks import Hook, collect_states
 from .keep import Selection, check_selection, restore, snapshot
 from .metrics_log import MetricsLog
@@ -151,7 +150,7 @@ class Engine:
         if self.metrics:
             name = self.stage.name if self.stage else None
             self._log.write(name, self.step, self.global_step, self.metrics, split=split)
-            told = [name for name in self.metrics if self.task.tells(name)]
+            told = [name for name in self.metrics if self.task.is_headline(name)]
             self.display.say("  ".join(f"{name} {self.metrics[name]:.4g}" for name in told))
         self._call("on_evaluate", split, self.metrics)
         return self.metrics
@@ -159,14 +158,14 @@ class Engine:
     def evaluate_untrained(self) -> dict[str, float]:
         """Test metrics of the model as if nothing had been added to it."""
         with self.task.untrained():
-            self.look("untrained")
+            self.fit_from_outputs("untrained")
             return self.evaluate("test")
 
-    def look(self, place: Literal["untrained", "start", "end"]) -> None:
-        """Run the model over the pictures that the task wants to look at there, and hand it what came out."""
-        sets = self.task.looks(place)
+    def fit_from_outputs(self, place: Literal["untrained", "start", "end"]) -> None:
+        """Run the model over what the task fits parts on in closed form there, and hand it the outputs."""
+        sets = self.task.fit_sets(place)
         for name, outputs in collect_sets(self.task, sets, self.settings, self.runtime, self.display, seed=self.seed):
-            self.task.take(name, outputs)
+            self.task.fit_outputs(name, outputs)
 
     def dry_step(self, stage: Stage) -> dict[str, float]:
         """Losses of the first batch of `stage`, forward and backward but no update: to measure what a step costs."""
@@ -185,7 +184,7 @@ class Engine:
         self.task.train()
         self.task.begin_stage(stage)
         self.task.to(self.runtime.device)
-        site = Site(self.task, config, self.seed, index)
+        site = StepContext(self.task, config, self.seed, index)
         plain = self.rule is None or not config.steps
         start = stage.steps or (Steps if plain else self.rule.start)
         self.steps = start(site)
@@ -233,7 +232,7 @@ class Engine:
         if checkpoint:
             self._load_progress(checkpoint)
         else:
-            self.look("start")
+            self.fit_from_outputs("start")
         self._tell_progress()  # may take tensors out of the optimiser, as it did before the checkpoint
         if checkpoint:
             self._load_loop(checkpoint)
@@ -241,7 +240,7 @@ class Engine:
             self._train(advance)
         if self._selection.state is not None:
             restore(self.task, self._selection.state)
-        self.look("end")
+        self.fit_from_outputs("end")
         self._call("on_stage_end")
         self._save(finished=True)
 
@@ -291,7 +290,7 @@ class Engine:
             self.runtime,
             self._scaler,
             self.settings.precision,
-            [Part(self.runtime.to_device(batch), weight) for batch, weight in zip(batches, weights, strict=True)],
+            [MicroBatch(self.runtime.to_device(batch), weight) for batch, weight in zip(batches, weights, strict=True)],
             (self.seed, self.stage_index, self.step),
         )
 

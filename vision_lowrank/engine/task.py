@@ -53,7 +53,7 @@ class Task(nn.Module):
 
     headline: tuple[str, ...] = ()
 
-    def tells(self, name: str) -> bool:
+    def is_headline(self, name: str) -> bool:
         """Whether the metric of this full name is printed after an evaluation: a headline of a set, or any."""
         of_set, _, metric = name.rpartition("/")
         return not self.headline or (metric in self.headline and of_set.count("/") < 2)
@@ -98,8 +98,8 @@ class Task(nn.Module):
     def after_step(self, step: int) -> None:
         """Called when the optimiser has stepped and `step` steps of the stage are done."""
 
-    def looks(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
-        """Named data sets to look at: the model runs over them as in an evaluation, and :meth:`take` gets the outputs.
+    def fit_sets(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
+        """Data sets that parts are fitted on in closed form, such as prototypes: :meth:`fit_outputs` gets the outputs.
 
         Args:
             place: ``start`` of a stage, before its first step and not again when it resumes; its ``end``, before its
@@ -107,8 +107,8 @@ class Task(nn.Module):
         """
         return {}
 
-    def take(self, name: str, outputs: Outputs) -> None:
-        """What the model gave for a set of :meth:`looks`: the outputs of all its samples, on the CPU."""
+    def fit_outputs(self, name: str, outputs: Outputs) -> None:
+        """What the model gave for a set of :meth:`fit_sets`: the outputs of all its samples, on the CPU."""
 
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
         """Named data sets to evaluate on; ``val`` may be empty."""

@@ -55,7 +55,7 @@ def export_onnx(classifier: nn.Module, out: str | os.PathLike, opset: int = OPSE
     """Write a classifier as ONNX and compare its logits with onnxruntime's, for one picture and for three.
 
     Args:
-        classifier: an image classifier with ``model`` (a backbone, attached or not), ``head``, ``classes`` and
+        classifier: an image classifier with ``backbone`` (attached or not), ``head``, ``classes`` and
             ``freeze_text()``; it stays as it is.
         out: an ``.onnx`` file, or a folder for ``classifier.onnx``.
         opset: version of the ONNX operators, 18 or above.
@@ -85,8 +85,8 @@ def export_onnx(classifier: nn.Module, out: str | os.PathLike, opset: int = OPSE
 def _merged(classifier: nn.Module) -> nn.Module:
     """A float32 copy on the CPU without adapters, its class features constant."""
     plain = copy.deepcopy(classifier).cpu().float().eval()
-    if hasattr(plain.model, "peft_config"):
-        plain.model = merge(plain.model, in_place=True)
+    if hasattr(plain.backbone, "peft_config"):
+        plain.backbone = merge(plain.backbone, in_place=True)
     plain.freeze_text()
     return plain.requires_grad_(False)
 
@@ -108,7 +108,7 @@ def _trace(plain: nn.Module, path: Path, opset: int) -> None:
         )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise UserError(
-            f"'{plain.model.name}' cannot be exported to ONNX opset {opset}: {str(error).splitlines()[0]}"
+            f"'{plain.backbone.name}' cannot be exported to ONNX opset {opset}: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -117,7 +117,7 @@ def _describe(plain: nn.Module, path: Path) -> None:
     import onnx
 
     graph = onnx.load(path, load_external_data=False)
-    about = {"classes": plain.classes, **plain.model.preprocess.to_dict()}
+    about = {"classes": plain.classes, **plain.backbone.preprocess.to_dict()}
     onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in about.items()})
     onnx.save(graph, path)
 
@@ -144,5 +144,5 @@ def _compare(plain: nn.Module, path: Path) -> float:
 
 def _pictures(plain: nn.Module, count: int) -> Tensor:
     """Random pictures (count, 3, H, W), always the same."""
-    size = plain.model.preprocess.size
+    size = plain.backbone.preprocess.size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))

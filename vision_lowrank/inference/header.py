@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.record import environment
 from ..metrics.calibration import Calibration
-from .journal import Row
+from .journal import ScanRow
 from .predictor import Detector
 
 READING = "A probability is a likelihood under this model, calibrated on its validation pictures: it is no proof."
@@ -67,13 +67,13 @@ def make_header(
     }
 
 
-def counts(rows: Sequence[Row]) -> dict[str, int]:
+def counts(rows: Sequence[ScanRow]) -> dict[str, int]:
     """Number of rows by verdict, and of errors."""
     kinds = [row.verdict if row.error is None else "error" for row in rows]
     return {kind: kinds.count(kind) for kind in ("edited", "uncertain", "real", "error")}
 
 
-def finished(header: Mapping[str, Any], rows: Sequence[Row], seconds: float) -> dict[str, Any]:
+def finished(header: Mapping[str, Any], rows: Sequence[ScanRow], seconds: float) -> dict[str, Any]:
     """`header` with what is known at the end: counts, wall time in seconds, and whether every input has its row."""
     complete = len(rows) == header["inputs"]
     return {**header, "counts": counts(rows), "seconds": round(seconds, 3), "complete": complete}

@@ -22,7 +22,7 @@ from ..files import write_text
 
 
 @dataclass(frozen=True)
-class Row:
+class ScanRow:
     """What is said of one input. None = not known: the file could not be read, or the file was not asked for.
 
     Attributes:
@@ -76,7 +76,7 @@ class Row:
         return {name: (path,) for name, path in one.items() if path} | {"thumbnails": self.thumbnails or ()}
 
 
-_NAMES = {field.name for field in fields(Row)}
+_NAMES = {field.name for field in fields(ScanRow)}
 
 
 class Journal:
@@ -114,7 +114,7 @@ class Journal:
     ) -> None:
         self._file.close()
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[ScanRow]) -> None:
         """Write rows, but those it has already, and force them to disk."""
         new = [row for row in rows if not _says(self.finished.get(row.heatmap or ""), row)]
         self._file.writelines(f"{as_json(row.to_dict())}\n" for row in new)
@@ -123,7 +123,7 @@ class Journal:
 
     def reusable(
         self, names: Mapping[str, Sequence[str]], digest: str | None, wanted: Collection[str], out: Path
-    ) -> Row | None:
+    ) -> ScanRow | None:
         """A finished row of these bytes, with the files of the kinds `wanted` and no others, all of which are there.
 
         It is the one with the heat map of `names` (kind -> paths), else one that the same bytes got under another name,
@@ -149,7 +149,7 @@ def as_json(value: Any, indent: int | None = None) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _says(known: Row | None, row: Row) -> bool:
+def _says(known: ScanRow | None, row: ScanRow) -> bool:
     """Whether `known` says all that `row` says: it may have more files, and be of the same bytes elsewhere."""
     if known is None:
         return False
@@ -157,12 +157,12 @@ def _says(known: Row | None, row: Row) -> bool:
     return replace(known, path=row.path, **more) == row
 
 
-def _there(row: Row, wanted: Iterable[str], out: Path) -> bool:
+def _there(row: ScanRow, wanted: Iterable[str], out: Path) -> bool:
     files = row.files
     return all(files.get(kind) and all((out / each).is_file() for each in files[kind]) for kind in wanted)
 
 
-def _copied(row: Row, names: Mapping[str, Sequence[str]], wanted: Iterable[str], out: Path) -> bool:
+def _copied(row: ScanRow, names: Mapping[str, Sequence[str]], wanted: Iterable[str], out: Path) -> bool:
     """Copy files of a row to other names; False where that fails, which writing them anew will say."""
     try:
         for old, new in ((old, new) for kind in wanted for old, new in zip(row.files[kind], names[kind], strict=True)):
@@ -173,7 +173,7 @@ def _copied(row: Row, names: Mapping[str, Sequence[str]], wanted: Iterable[str],
     return True
 
 
-def _read(path: Path, settings: Mapping[str, Any]) -> list[Row]:
+def _read(path: Path, settings: Mapping[str, Any]) -> list[ScanRow]:
     """The rows of a journal made with `settings`, which is compared as JSON has it."""
     wanted, headed, rows = json.loads(as_json(settings)), False, []
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -205,7 +205,7 @@ def _changes(name: str, old: Any, new: Any) -> list[str]:
     return [] if old == new else [f"{name} {as_json(old)}, now {as_json(new)}"]
 
 
-def _row(entry: dict[str, Any]) -> Row:
+def _row(entry: dict[str, Any]) -> ScanRow:
     lists = {name: tuple(entry[name]) for name in ("boxes", "cues", "warnings")}
-    row = replace(Row(**entry), **lists)
+    row = replace(ScanRow(**entry), **lists)
     return replace(row, thumbnails=tuple(row.thumbnails)) if row.thumbnails else row  # type: ignore[arg-type]

@@ -25,10 +25,10 @@ from ..errors import DataError, UserError
 from ..metrics.calibration import Calibration
 from ..tasks.manipulation.finding import Finding
 from ..viz.overlay import heat_levels, overlay
-from .journal import Journal, Row
+from .journal import Journal, ScanRow
 from .pictures import Photo, read_photo, sha256
 from .predictor import Detector
-from .sources import Source, output_names
+from .sources import InputFile, output_names
 
 PIXELS = 64_000_000
 THUMBNAIL = 400
@@ -67,21 +67,21 @@ class Options:
 class _Read:
     """A file after reading: a photo to look at, or the row it has already."""
 
-    source: Source
+    source: InputFile
     sha256: str | None = None
     photo: Photo | None = None
-    row: Row | None = None
+    row: ScanRow | None = None
     seconds: float = 0.0
 
 
 def scan(
-    sources: Sequence[Source],
+    sources: Sequence[InputFile],
     detector: Detector,
     calibration: Calibration,
     out: Path,
     header: Mapping[str, Any],
     options: Options,
-) -> Generator[list[Row], None, None]:
+) -> Generator[list[ScanRow], None, None]:
     """Look at all sources, a batch at a time; its rows are on disk when they are yielded.
 
     Args:
@@ -121,9 +121,9 @@ def scan(
         ) from None
 
 
-def _batches(sources: Sequence[Source], most: int) -> Iterator[list[Source]]:
+def _batches(sources: Sequence[InputFile], most: int) -> Iterator[list[InputFile]]:
     """Sources in order, by number and pixels."""
-    batch: list[Source] = []
+    batch: list[InputFile] = []
     total = 0
     for source in sources:
         pixels = _pixels(source)
@@ -136,7 +136,7 @@ def _batches(sources: Sequence[Source], most: int) -> Iterator[list[Source]]:
         yield batch
 
 
-def _pixels(source: Source) -> int:
+def _pixels(source: InputFile) -> int:
     """Of the picture, from its header; 0 where there is none to read."""
     try:
         if source.path.is_file():
@@ -147,11 +147,11 @@ def _pixels(source: Source) -> int:
     return 0
 
 
-def _read(source: Source, journal: Journal, wanted: Collection[str], out: Path) -> _Read:
+def _read(source: InputFile, journal: Journal, wanted: Collection[str], out: Path) -> _Read:
     start = time.perf_counter()
     path = str(source.path)
     if source.problem:
-        return _Read(source, row=Row(path, error=source.problem))
+        return _Read(source, row=ScanRow(path, error=source.problem))
     digest = sha256(source.path)
     done = journal.reusable(output_names(source.name), digest, wanted, out)
     if done is not None:
@@ -159,7 +159,7 @@ def _read(source: Source, journal: Journal, wanted: Collection[str], out: Path) 
     try:
         photo = read_photo(source.path)
     except DataError as error:
-        return _Read(source, digest, row=Row(path, digest, error=str(error)))
+        return _Read(source, digest, row=ScanRow(path, digest, error=str(error)))
     return _Read(source, digest, photo, seconds=time.perf_counter() - start)
 
 
@@ -170,7 +170,7 @@ def _look(
     out: Path,
     options: Options,
     pool: ThreadPoolExecutor,
-) -> list[Row]:
+) -> list[ScanRow]:
     """The rows of a batch: the model on what has none yet, then the files, several at a time."""
     photos = [(read, read.photo) for read in reads if read.photo is not None]
     start = time.perf_counter()
@@ -202,8 +202,8 @@ def _inspect(
     return [outcome for image in images for outcome in _inspect([image], detector, calibration, explain)]
 
 
-def _row(read: _Read, photo: Photo, finding: Finding | str, out: Path, options: Options, share: float) -> Row:
-    facts = Row(
+def _row(read: _Read, photo: Photo, finding: Finding | str, out: Path, options: Options, share: float) -> ScanRow:
+    facts = ScanRow(
         path=str(read.source.path),
         sha256=read.sha256,
         width=photo.image.width,

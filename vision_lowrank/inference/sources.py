@@ -28,7 +28,7 @@ _LONGEST_NAME = 200  # bytes; file systems take 255, and endings are added
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """One input.
 
     Attributes:
@@ -43,7 +43,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Found:
+class Inputs:
     """The inputs of a scan.
 
     Attributes:
@@ -51,11 +51,11 @@ class Found:
         others: number of files in the folders that are no pictures by name and first bytes.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[InputFile, ...]
     others: int
 
 
-def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path | None = None) -> Found:
+def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path | None = None) -> Inputs:
     """The inputs that files and folders name, each once.
 
     Args:
@@ -85,8 +85,8 @@ def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path |
         remedy = "" if recursive else " Use --recursive to look into sub-folders."
         raise DataError(f"no pictures in {', '.join(repr(str(path)) for path in paths)}.{remedy}")
     common = Path(os.path.commonpath(bases))
-    sources = (Source(path, at.relative_to(common).as_posix(), problem) for path, problem, at in found.values())
-    return Found(tuple(sources), others)
+    sources = (InputFile(path, at.relative_to(common).as_posix(), problem) for path, problem, at in found.values())
+    return Inputs(tuple(sources), others)
 
 
 def output_names(name: str) -> dict[str, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
-from .journal import Row, as_json
+from .journal import ScanRow, as_json
 
 COLUMNS = (
     "path", "verdict", "probability", "regions", "boxes", "cues", "explanation", "explained_by", "width", "height",
@@ -21,12 +21,12 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_json(path: Path, header: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Write ``{"header": {…}, "rows": [{…}, …]}``, the keys of a row as in :class:`Row`."""
+def write_json(path: Path, header: Mapping[str, Any], rows: Sequence[ScanRow]) -> None:
+    """Write ``{"header": {…}, "rows": [{…}, …]}``, the keys of a row as in :class:`ScanRow`."""
     write_text(path, as_json({"header": header, "rows": [row.to_dict() for row in rows]}, indent=1) + "\n")
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_csv(path: Path, rows: Sequence[ScanRow]) -> None:
     """Write one line per row under :data:`COLUMNS`, empty where nothing is known."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -37,7 +37,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, buffer.getvalue().encode("utf-8", "backslashreplace").decode())
 
 
-def _lists(row: Row) -> dict[str, Any]:
+def _lists(row: ScanRow) -> dict[str, Any]:
     boxes = (f"{' '.join(f'{edge:g}' for edge in box['xyxy'])} ({box['score']:.3f})" for box in row.boxes)
     return {
         "regions": None if row.error else len(row.boxes),

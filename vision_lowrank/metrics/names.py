@@ -18,9 +18,14 @@ def is_share(name: str) -> bool:
     return _word(name) in SHARES or name.startswith(SESSIONS)
 
 
+def larger_is_better(name: str) -> bool:
+    """Whether more of a metric is better: the direction that selections and tables go by."""
+    return _word(name) not in LESS_IS_BETTER
+
+
 def sign(name: str) -> int:
-    """-1 where less of a metric is better, 1 otherwise."""
-    return -1 if _word(name) in LESS_IS_BETTER else 1
+    """1 where more of a metric is better, -1 where less is."""
+    return 1 if larger_is_better(name) else -1
 
 
 def _word(name: str) -> str:

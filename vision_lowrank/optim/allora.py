@@ -40,7 +40,7 @@ from ..config.schema import RunConfig
 from ..errors import UserError
 from ..kernels.layers import is_plain
 from ..registry import register
-from .base import Closure, Rule, Stage, Steps
+from .base import Closure, Rule, StepContext, Steps
 from .tensors import no_adapter, pairs, require_adapter
 from .weights import weight_change
 
@@ -60,7 +60,7 @@ class Allora(Rule):
             if value := config.adapter.options.get(name):
                 raise UserError(f"rule allora: adapter.{name} = {value}, but ALLoRA works without: set it to 0.")
 
-    def start(self, stage: Stage) -> Steps:
+    def start(self, stage: StepContext) -> Steps:
         """Gradients or steps rescaled."""
         return ScaledGradients(self, stage) if self.apply == "grad" else ScaledUpdates(self, stage)
 
@@ -75,7 +75,7 @@ def row_scales(delta: Tensor, eta: float) -> Tensor:
 class ScaledGradients(Steps):
     """The paper's rule: while gradients are computed, adapted layers have a forward with the hook on ΔW."""
 
-    def __init__(self, options: Allora, stage: Stage) -> None:
+    def __init__(self, options: Allora, stage: StepContext) -> None:
         super().__init__(stage)
         self.options = options
 
@@ -96,7 +96,7 @@ class ScaledGradients(Steps):
 class ScaledUpdates(Steps):
     """The extension: B's steps rescaled row by row."""
 
-    def __init__(self, options: Allora, stage: Stage) -> None:
+    def __init__(self, options: Allora, stage: StepContext) -> None:
         super().__init__(stage)
         self.options = options
 

@@ -29,7 +29,7 @@ Groups = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Stage:
+class StepContext:
     """What a rule may know of the stage it works on.
 
     Attributes:
@@ -60,7 +60,7 @@ class Rule(Section):
         """Whether frozen weights are moved while losses and gradients are computed."""
         return False
 
-    def start(self, stage: Stage) -> Steps:
+    def start(self, stage: StepContext) -> Steps:
         """What does the work in one stage."""
         raise NotImplementedError
 
@@ -68,7 +68,7 @@ class Rule(Section):
 class Steps:
     """The steps of one stage; this base is plain training."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: StepContext) -> None:
         self.stage = stage
 
     def prepare(self) -> None:

@@ -39,7 +39,7 @@ from ..adapters.tuner import tuner_layers
 from ..config.schema import EngineConfig, RunConfig
 from ..errors import UserError
 from ..registry import register
-from .base import Closure, Rule, Stage, Steps
+from .base import Closure, Rule, StepContext, Steps
 from .tensors import pairs, require_adapter
 from .weights import matrix, product_gradient, restored, row_norms, weight_change
 
@@ -79,7 +79,7 @@ class Ggpo(Rule):
                 "engine.compile=false, or rule.grad_through_noise=true."
             )
 
-    def start(self, stage: Stage) -> GgpoSteps:
+    def start(self, stage: StepContext) -> GgpoSteps:
         """Noise around each step's gradients."""
         return GgpoSteps(self, stage)
 
@@ -92,7 +92,7 @@ class GgpoSteps(Steps):
         rows: norms (out,) of G's rows, per layer; None before the first finite gradients.
     """
 
-    def __init__(self, options: Ggpo, stage: Stage) -> None:
+    def __init__(self, options: Ggpo, stage: StepContext) -> None:
         super().__init__(stage)
         self.options = options
         self.step = 0

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..registry import register
-from .base import Closure, Rule, Stage, Steps, norm
+from .base import Closure, Rule, StepContext, Steps, norm
 from .tensors import adapter_tensors
 from .weights import restored
 
@@ -47,7 +47,7 @@ class Glad(Rule):
     perturb_head: bool = Field(False, description="perturb a trained head too, not adapters alone")
     refresh_every: int = Field(1, ge=1, description="steps that one gradient nearby serves; 1 computes it at each step")
 
-    def start(self, stage: Stage) -> GladSteps:
+    def start(self, stage: StepContext) -> GladSteps:
         """Two passes per step, or per ``refresh_every`` steps."""
         return GladSteps(self, stage)
 
@@ -60,7 +60,7 @@ class GladSteps(Steps):
         served: how many steps it has served.
     """
 
-    def __init__(self, options: Glad, stage: Stage) -> None:
+    def __init__(self, options: Glad, stage: StepContext) -> None:
         super().__init__(stage)
         self.options = options
         self.kept: dict[str, Tensor] = {}

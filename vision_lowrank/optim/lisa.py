@@ -39,7 +39,7 @@ from ..backbones.base import Backbone
 from ..config.schema import RunConfig
 from ..errors import UserError, near_miss
 from ..registry import register
-from .base import Closure, Groups, Rule, Stage, Steps
+from .base import Closure, Groups, Rule, StepContext, Steps
 
 # Parts of the names of E in timm, open_clip and transformers.
 EMBEDDING = re.compile(r"(^|[._])emb|token|(^|\.)(ln_pre|norm_pre|conv1|shared)\.")
@@ -76,7 +76,7 @@ class Lisa(Rule):
         if config.adapter is not None and self.towers is not None:
             raise UserError("rule.towers chooses weights of the base: with an adapter, set adapter.towers instead.")
 
-    def start(self, stage: Stage) -> LisaSteps:
+    def start(self, stage: StepContext) -> LisaSteps:
         """A new schedule for every stage."""
         return LisaSteps(self, stage)
 
@@ -90,7 +90,7 @@ class LisaSteps(Steps):
         interval: K.
     """
 
-    def __init__(self, options: Lisa, stage: Stage) -> None:
+    def __init__(self, options: Lisa, stage: StepContext) -> None:
         super().__init__(stage)
         self.options = options
         self.interval = options.interval or max(5, stage.settings.steps // 50)

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from ..config.schema import RunConfig
 from ..registry import register
-from .base import Groups, Rule, Stage, Steps
+from .base import Groups, Rule, StepContext, Steps
 from .lora_pro_optimizer import DampingKind, LoraProOptimizer, MomentumSpace, Variant, XMode, check_options
 from .tensors import Pair, pairs, require_adapter
 
@@ -58,7 +58,7 @@ class LoraPro(Rule):
         check_options(self.variant or config.engine.optimizer, self.momentum_space)
         require_adapter("lora_pro", config)
 
-    def start(self, stage: Stage) -> LoraProSteps:
+    def start(self, stage: StepContext) -> LoraProSteps:
         """Plain gradients, LoRA-Pro's optimiser."""
         return LoraProSteps(self, stage)
 
@@ -68,7 +68,7 @@ class LoraProSteps(Steps):
 
     pairs: list[Pair]
 
-    def __init__(self, options: LoraPro, stage: Stage) -> None:
+    def __init__(self, options: LoraPro, stage: StepContext) -> None:
         super().__init__(stage)
         self.options = options
 

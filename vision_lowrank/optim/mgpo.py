@@ -32,7 +32,7 @@ from torch.optim import Optimizer
 from ..config.schema import RunConfig
 from ..errors import UserError
 from ..registry import register
-from .base import Closure, Groups, Rule, Stage, Steps, norm
+from .base import Closure, Groups, Rule, StepContext, Steps, norm
 from .tensors import Pair, adapter_tensors, pairs, require_adapter
 from .weights import matrix, product_gradient, restored, row_norms
 
@@ -58,7 +58,7 @@ class Mgpo(Rule):
         if config.engine.optimizer == "sgd" and not config.engine.momentum:
             raise UserError("rule mgpo: it follows the momentum, and this SGD has none: set engine.momentum, or adamw.")
 
-    def start(self, stage: Stage) -> MgpoSteps:
+    def start(self, stage: StepContext) -> MgpoSteps:
         """Perturbation around each step's gradients."""
         return MgpoSteps(self, stage) if self.variant == "paper" else MgpoCodeSteps(self, stage)
 
@@ -70,7 +70,7 @@ class MgpoSteps(Steps):
         gbar: running mean of the gradient's norm, a tensor; None before the first finite gradient.
     """
 
-    def __init__(self, options: Mgpo, stage: Stage) -> None:
+    def __init__(self, options: Mgpo, stage: StepContext) -> None:
         super().__init__(stage)
         self.options = options
         self.gbar: Tensor | None = None

@@ -15,7 +15,7 @@ from ..config.schema import RunConfig
 from ..data.base import ImageSet
 from ..data.samplers import split_by_group
 from ..errors import UserError
-from ..optim.base import Stage, Steps
+from ..optim.base import StepContext, Steps
 from .final import adapt_anew
 from .gates import Gates
 from .search import Search, SearchOptions
@@ -70,7 +70,7 @@ class Selection(SearchOptions):
         """
         raise NotImplementedError
 
-    def search(self, stage: Stage) -> Steps:
+    def search(self, stage: StepContext) -> Steps:
         """The steps of the search stage.
 
         Raises:

@@ -36,7 +36,7 @@ from torch.utils.data import default_collate
 from ..config.schema import Section
 from ..errors import UserError
 from ..modes import preserved
-from ..optim.base import Closure, Groups, Stage, Steps, norm
+from ..optim.base import Closure, Groups, StepContext, Steps, norm
 from .gates import Gates
 
 DISTANCE = 0.01
@@ -64,7 +64,7 @@ class SearchOptions(Section):
 class Search(Steps):
     """The steps of a search stage, whose task has ``gates`` and ``selection_data()``, the held-out data set."""
 
-    def __init__(self, options: SearchOptions, stage: Stage) -> None:
+    def __init__(self, options: SearchOptions, stage: StepContext) -> None:
         super().__init__(stage)
         task: Any = stage.model
         if not isinstance(getattr(task, "gates", None), Gates) or not hasattr(task, "selection_data"):

@@ -179,7 +179,7 @@ def _step_seconds(path: Path) -> dict[str, float]:
 
 
 def _coverage(task: Task) -> dict[str, Any] | None:
-    model = getattr(getattr(task, "classifier", getattr(task, "detector", None)), "model", None)
+    model = task.model.backbone
     return coverage(model).to_dict() if hasattr(model, "peft_config") else None
 
 
@@ -191,7 +191,7 @@ def _tests(outputs: Mapping[str, Outputs]) -> dict[str, Outputs]:
 def _details(task: Any, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
     """Class names, and the confusion matrix of every test set."""
     matrices = {name: confusion_matrix(o["logits"], o["label"]).tolist() for name, o in _tests(outputs).items()}
-    return {"classes": list(task.classifier.classes), "confusion": matrices} if matrices else {}
+    return {"classes": list(task.model.classes), "confusion": matrices} if matrices else {}
 
 
 def _mistakes(task: Any, outputs: Mapping[str, Outputs]) -> list[dict[str, Any]]:

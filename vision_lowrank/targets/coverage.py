@@ -26,7 +26,7 @@ Probe: TypeAlias = Callable[[nn.Module], Any]
 
 
 @dataclass(frozen=True)
-class Row:
+class CoverageRow:
     """One adapted module.
 
     Attributes:
@@ -53,10 +53,10 @@ class Row:
 class Coverage:
     """What a probe pass found; ``print`` shows a table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[CoverageRow, ...]
 
     @property
-    def dead(self) -> tuple[Row, ...]:
+    def dead(self) -> tuple[CoverageRow, ...]:
         """Rows that would learn nothing."""
         return tuple(row for row in self.rows if not row.alive)
 
@@ -114,7 +114,7 @@ def coverage(model: nn.Module, probe: Probe | None = None, *, strict: bool = Tru
             reached = {id(p) for p, gradient in zip(tensors, gradients, strict=True) if gradient is not None}
     report = Coverage(
         tuple(
-            Row(
+            CoverageRow(
                 path,
                 _kind(layer),
                 sum(p.numel() for p in trainable[path]),
@@ -139,7 +139,7 @@ def _complaint(report: Coverage) -> str:
     )
 
 
-def _fault(row: Row) -> str:
+def _fault(row: CoverageRow) -> str:
     return "no gradient" if row.called else "never called"
 
 

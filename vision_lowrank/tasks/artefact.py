@@ -47,13 +47,13 @@ class AdaptedModel(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.backbone = model
         self.fingerprint, self.trained_base = model.fingerprint, set[str]()
 
     def note_training(self) -> None:
         """Remember which base parameters train now; what trains beside an adapter is in the adapter's own folder."""
-        if not hasattr(self.model, "peft_config"):
-            self.trained_base |= {name for name, p in self.model.named_parameters() if p.requires_grad}
+        if not hasattr(self.backbone, "peft_config"):
+            self.trained_base |= {name for name, p in self.backbone.named_parameters() if p.requires_grad}
 
     def save_model(self, folder: Path, about: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Write adapter, trained base weights and ``artefact.json``.
@@ -66,14 +66,14 @@ class AdaptedModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         if base := self._base_state():
             save_file(base, folder / "base.safetensors")
-        if hasattr(self.model, "peft_config"):
-            save_adapter(self.model, folder / "adapter")
+        if hasattr(self.backbone, "peft_config"):
+            save_adapter(self.backbone, folder / "adapter")
         everything = {
             **about,
-            "backbone": self.model.spec,
+            "backbone": self.backbone.spec,
             "fingerprint": self.fingerprint,
-            "preprocess": self.model.preprocess.to_dict(),
-            "adapter": hasattr(self.model, "peft_config"),
+            "preprocess": self.backbone.preprocess.to_dict(),
+            "adapter": hasattr(self.backbone, "peft_config"),
             "base": checksum(base) if base else None,
             "record": dict(record),
         }
@@ -83,7 +83,7 @@ class AdaptedModel(nn.Module):
         """The base's trained parameters, by their names in a backbone as ``load_backbone`` gives it."""
         if not self.trained_base:
             return {}
-        plain = self.model
+        plain = self.backbone
         if hasattr(plain, "peft_config"):
             plain = fuse_attention(copy.deepcopy(plain).unload())  # an adapter has split attention and wrapped layers
             self._belongs_to(fingerprint(plain.model))
@@ -91,9 +91,9 @@ class AdaptedModel(nn.Module):
 
     def _belongs_to(self, weights: str) -> None:
         """Let the adapters say that they belong to a base of the fingerprint `weights`: the one trained beside them."""
-        self.model.get_base_model().fingerprint = weights
-        for name, place in self.model.attachments.items():
-            self.model.attachments[name] = replace(place, fingerprint=weights)
+        self.backbone.get_base_model().fingerprint = weights
+        for name, place in self.backbone.attachments.items():
+            self.backbone.attachments[name] = replace(place, fingerprint=weights)
 
 
 def load_model(folder: Path, about: Mapping[str, Any], backbone: nn.Module | None = None) -> tuple[nn.Module, set[str]]:

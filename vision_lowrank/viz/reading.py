@@ -22,13 +22,13 @@ Number = Annotated[float | None, AfterValidator(lambda x: x if x is not None and
 Picture = Annotated[str, AfterValidator(lambda uri: uri if DATA_URI.fullmatch(uri) else "")]  # anything else: none
 
 
-class Record(BaseModel):
+class Checked(BaseModel):
     """Base of what is read from disk: keys that the report does not show are ignored."""
 
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
 
 
-class Score(Record):
+class Score(Checked):
     """Mean and population standard deviation over n seeds; None is NaN, infinite or unknown."""
 
     mean: Number
@@ -36,7 +36,7 @@ class Score(Record):
     n: int = 1
 
 
-class LayerRow(Record):
+class LayerRow(Checked):
     """One layer's terms (:mod:`vision_lowrank.tasks.manipulation.layer_discrimination`)."""
 
     layer: int
@@ -47,7 +47,7 @@ class LayerRow(Record):
     probe: Number
 
 
-class Layers(Record):
+class Layers(Checked):
     """The layer that the decoders read, of so many, and the table it was chosen from."""
 
     chosen: int
@@ -56,14 +56,14 @@ class Layers(Record):
     table: list[LayerRow] = []
 
 
-class Contrast(Record):
+class Contrast(Checked):
     """How far twins are apart in the vision tower, before or after the contrast."""
 
     twin_cosine: Number = None
     probe_auc: Number = None
 
 
-class CalibrationFacts(Record):
+class CalibrationFacts(Checked):
     """From logits to verdicts."""
 
     temperature: float
@@ -75,7 +75,7 @@ class CalibrationFacts(Record):
     edits: int
 
 
-class ManipulationFacts(Record):
+class ManipulationFacts(Checked):
     """``facts.manipulation`` of a seed."""
 
     layers: Layers
@@ -83,7 +83,7 @@ class ManipulationFacts(Record):
     calibration: CalibrationFacts
 
 
-class CoverageRow(Record):
+class CoverageRow(Checked):
     """One adapted module."""
 
     module: str
@@ -93,20 +93,20 @@ class CoverageRow(Record):
     gradient_reached: bool
 
 
-class Coverage(Record):
+class Coverage(Checked):
     """All adapted modules of a seed."""
 
     rows: list[CoverageRow] = []
 
 
-class SetFacts(Record):
+class SetFacts(Checked):
     """A test set."""
 
     pictures: int
     hash: str
 
 
-class Facts(Record):
+class Facts(Checked):
     """What a task says of itself; a task without classes leaves most of it out."""
 
     backbone: dict[str, Any] = {}
@@ -122,7 +122,7 @@ class Facts(Record):
     manipulation: ManipulationFacts | None = None
 
 
-class Cost(Record):
+class Cost(Checked):
     """Seconds of the median step and of all training, bytes, and the size of the model with its adapter."""
 
     step_seconds: Number = None
@@ -131,7 +131,7 @@ class Cost(Record):
     total_parameters: Number = None
 
 
-class SeedResult(Record):
+class SeedResult(Checked):
     """What one seed gave."""
 
     seed: int
@@ -144,7 +144,7 @@ class SeedResult(Record):
     confusion: dict[str, list[list[int]]] = {}
 
 
-class Result(Record):
+class Result(Checked):
     """``result.json``."""
 
     name: str
@@ -157,7 +157,7 @@ class Result(Record):
     seeds: dict[str, SeedResult] = Field(min_length=1)
 
 
-class Mistake(Record):
+class Mistake(Checked):
     """One wrongly classified picture."""
 
     set: str = ""
@@ -168,34 +168,34 @@ class Mistake(Record):
     image: Picture = ""
 
 
-class Interval(Record):
+class Interval(Checked):
     """95 % bootstrap interval."""
 
     low: Number
     high: Number
 
 
-class Slice(Record):
+class Slice(Checked):
     """Edits of one editor or category."""
 
     count: float = 0
     reason: str = ""
 
 
-class SetDetails(Record):
+class SetDetails(Checked):
     """Of one test set."""
 
     intervals: dict[str, Interval] = {}
     slices: dict[str, dict[str, Slice]] = {}
 
 
-class Details(Record):
+class Details(Checked):
     """``details.json``."""
 
     sets: dict[str, SetDetails] = {}
 
 
-class Example(Record):
+class Example(Checked):
     """One picture of the gallery, with what was found drawn on it."""
 
     set: str
@@ -208,7 +208,7 @@ class Example(Record):
     image: Picture = ""
 
 
-class Group(Record):
+class Group(Checked):
     """Pictures of a kind: how they were chosen, of how many."""
 
     title: str

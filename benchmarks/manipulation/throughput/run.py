@@ -35,7 +35,7 @@ from vision_lowrank.config import environment
 from vision_lowrank.data.photos import photographs
 from vision_lowrank.files import write_text
 from vision_lowrank.inference.pictures import read_photo
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
 
 HERE = Path(__file__).parent
 SIZES, BATCHES, THREADS = (224, 1024, 4000), (1, 2, 4, 8, 16, 32), (1, 2)
@@ -58,7 +58,7 @@ def write_pictures(folder: Path, size: int) -> list[Path]:
 def speed(artefact: Path, paths: Sequence[Path], batch: int, threads: int, device: str, rounds: int) -> Entry:
     """One entry, measured in this process."""
     torch.set_num_threads(threads)
-    detector = ManipulationDetector.load(artefact).to(device)
+    detector = ManipulationModel.load(artefact).to(device)
     resident = memory("VmRSS")
     files = [paths[number % len(paths)] for number in range(batch)]
     opened = {path: read_photo(path).image for path in set(files)}
@@ -84,8 +84,8 @@ def speed(artefact: Path, paths: Sequence[Path], batch: int, threads: int, devic
 def truncation(artefact: Path, threads: int, device: str, rounds: int) -> Entry:
     """Layer -> time of the pass up to it over that of the whole backbone, medians over rounds."""
     torch.set_num_threads(threads)
-    detector = ManipulationDetector.load(artefact).to(device)
-    model, size = detector.model, detector.framing.size
+    detector = ManipulationModel.load(artefact).to(device)
+    model, size = detector.backbone, detector.framing.size
     tiles, counts = torch.rand(TRUNCATED_BATCH, 3, size, size, device=device), [1] * TRUNCATED_BATCH
     layers = range(1, model.state_layers + 1)
     times: dict[int, list[float]] = {layer: [] for layer in layers}
@@ -159,13 +159,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     given = parser.parse_args()
-    detector = ManipulationDetector.load(given.artefact)
+    detector = ManipulationModel.load(given.artefact)
     wanted = {
         "detector": detector.identity,
-        "backbone": detector.model.name,
+        "backbone": detector.backbone.name,
         "framing": detector.framing.to_dict(),
         "layer": detector.layer,
-        "layers": detector.model.state_layers,
+        "layers": detector.backbone.state_layers,
     }
     found = json.loads(given.out.read_text()) if given.out.is_file() else {}
     kept = {key: found.get(key) for key in wanted} == wanted

@@ -48,7 +48,7 @@ def intruders(budget: Budget) -> dict[str, Any]:
 
 def pairs_of(engine: Engine) -> Iterable[LayerPair]:
     """W0 and ΔW of every q, k and v."""
-    model = engine.task.classifier.model
+    model = engine.task.model.backbone
     if hasattr(model, "peft_config"):
         return layer_pairs(model)
     tuned = trained_pairs(load_backbone("tiny-clip"), model)
@@ -69,7 +69,7 @@ def counts(pairs: Iterable[LayerPair]) -> dict[str, float]:
 
 def mitigation(engine: Engine) -> dict[str, dict[str, dict[str, float]]]:
     """Accuracies along λ, of the intruders and of ΔW shrunk to the same norm."""
-    model = engine.task.classifier.model
+    model = engine.task.model.backbone
     found = {
         control: sweep(model, lambda: accuracies(engine), KEEPS, control=control) for control in ("none", "shrink")
     }

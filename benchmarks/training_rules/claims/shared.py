@@ -72,7 +72,7 @@ def train(config: RunConfig, seed: int, *, paths: Collection[str] | None = None,
     task = build_task(config, seed)
     if paths:
         section = config.adapter
-        task.replace_model(adapt_anew(task.classifier.model, section.config(), paths, towers=section.towers))
+        task.replace_model(adapt_anew(task.model.backbone, section.config(), paths, towers=section.towers))
     folder = CACHE / digest / f"seed-{seed}"
     engine = Engine(config.engine, task, folder, seed=seed, rule=config.rule, hooks=hooks, identity=digest)
     engine.display = Display(enabled=False)
@@ -117,7 +117,7 @@ def logged(engine: Engine, name: str) -> list[float]:
 def training_loss(engine: Engine) -> Callable[[], Tensor]:
     """Gives the loss on all training pictures, not augmented, dropout off, at the weights as they then are."""
     task = engine.task
-    data = TransformedImages(task.train_images, task.classifier.model.preprocess.evaluation())
+    data = TransformedImages(task.train_images, task.model.backbone.preprocess.evaluation())
     batch = engine.runtime.to_device(default_collate([data[index] for index in range(len(data))]))
 
     def loss() -> Tensor:

@@ -17,7 +17,7 @@ from vision_lowrank.data.edits.generate import make_edits, plan
 from vision_lowrank.data.edits.kinds import KINDS
 from vision_lowrank.data.edits.objects import folder_objects, objects_by_split
 from vision_lowrank.data.edits.options import EditOptions
-from vision_lowrank.data.edits.photographs import Source, find_photographs, sources_of
+from vision_lowrank.data.edits.photographs import Photograph, find_photographs, sources_of
 from vision_lowrank.data.edits.reader import EditsConfig, edits, read_edits
 from vision_lowrank.data.manipulation.base import EDITED, REAL
 from vision_lowrank.errors import DataError, UserError
@@ -225,7 +225,7 @@ def test_odd_files_are_left_out_and_counted(photos, tmp_path):
         found = find_photographs(str(root))
     assert len(found.sizes) == 13
     assert found.sizes["turned.jpg"] == (70, 100) == found.load("turned.jpg").size
-    whole = Source("turned", "turned.jpg", "train")
+    whole = Photograph("turned", "turned.jpg", "train")
     assert found.pixels(whole, 50).shape == (50, 35, 3)
     assert found.pixels(whole, 500).shape == (100, 70, 3)
 
@@ -277,10 +277,10 @@ def test_squares_of_the_builtin_photographs():
 
 def test_plan_uses_every_kind_before_one_twice():
     options = EditOptions(per_photo=7, kinds=FAST, unseen_kinds=("noise",))
-    tasks = plan(options, Source("a", "a.png", "train"))
+    tasks = plan(options, Photograph("a", "a.png", "train"))
     assert [task.number for task in tasks] == [0, 0, 0, 0, 1, 1, 1]
     assert {task.kind for task in tasks[:4]} == set(options.seen)
-    tested = plan(options, Source("a", "a.png", "test"))
+    tested = plan(options, Photograph("a", "a.png", "test"))
     assert [task.id for task in tested[:7]] == [task.id for task in tasks]
     assert [task.kind for task in tested[7:]] == ["noise"] * 7
 

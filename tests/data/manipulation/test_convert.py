@@ -6,7 +6,7 @@ from fixtures.manipulation_trees import mani, mask, picture
 from PIL import Image
 
 from vision_lowrank.cli.manipulation_data import convert_command
-from vision_lowrank.data.manipulation.base import EDITED, REAL, SYNTHETIC, Record, Region, Vocabulary
+from vision_lowrank.data.manipulation.base import EDITED, REAL, SYNTHETIC, PictureRecord, Region, Vocabulary
 from vision_lowrank.data.manipulation.convert import convert
 from vision_lowrank.data.manipulation.folders import read_folders
 from vision_lowrank.data.manipulation.imdl import read_mani
@@ -94,7 +94,10 @@ def test_folders_to_schema_and_back(tmp_path):
 
 def test_annotated_boxes_become_masks_where_a_format_has_masks_only(tmp_path):
     picture(tmp_path / "e.png"), picture(tmp_path / "r.png")
-    records = [Record("r", "r.png", REAL, "r"), Record("e", "e.png", EDITED, "r", boxes=(Region((2, 1, 6, 5)),))]
+    records = [
+        PictureRecord("r", "r.png", REAL, "r"),
+        PictureRecord("e", "e.png", EDITED, "r", boxes=(Region((2, 1, 6, 5)),)),
+    ]
     write_schema(tmp_path / "set.jsonl", records, Vocabulary())
     convert("folders", tmp_path / "set.jsonl", tmp_path / "folders")
     convert("imdl-folder", tmp_path / "set.jsonl", tmp_path / "mani")
@@ -105,7 +108,7 @@ def test_annotated_boxes_become_masks_where_a_format_has_masks_only(tmp_path):
 
 def test_an_editors_name_never_leads_out_of_the_folder(tmp_path):
     picture(tmp_path / "e.png")
-    write_schema(tmp_path / "set.jsonl", [Record("e", "e.png", EDITED, "e", editor="../../up")], Vocabulary())
+    write_schema(tmp_path / "set.jsonl", [PictureRecord("e", "e.png", EDITED, "e", editor="../../up")], Vocabulary())
     convert("folders", tmp_path / "set.jsonl", tmp_path / "a" / "b" / "out")
     written = [path for path in tmp_path.rglob("*.png") if path.name != "e.png"]
     assert len(written) == 1

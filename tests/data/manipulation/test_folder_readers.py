@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fixtures.manipulation_trees import mask, picture
 
-from vision_lowrank.data.manipulation.base import EDITED, REAL, SYNTHETIC, Record, Vocabulary
+from vision_lowrank.data.manipulation.base import EDITED, REAL, SYNTHETIC, PictureRecord, Vocabulary
 from vision_lowrank.data.manipulation.folders import EditedFoldersConfig, edited_folders, read_folders
 from vision_lowrank.data.manipulation.jsonl import ManipulationConfig, manipulation
 from vision_lowrank.data.manipulation.schema import write_schema
@@ -138,8 +138,8 @@ def test_sid_rows_swap_the_labels_and_come_back():
 
 def twins(count, start=0):
     for number in range(start, start + count):
-        yield Record(f"s{number}", "r.png", REAL, f"s{number}")
-        yield Record(f"e{number}", "r.png", EDITED, f"s{number}", editor="e", category="color")
+        yield PictureRecord(f"s{number}", "r.png", REAL, f"s{number}")
+        yield PictureRecord(f"e{number}", "r.png", EDITED, f"s{number}", editor="e", category="color")
 
 
 def test_the_schema_as_one_file_and_as_a_folder(tmp_path):

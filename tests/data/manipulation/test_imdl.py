@@ -5,7 +5,7 @@ import pytest
 from fixtures.manipulation_trees import mani, mask, picture
 from pydantic import ValidationError
 
-from vision_lowrank.data.manipulation.base import EDITED, REAL, ManipulationSet, Record, Region
+from vision_lowrank.data.manipulation.base import EDITED, REAL, ManipulationSet, PictureRecord, Region
 from vision_lowrank.data.manipulation.imdl import read_balanced, read_json, read_mani, read_tests, write_json
 from vision_lowrank.data.manipulation.joined import JoinedSet
 from vision_lowrank.data.manipulation.lists import PROTOCOLS, SETS, ImdlConfig, imdl
@@ -71,7 +71,7 @@ def test_negative_black_mask_and_label_0_are_the_same(tmp_path):
         tmp_path / "x.json", ["n.png", "Negative"], ["b.png", "black.png"], ["d.png", "dark.png"], ["e.png", "grey.png"]
     )
     images = read_json(path)
-    schema = ManipulationSet.of("s", [Record("n", "n.png", REAL, "n")], tmp_path)
+    schema = ManipulationSet.of("s", [PictureRecord("n", "n.png", REAL, "n")], tmp_path)
     assert images.labels.tolist() == [REAL, REAL, REAL, EDITED]
     for index in range(3):
         assert np.array_equal(images.mask(index), schema.mask(0))
@@ -110,11 +110,11 @@ def test_wrong_lists(tmp_path, content, message):
 
 def test_a_written_list_has_masks_of_boxes_and_refuses_bare_edits(tmp_path):
     picture(tmp_path / "in" / "a.png")
-    boxed = Record("a", "a.png", EDITED, "a", boxes=(Region((1, 1, 5, 5)),))
+    boxed = PictureRecord("a", "a.png", EDITED, "a", boxes=(Region((1, 1, 5, 5)),))
     write_json(tmp_path / "out" / "x.json", ManipulationSet.of("s", [boxed], tmp_path / "in"))
     assert json.loads((tmp_path / "out" / "x.json").read_text()) == [["../in/a.png", "x_masks/000000.png"]]
     assert read_json(tmp_path / "out" / "x.json").mask(0).sum() == 16
-    bare = ManipulationSet.of("s", [Record("a", "a.png", EDITED, "a")], tmp_path / "in")
+    bare = ManipulationSet.of("s", [PictureRecord("a", "a.png", EDITED, "a")], tmp_path / "in")
     with pytest.raises(DataError, match="1 edited pictures of 's' have neither mask nor boxes, 'a'"):
         write_json(tmp_path / "out" / "y.json", bare)
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from skimage.measure import label, regionprops
 
-from vision_lowrank.data.manipulation.base import EDITED, Record, Region
+from vision_lowrank.data.manipulation.base import EDITED, PictureRecord, Region
 from vision_lowrank.data.manipulation.pair_masks import annotated, pair_difference
 from vision_lowrank.data.manipulation.regions import boxes_of_mask, mask_of_boxes, with_boxes
 
@@ -46,12 +46,12 @@ def test_filled_boxes_and_back():
 
 def test_derived_boxes_are_marked_and_never_replace_drawn_ones():
     mask = mask_of_boxes([(1, 1, 9, 9)], 16, 16)
-    record = with_boxes(Record("a", "a", EDITED, "a"), mask)
+    record = with_boxes(PictureRecord("a", "a", EDITED, "a"), mask)
     assert record.boxes == (Region((1, 1, 9, 9)),)
     assert record.derived
-    drawn = Record("a", "a", EDITED, "a", boxes=(Region((0, 0, 1, 1)),))
+    drawn = PictureRecord("a", "a", EDITED, "a", boxes=(Region((0, 0, 1, 1)),))
     assert with_boxes(drawn, mask) is drawn
-    assert with_boxes(Record("a", "a", EDITED, "a", scope="global"), mask).boxes is None
+    assert with_boxes(PictureRecord("a", "a", EDITED, "a", scope="global"), mask).boxes is None
 
 
 def pair(part, amount=60, noise=3):
@@ -70,7 +70,7 @@ def test_an_edited_part_is_found_whatever_its_size(side):
     truth = np.zeros((64, 64), bool)
     truth[8 : 8 + side, 8 : 8 + side] = True
     assert (difference.mask & truth).sum() / (difference.mask | truth).sum() > 0.7
-    record = annotated(Record("a", "a", EDITED, "a"), difference, "m.png")
+    record = annotated(PictureRecord("a", "a", EDITED, "a"), difference, "m.png")
     (box,) = record.boxes
     assert np.abs(np.asarray(box.xyxy) - [8, 8, 8 + side, 8 + side]).max() <= 3
     assert (record.annotator, record.derived, record.mask, record.scope) == ("auto", True, "m.png", "local")
@@ -85,7 +85,7 @@ def test_a_change_of_everything_is_global_and_has_no_mask():
     difference = pair_difference(*pair(np.s_[:, :]))
     assert (difference.scope, difference.mask) == ("global", None)
     assert difference.share > 0.9
-    record = annotated(Record("a", "a", EDITED, "a"), difference, "m.png")
+    record = annotated(PictureRecord("a", "a", EDITED, "a"), difference, "m.png")
     assert (record.scope, record.mask, record.boxes, record.annotator) == ("global", None, None, "auto")
 
 
@@ -94,7 +94,7 @@ def test_no_difference_is_not_annotated_as_none():
     difference = pair_difference(real, real)
     assert difference.scope == "unknown"
     assert not difference.mask.any()
-    record = annotated(Record("a", "a", EDITED, "a"), difference, "m.png")
+    record = annotated(PictureRecord("a", "a", EDITED, "a"), difference, "m.png")
     assert (record.boxes, record.mask) == (None, None)
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from vision_lowrank.data.manipulation.base import EDITED, REAL, SYNTHETIC, ManipulationSet, Record
+from vision_lowrank.data.manipulation.base import EDITED, REAL, SYNTHETIC, ManipulationSet, PictureRecord
 from vision_lowrank.data.manipulation.joined import join
 from vision_lowrank.data.manipulation.sampling import Balanced, EqualDraws, Single, Twins, draws_of
 from vision_lowrank.errors import DataError
@@ -14,11 +14,13 @@ def made(records, name="made"):
 
 
 def edit(source, editor, category, number=0):
-    return Record(f"{source}-{editor}-{category}-{number}", "x", EDITED, source, editor=editor, category=category)
+    return PictureRecord(
+        f"{source}-{editor}-{category}-{number}", "x", EDITED, source, editor=editor, category=category
+    )
 
 
 def real(source):
-    return Record(source, "x", REAL, source)
+    return PictureRecord(source, "x", REAL, source)
 
 
 def world():
@@ -33,9 +35,9 @@ def world():
             edit("b", "e", "color"),
             real("b"),
             real("alone"),
-            Record("syn", "x", SYNTHETIC, "b"),
-            Record("c", "x", REAL, "c"),
-            Record("c1", "x", EDITED, "c"),
+            PictureRecord("syn", "x", SYNTHETIC, "b"),
+            PictureRecord("c", "x", REAL, "c"),
+            PictureRecord("c1", "x", EDITED, "c"),
         ]
     )
 
@@ -115,9 +117,11 @@ def test_the_rule_that_fits():
 
 
 def test_joined_sets_keep_names_paths_and_twins_apart(tmp_path):
-    one = ManipulationSet.of("one", [Record("a", "x/a.png", REAL, "a", group="g")], tmp_path / "p")
+    one = ManipulationSet.of("one", [PictureRecord("a", "x/a.png", REAL, "a", group="g")], tmp_path / "p")
     two = ManipulationSet.of(
-        "two", [Record("a", "a.png", REAL, "a"), Record("b", "b.png", 1, "a", mask="m.png")], tmp_path / "q" / "r"
+        "two",
+        [PictureRecord("a", "a.png", REAL, "a"), PictureRecord("b", "b.png", 1, "a", mask="m.png")],
+        tmp_path / "q" / "r",
     )
     joined = join("both", [one, two])
     assert [r.id for r in joined.records] == ["one/a", "two/a", "two/b"]

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vision_lowrank.data.manipulation.base import EDITED, REAL, Record, Region, Vocabulary
+from vision_lowrank.data.manipulation.base import EDITED, REAL, PictureRecord, Region, Vocabulary
 from vision_lowrank.data.manipulation.schema import JsonLines, read_schema, read_vocabulary, write_schema
 from vision_lowrank.errors import DataError
 
 RECORDS = (
-    Record("a1", "real/a1.png", REAL, source_id="a1", width=16, height=8, boxes=(), cues=()),
-    Record(
+    PictureRecord("a1", "real/a1.png", REAL, source_id="a1", width=16, height=8, boxes=(), cues=()),
+    PictureRecord(
         "a1-e3",
         "edited/ä1.png",
         EDITED,
@@ -33,7 +33,7 @@ RECORDS = (
         derived=True,
         split="train",
     ),
-    Record("b", "b.png", 2, source_id="b"),
+    PictureRecord("b", "b.png", 2, source_id="b"),
 )
 
 
@@ -189,7 +189,7 @@ def test_boxes_are_clipped_within_two_pixels(tmp_path):
 
 def test_own_vocabularies_keep_their_order(tmp_path):
     own = Vocabulary(("z", "a"), {"kinds": ("splice", "clone")})
-    write_schema(tmp_path / "x.jsonl", [Record("a", "a.png", 1, "a", cues=("a",), category="clone")], own)
+    write_schema(tmp_path / "x.jsonl", [PictureRecord("a", "a.png", 1, "a", cues=("a",), category="clone")], own)
     assert json.loads((tmp_path / "schema.json").read_text()) == {
         "version": 1, "cues": ["z", "a"], "categories": {"kinds": ["splice", "clone"]},
     }  # fmt: skip
@@ -199,7 +199,7 @@ def test_own_vocabularies_keep_their_order(tmp_path):
     with pytest.raises(
         DataError, match=r"record 'b' cannot be written.*category 'replacement' is not in the vocabulary"
     ):
-        write_schema(tmp_path / "y.jsonl", [Record("b", "b.png", 1, "b", category="replacement")], own)
+        write_schema(tmp_path / "y.jsonl", [PictureRecord("b", "b.png", 1, "b", category="replacement")], own)
     assert not (tmp_path / "y.jsonl").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from vision_lowrank.data.manipulation.base import ManipulationSet, Record
+from vision_lowrank.data.manipulation.base import ManipulationSet, PictureRecord
 from vision_lowrank.data.manipulation.shortcut_audit import metadata_features, shortcut_audit, weighted_auc
 from vision_lowrank.errors import DataError
 
@@ -30,7 +30,7 @@ def twins(root, how, sources=24, edits=lambda source: 1 + source % 3):
             pixels[: size // 3] = number * 20  # another length in bytes
             name = f"{source}-{number}.{kind.lower()}"
             (root / name).write_bytes(encoded(pixels, kind, quality))
-            records.append(Record(f"{source}-{number}", name, int(number > 0), f"{source}-0"))
+            records.append(PictureRecord(f"{source}-{number}", name, int(number > 0), f"{source}-0"))
     return ManipulationSet.of("twins", records, root)
 
 
@@ -82,7 +82,9 @@ def test_features_are_the_files(tmp_path):
     exif[0x0112] = 1
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=75, subsampling=2, exif=exif)
     Image.fromarray(pixels).save(tmp_path / "b.png")
-    images = ManipulationSet.of("two", [Record("a", "a.jpg", 0, "a"), Record("b", "b.png", 1, "b")], tmp_path)
+    images = ManipulationSet.of(
+        "two", [PictureRecord("a", "a.jpg", 0, "a"), PictureRecord("b", "b.png", 1, "b")], tmp_path
+    )
     features = metadata_features(images)
     assert features["format"].tolist() == [[1, 0], [0, 1]]
     assert features["size"].tolist() == [[30, 20, 600]] * 2

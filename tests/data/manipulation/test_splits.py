@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vision_lowrank.data.manipulation.base import EDITED, REAL, ManipulationSet, Record
+from vision_lowrank.data.manipulation.base import EDITED, REAL, ManipulationSet, PictureRecord
 from vision_lowrank.data.manipulation.splits import (
     carve,
     leave_one_category_out,
@@ -22,11 +22,11 @@ def made(records):
 
 
 def twins(number, editors=("e", "f"), **keys):
-    real = Record(f"s{number}", f"s{number}.png", REAL, source_id=f"s{number}", **keys)
+    real = PictureRecord(f"s{number}", f"s{number}.png", REAL, source_id=f"s{number}", **keys)
     return [
         real,
         *(
-            Record(f"s{number}-{editor}", "x.png", EDITED, f"s{number}", editor=editor, category=kind, **keys)
+            PictureRecord(f"s{number}-{editor}", "x.png", EDITED, f"s{number}", editor=editor, category=kind, **keys)
             for editor, kind in zip(editors, ("removal", "color"), strict=False)
         ),
     ]
@@ -67,14 +67,14 @@ def test_the_split_does_not_depend_on_the_hash_seed():
 
 def test_another_picture_of_a_known_source_never_moves_it():
     few = [record for i in range(50) for record in twins(i, ("e",))]
-    more = few + [Record(f"s{i}-new", "x.png", EDITED, f"s{i}") for i in range(50)] + twins(99)
+    more = few + [PictureRecord(f"s{i}-new", "x.png", EDITED, f"s{i}") for i in range(50)] + twins(99)
     before, after = split(made(few)), split(made(more))
     assert ids(before.train) <= ids(after.train)
     assert ids(before.tests["test"]) <= ids(after.tests["test"])
 
 
 def test_groups_stay_together_and_explicit_splits_win():
-    records = [Record(f"c{i}", "x", REAL, f"c{i}", group="photo") for i in range(30)]
+    records = [PictureRecord(f"c{i}", "x", REAL, f"c{i}", group="photo") for i in range(30)]
     splits = split(made(records + twins(1, split="val")[:1] + twins(1)[1:]))
     parts = [splits.train, splits.val, splits.tests["test"]]
     assert [sum(id.startswith("c") for id in ids(part)) for part in parts].count(0) == 2
@@ -85,8 +85,12 @@ def test_twins_in_two_splits_are_refused_by_name():
     with pytest.raises(DataError, match=r"source 's1' of 'made' is in two splits, train and test \(picture 's1-e'\)"):
         split(made(twins(1, split="train")[:1] + twins(1, split="test")[1:]))
     with pytest.raises(DataError, match="group 'g' of 'made' is in two splits"):
-        split(made([Record("a", "a", 0, "a", "g", split="train"), Record("b", "b", 0, "b", "g", split="val")]))
-    groups = [Record(f"e{i}", "x", 1, "s", group=f"g{i}") for i in range(40)]
+        split(
+            made(
+                [PictureRecord("a", "a", 0, "a", "g", split="train"), PictureRecord("b", "b", 0, "b", "g", split="val")]
+            )
+        )
+    groups = [PictureRecord(f"e{i}", "x", 1, "s", group=f"g{i}") for i in range(40)]
     with pytest.raises(DataError, match="source 's' of 'made' falls into two splits"):
         split(made(groups))
 
@@ -105,7 +109,7 @@ def test_unseen_editors_leave_train_and_val_and_come_back_apart():
 
 def test_closed_stands_for_all_closed_editors():
     records = [record for i in range(100) for record in twins(i)]
-    records += [Record(f"s{i}-g", "x", 1, f"s{i}", editor="g", editor_access="closed") for i in range(100)]
+    records += [PictureRecord(f"s{i}-g", "x", 1, f"s{i}", editor="g", editor_access="closed") for i in range(100)]
     splits = split(made(records), unseen_editors=["closed", "f"])
     assert {record.editor for record in splits.train.records} == {None, "e"}
     assert {record.editor for record in splits.tests["unseen"].records} == {None, "f", "g"}
@@ -140,7 +144,12 @@ def test_ready_parts_are_checked_and_val_is_carved():
     with pytest.raises(DataError, match=r"source 's3' is in two splits, train and test \(picture 's3-e'\)"):
         ready_splits({"train": train, "test": made(twins(3)[1:])})
     with pytest.raises(DataError, match="group 'g' is in two splits"):
-        ready_splits({"train": made([Record("a", "a", 0, "a", "g")]), "test": made([Record("b", "b", 0, "b", "g")])})
+        ready_splits(
+            {
+                "train": made([PictureRecord("a", "a", 0, "a", "g")]),
+                "test": made([PictureRecord("b", "b", 0, "b", "g")]),
+            }
+        )
     with pytest.raises(DataError, match="no pictures to train on"):
         ready_splits({"test": train})
 

@@ -104,7 +104,7 @@ def test_loss_of_mixed_pictures_is_the_soft_cross_entropy(recipe):
     task, batch = begun(recipe, MIXED)
     assert batch["label"].shape == (6, 3)
     outputs = task.training_step(batch)
-    logits = task.classifier(batch["image"]).double()
+    logits = task.model(batch["image"]).double()
     expected = -(batch["label"] * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
     assert outputs["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
     right = logits.argmax(dim=-1) == batch["label"].argmax(dim=-1)
@@ -128,8 +128,8 @@ def test_contrast_sees_the_unmixed_views_alone(recipe):
     assert not torch.equal(batch["image"][:, 0], plain["image"][:, 0])
     assert not torch.equal(batch["label"][:, 0], one_hot)
     loss = task.training_step(batch)["loss"]
-    features = task.classifier.model.encode_image(batch["image"].flatten(0, 1))
-    logits = task.classifier(batch["image"].flatten(0, 1)).double()
+    features = task.model.backbone.encode_image(batch["image"].flatten(0, 1))
+    logits = task.model(batch["image"].flatten(0, 1)).double()
     own = F.cross_entropy(logits, batch["label"].flatten(0, 1).double())
     assert loss.item() == pytest.approx(own.item(), rel=1e-5)
     single = batch["label"].flatten(0, 1).max(dim=-1).values == 1  # a partner may be of the same class
@@ -164,10 +164,10 @@ def test_without_weight_it_is_plain_training_on_mixed_pictures(recipe, tmp_path)
 def test_the_contrastive_term_alone_leaves_the_head_without_gradient(recipe):
     task, batch = begun(recipe, [*CONTRAST, "task.head=linear", "regularizer.w=1"])
     with torch.no_grad():
-        task.classifier.head.linear.weight.normal_()
+        task.model.head.linear.weight.normal_()
     (task.training_step(batch)["loss"] + task.regularizer.extra_losses()["contrastive"]).backward()
-    assert task.classifier.head.linear.weight.grad.abs().max() < 1e-6
-    assert sum(p.grad.abs().sum() for p in task.classifier.model.parameters() if p.grad is not None) > 1e-4
+    assert task.model.head.linear.weight.grad.abs().max() < 1e-6
+    assert sum(p.grad.abs().sum() for p in task.model.backbone.parameters() if p.grad is not None) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ UPPER = ["adapter={type: lora, r: 2, layers: '-1:', towers: [vision]}"]
 
 def test_lower_blocks_see_a_picture_that_never_changes_once(recipe, tmp_path):
     engine = make(recipe, [*UPPER, "task.augmentation=none", "engine.steps=4"], tmp_path / "kept")
-    lowest = engine.task.classifier.model.get_base_model().model.visual.transformer.resblocks[0]
+    lowest = engine.task.model.backbone.get_base_model().model.visual.transformer.resblocks[0]
     seen = []
 
     def count(module, inputs):

@@ -27,7 +27,7 @@ def test_loss_is_cross_entropy_of_the_classifier(recipe):
     task.begin_stage(task.stages()[0])
     task.begin_training()
     batch = batch_of(task)
-    logits = task.classifier(batch["image"]).double()
+    logits = task.model(batch["image"]).double()
     expected = -logits.log_softmax(-1)[range(6), batch["label"]].mean()
     assert task.training_step(batch)["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
 
@@ -42,13 +42,13 @@ def test_text_tower_trains_only_when_it_is_adapted(recipe, towers, reached):
     task = build_task(load_config(recipe, [f"adapter.towers={towers}"]), 1)
     grads = gradients(task)
     assert any(".visual." not in name for name in grads) == reached
-    assert (task.classifier.head.features is None) == reached  # a frozen tower is encoded once
+    assert (task.model.head.features is None) == reached  # a frozen tower is encoded once
 
 
 def test_prompts_are_encoded_anew_after_an_evaluation(recipe, tmp_path):
     task = build_task(load_config(recipe), 1)
     Engine(load_config(recipe).engine, task, tmp_path, seed=1).evaluate("test")
-    assert task.classifier.head.features is not None
+    assert task.model.head.features is not None
     assert all(gradient is not None for gradient in gradients(task).values())
 
 

@@ -54,7 +54,7 @@ def test_transfer_sets_have_their_own_classes_and_templates(recipe):
     assert other.classes == images.classes
     assert len(images.classes) == 10
     assert other.templates == ("the digit {}",)
-    assert other.model is task.classifier.model
+    assert other.model is task.model.backbone
     task.eval()
     with torch.no_grad():
         task.begin_eval("transfer/digits")
@@ -95,7 +95,7 @@ def test_selection_searches_then_trains_a_plain_lora_where_it_says(recipe, name)
     facts = result["seeds"]["1"]["facts"]
     assert facts["gates"]
     classifier = ImageClassifier.load(folder / "artefact")
-    adapted = {name.partition(".lora_A")[0] for name, _ in classifier.model.named_parameters() if ".lora_A" in name}
+    adapted = {name.partition(".lora_A")[0] for name, _ in classifier.backbone.named_parameters() if ".lora_A" in name}
     assert 0 < len(adapted) <= 12
     evaluated = result["seeds"]["1"]["metrics"]["test/test/accuracy"]
     assert 0 <= evaluated <= 1

@@ -22,9 +22,9 @@ SHOTS = 4
 
 
 def features(classifier, images):
-    pixels = torch.stack([classifier.model.transform(images.image(i)) for i in range(len(images))])
+    pixels = torch.stack([classifier.backbone.transform(images.image(i)) for i in range(len(images))])
     with torch.no_grad():
-        return classifier.model.encode_image(pixels)
+        return classifier.backbone.encode_image(pixels)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_the_new_classes_are_recognised_on_other_pictures(artefact, emoji, folde
     add_classes(artefact, folders / "new")
     grown, images = ImageClassifier.load(artefact), emoji((*OLD, *NEW))
     unseen = images.subset([i for i in range(len(images)) if i % 8 >= SHOTS])
-    pixels = torch.stack([grown.model.transform(unseen.image(i)) for i in range(len(unseen))])
+    pixels = torch.stack([grown.backbone.transform(unseen.image(i)) for i in range(len(unseen))])
     right = grown.probabilities(pixels).argmax(dim=1) == torch.tensor(unseen.labels)
     assert right.float().mean() > 0.6
 
@@ -118,7 +118,7 @@ def test_a_text_head_grows_by_its_names(tmp_path, emoji, folders):
     assert not (folder / "head.safetensors").exists()
     grown = ImageClassifier.load(folder)
     expected = ImageClassifier(load_backbone("tiny-clip"), "text", [*OLD, *NEW], ["an emoji of {}"]).eval()
-    pixels = torch.rand(2, 3, 64, 64)[:, :, : grown.model.preprocess.size, : grown.model.preprocess.size]
+    pixels = torch.rand(2, 3, 64, 64)[:, :, : grown.backbone.preprocess.size, : grown.backbone.preprocess.size]
     torch.testing.assert_close(grown.probabilities(pixels), expected.probabilities(pixels))
     assert [new.left_out for new in growth.new] == [None, None]
     assert undo(folder) == NEW
@@ -145,7 +145,7 @@ def test_report_agrees_with_the_saved_classifiers(artefact, folders):
     assert (told.classes, told.pictures) == (2, 16)
     grown = ImageClassifier.load(artefact)
     with torch.no_grad():
-        logits = grown.head(grown.model, h)
+        logits = grown.head(grown.backbone, h)
     assert told.after == pytest.approx((logits.argmax(dim=1) == labels).double().mean().item())
     assert told.before == pytest.approx((logits[:, :2].argmax(dim=1) == labels).double().mean().item())
 

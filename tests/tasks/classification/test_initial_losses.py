@@ -63,7 +63,7 @@ def test_a_run_starts_from_its_gradients_and_resumes(recipe, tmp_path, start, he
     overrides += [f"out={tmp_path}", "name=r", f"task.head={head}"]
     config = load_config(recipe, overrides)
     task = build_task(config, 1)
-    layers = dict(adapter_layers(task.classifier.model))
+    layers = dict(adapter_layers(task.model.backbone))
     assert layers
     for layer in layers.values():
         update = layer.weight_update["default"]
@@ -72,7 +72,7 @@ def test_a_run_starts_from_its_gradients_and_resumes(recipe, tmp_path, start, he
     result = run(config)
     assert result["config"]["initializer"]["samples"] == 6
     again = ImageClassifier.load(tmp_path / "r" / "seed-1" / "artefact")
-    assert again.model.peft_config["default"].initializer in start
+    assert again.backbone.peft_config["default"].initializer in start
 
 
 def test_the_first_warm_up_step_sets_lora_sbs_rate(recipe):
@@ -81,7 +81,7 @@ def test_the_first_warm_up_step_sets_lora_sbs_rate(recipe):
         overrides = [f"initializer={GRADIENT_STARTS[1]}", warmup, "engine.lr=0.01"]
         overrides.append("adapter={type: lora_xs, r: 4, towers: [vision], modules: [q]}")
         task = build_task(load_config(recipe, overrides), 1)
-        update = adapter_layers(task.classifier.model)[0][1].weight_update["default"]
+        update = adapter_layers(task.model.backbone)[0][1].weight_update["default"]
         largest = torch.linalg.matrix_norm(update.delta(), 2)
         # the sign matrix of any gradient has a spectral norm between sqrt(width) and width
         assert 0.01 * share * 8 < float(largest) < 0.01 * share * 200

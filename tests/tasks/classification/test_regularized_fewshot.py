@@ -55,7 +55,7 @@ def begun(recipe, overrides):
 
 def move_adapter(task):
     with torch.no_grad():
-        for parameter in task.classifier.model.parameters():
+        for parameter in task.model.backbone.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
 
@@ -73,12 +73,12 @@ def assert_same(one, other):
 def test_teacher_of_a_text_head_is_the_zero_shot_classifier_of_the_base(recipe, tiny_weights):
     task, batch = begun(recipe, PISSA)
     base = vl.load_backbone("tiny-clip", str(tiny_weights)).eval()
-    zero_shot = ImageClassifier(base, "text", task.classifier.classes, task.classifier.templates)
+    zero_shot = ImageClassifier(base, "text", task.model.classes, task.model.templates)
     move_adapter(task)
     logits = task._teacher.logits(batch["image"])
     torch.testing.assert_close(logits, zero_shot(batch["image"]), rtol=1e-5, atol=1e-5)
     assert not logits.requires_grad
-    assert not torch.allclose(logits, task.classifier(batch["image"]), atol=1e-2)
+    assert not torch.allclose(logits, task.model(batch["image"]), atol=1e-2)
 
 
 def test_nothing_is_inherited_yet_at_the_start(recipe):
@@ -95,11 +95,11 @@ def test_the_step_s_loss_is_cross_entropy_and_the_three_terms(recipe, tmp_path):
     losses = engine.dry_step(engine.task.stages()[0])
     task = engine.task
     batch = engine.closure.parts[0].batch
-    logits = task.classifier(batch["image"]).double()
+    logits = task.model(batch["image"]).double()
     teacher = task._teacher.logits(batch["image"]).double()
     expected = {
         "consistency": 0.15 * consistency(logits, teacher, 2.0),
-        "diversity": 0.03 * diversity(logits / task.classifier.model.logit_scale.double()),
+        "diversity": 0.03 * diversity(logits / task.model.backbone.logit_scale.double()),
         "spectral": 0.03 * concentration(logits, 5),
     }
     for name, value in expected.items():
@@ -117,7 +117,7 @@ def test_only_what_trains_gets_a_gradient_and_the_teacher_leaves_no_trace(recipe
     loss = task.training_step(batch)["loss"]
     (loss + sum(task.regularizer.extra_losses().values())).backward()
     assert {name: p.requires_grad for name, p in task.named_parameters()} == before
-    assert all(module.training for module in task.classifier.modules())
+    assert all(module.training for module in task.model.modules())
     for name, parameter in task.named_parameters():
         assert (parameter.grad is not None) == before[name], name
 
@@ -155,7 +155,7 @@ def test_a_head_without_pretrained_logits_is_probed_first(recipe, tmp_path, head
         own = ".head." in name
         assert torch.equal(first[name], second[name]) == (not own), name
         assert torch.equal(second[name], last[name]) == (not own and "lora_" not in name), name
-    kept = {f"classifier.head.{name}": tensor for name, tensor in task._teacher.head.state_dict().items()}
+    kept = {f"model.head.{name}": tensor for name, tensor in task._teacher.head.state_dict().items()}
     assert_same(kept, {name: second[name] for name in kept})
 
 
@@ -163,7 +163,7 @@ def test_probed_teacher_is_the_probe_on_frozen_features(recipe, tiny_weights):
     task, batch = begun(recipe, [*BA, "task.head=cosine"])
     base = vl.load_backbone("tiny-clip", str(tiny_weights)).eval()
     f = F.normalize(base.encode_image(batch["image"]), dim=-1)
-    expected = 20 * f @ F.normalize(task.classifier.head.prototypes, dim=-1).T
+    expected = 20 * f @ F.normalize(task.model.head.prototypes, dim=-1).T
     move_adapter(task)
     torch.testing.assert_close(task._teacher.logits(batch["image"]), expected.detach(), rtol=1e-5, atol=1e-5)
 
@@ -184,7 +184,7 @@ def test_consistency_of_features_needs_no_probe(recipe):
     assert [stage.name for stage in task.stages()] == ["train"]
     move_adapter(task)
     task.training_step(batch)
-    f, g = task.classifier.model.encode_image(batch["image"]), task._teacher.features(batch["image"])
+    f, g = task.model.backbone.encode_image(batch["image"]), task._teacher.features(batch["image"])
     expected = 0.15 * (1 - F.cosine_similarity(f.double(), g.double()).mean())
     value = task.regularizer.extra_losses()["consistency"]
     assert value.item() == pytest.approx(expected.item(), abs=1e-6)
@@ -199,10 +199,10 @@ def test_a_base_that_trains_is_no_teacher(recipe, tmp_path):
 
 def test_merged_equals_unmerged_after_training_from_pissa(recipe, tmp_path):
     task = trained(recipe, PISSA, tmp_path).task.eval()
-    pixels = torch.randn(2, 3, *[task.classifier.model.preprocess.size] * 2)
+    pixels = torch.randn(2, 3, *[task.model.backbone.preprocess.size] * 2)
     with torch.no_grad():
-        expected = task.classifier.model.encode_image(pixels)
-        merged = vl.merge(task.classifier.model).encode_image(pixels)
+        expected = task.model.backbone.encode_image(pixels)
+        merged = vl.merge(task.model.backbone).encode_image(pixels)
     torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -219,8 +219,8 @@ def test_two_views_are_two_rows_and_the_first_is_that_of_one(recipe):
     assert not torch.equal(batch["image"][1, 0], batch["image"][1, 1])
     loss = task.training_step(batch)["loss"]
     pixels, labels = batch["image"].transpose(0, 1).flatten(0, 1), batch["label"].repeat(2)
-    features = task.classifier.model.encode_image(pixels).double()
-    own = F.cross_entropy(task.classifier(pixels).double(), labels)
+    features = task.model.backbone.encode_image(pixels).double()
+    own = F.cross_entropy(task.model(pixels).double(), labels)
     assert loss.item() == pytest.approx(own.item(), rel=1e-5)
     expected = 0.5 * (contrastive_loss(features, labels) - own)
     assert task.regularizer.extra_losses()["contrastive"].item() == pytest.approx(expected.item(), rel=1e-4)

@@ -56,7 +56,7 @@ def test_artefact_predicts_what_evaluation_said(recipe, tmp_path, how):
     task.save_artefact(tmp_path / "artefact", {})
     classifier = ImageClassifier.load(tmp_path / "artefact")
     images = task.splits.tests["test"]
-    inputs = torch.stack([classifier.model.transform(images.image(i)) for i in range(len(images))])
+    inputs = torch.stack([classifier.backbone.transform(images.image(i)) for i in range(len(images))])
     loss = nn.functional.cross_entropy(classifier(inputs), torch.tensor(images.labels)).item()
     assert loss == pytest.approx(said, abs=1e-5)
     assert loss != pytest.approx(before, abs=1e-4)
@@ -140,7 +140,7 @@ def test_adapter_on_a_trained_base_is_saved_with_it(base, tmp_path, config):
     names = {"model.visual.transformer.resblocks.0.attn.in_proj_weight", "model.visual.proj"}
     trained(base, names).save(tmp_path / "base", {})
     classifier = ImageClassifier.load(tmp_path / "base")
-    classifier.model = vl.attach(classifier.model, config)
+    classifier.backbone = vl.attach(classifier.backbone, config)
     classifier = moved(classifier, amount=0.05)
     state = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     classifier.save(tmp_path / "both", {})

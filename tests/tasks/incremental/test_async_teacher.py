@@ -13,7 +13,7 @@ from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.engine.task import Task
 from vision_lowrank.tasks.classification.prototypes import PrototypeHead
 from vision_lowrank.tasks.incremental.teacher import AsynchronousTeacher, FrozenCopy
-from vision_lowrank.tasks.incremental.unfreeze import Parts
+from vision_lowrank.tasks.incremental.unfreeze import SessionParameters
 
 SMALL = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}
 CONFIGS = {"lora": LoraConfig(r=2, dropout=0.1), "block_lora": BlockLoraConfig(r=2, blocks=2)}
@@ -32,7 +32,7 @@ class Student(Task):
         self.model = attach(base, CONFIGS[adapter], modules=("q", "v"), check=False).double().train()
         self.head = PrototypeHead(3, 32).double()
         self.teacher = AsynchronousTeacher()
-        self.parts = Parts.of(self.model, self.head, l_ft)
+        self.parts = SessionParameters.of(self.model, self.head, l_ft)
 
     @property
     def base_weights(self):
@@ -143,7 +143,7 @@ def test_holding_again_keeps_what_is_held_and_adds_the_rest():
     first = {name: tensor.clone() for name, tensor in student.teacher.held.items()}
     student.parts.train("encoder")
     moved(student.model)
-    wider = Parts.of(student.model, student.head, 1).encoder
+    wider = SessionParameters.of(student.model, student.head, 1).encoder
     student.teacher.hold(wider)
     assert student.teacher.held.keys() == wider.keys() > first.keys()
     assert all(torch.equal(student.teacher.held[name], tensor) for name, tensor in first.items())
@@ -194,7 +194,7 @@ def test_a_checkpoint_puts_it_back():
 def test_a_backbone_without_adapter_can_be_copied_too():
     backbone = load_backbone("timm:vit_tiny_patch16_224", **SMALL).double().requires_grad_(False)
     teacher, batch = AsynchronousTeacher(m=0.5), pixels(backbone)
-    parts = Parts.of(backbone, PrototypeHead(2, 32), 2)
+    parts = SessionParameters.of(backbone, PrototypeHead(2, 32), 2)
     teacher.hold(parts.encoder)
     with torch.no_grad():
         then = backbone.eval().encode_image(batch)

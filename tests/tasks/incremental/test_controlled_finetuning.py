@@ -9,7 +9,7 @@ from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.engine.task import Task, count
 from vision_lowrank.errors import UserError
 from vision_lowrank.tasks.classification.prototypes import PrototypeHead
-from vision_lowrank.tasks.incremental.unfreeze import Parts
+from vision_lowrank.tasks.incremental.unfreeze import SessionParameters
 
 EMBEDDINGS = {"patch_embed", "cls_token", "pos_embed", "class_embedding", "positional_embedding", "conv1", "ln_pre"}
 
@@ -63,12 +63,12 @@ def test_the_counts_of_the_paper():
     model = attach(wide, LoraConfig(r=16), modules=("q", "v"), check=False)
     head = PrototypeHead(10, 768)
     for l_ft in (0, 1):
-        parts = Parts.of(model, head, l_ft)
+        parts = SessionParameters.of(model, head, l_ft)
         assert count(parts.encoder.values()) == (2 - l_ft) * 7_087_872 + 592_128
     parts.train("pet", "classifier")
     trained = [p for module in (model, head) for p in module.parameters() if p.requires_grad]
     assert count(trained) == 589_824 * 2 / 12 + 768 * 10
-    assert not Parts.of(model, head, 2).encoder
+    assert not SessionParameters.of(model, head, 2).encoder
 
 
 class Session(Task):
@@ -81,7 +81,7 @@ def session(l_ft=1):
     torch.manual_seed(0)
     model = attach(vit(), LoraConfig(r=2, dropout=0.0), modules=("q", "v"), check=False)
     task = Session(model, PrototypeHead(4, 32))
-    return task, Parts.of(model, task.head, l_ft)
+    return task, SessionParameters.of(model, task.head, l_ft)
 
 
 @pytest.mark.parametrize("names", [("pet",), ("classifier",), ("pet", "classifier"), ("pet", "classifier", "encoder")])

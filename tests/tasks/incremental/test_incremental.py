@@ -32,10 +32,10 @@ def trained(path, *overrides, folder="run"):
 @torch.no_grad()
 def outputs(classifier, images):
     classifier.eval()
-    transform = classifier.model.preprocess.evaluation()
+    transform = classifier.backbone.preprocess.evaluation()
     pixels = torch.stack([transform(images.image(i)) for i in range(len(images))])
-    features = classifier.model.encode_image(pixels)
-    return features, classifier.head(classifier.model, features), torch.tensor(images.labels)
+    features = classifier.backbone.encode_image(pixels)
+    return features, classifier.head(classifier.backbone, features), torch.tensor(images.labels)
 
 
 class Watch(Hook):
@@ -46,7 +46,7 @@ class Watch(Hook):
 
     @staticmethod
     def _copy(task):
-        model = {name: t.clone() for name, t in task.classifier.model.state_dict().items()}
+        model = {name: t.clone() for name, t in task.model.backbone.state_dict().items()}
         return task.head.prototypes.detach().clone(), model
 
     def after_backward(self, engine):
@@ -69,8 +69,8 @@ def test_without_training_it_is_the_nearest_prototype_after_every_session(sessio
     baseline = engine.evaluate_untrained()
     engine.fit()
     test = task.sessions.seen_test(2)
-    features, _, labels = outputs(task.classifier, test)
-    shots, _, owners = outputs(task.classifier, task.splits.train)
+    features, _, labels = outputs(task.model, test)
+    shots, _, owners = outputs(task.model, task.splits.train)
     rows = torch.stack([shots[owners == c].mean(dim=0) for c in range(6)])
     if cosine == "true":
         features, rows = (each / each.norm(dim=1, keepdim=True) for each in (features, rows))
@@ -127,7 +127,7 @@ def test_the_encoder_joins_at_its_epoch_and_the_teacher_follows(sessions):
         def after_step(self, engine):
             task = engine.task
             own = task.guides.teacher.held
-            backbone = task.classifier.model.get_base_model()
+            backbone = task.model.backbone.get_base_model()
             changed = [not torch.equal(backbone.get_parameter(name), first[name]) for name in own]
             followed = [not torch.equal(tensor, first[name]) for name, tensor in own.items()]
             assert changed == followed
@@ -137,10 +137,10 @@ def test_the_encoder_joins_at_its_epoch_and_the_teacher_follows(sessions):
     config = load_config(sessions, ["task.incremental_epochs=0"])
     task = build_task(config, 1)
     first = {name: p.detach().clone() for name, p in task.parts.encoder.items()}
-    whole = {name: p.detach().clone() for name, p in task.classifier.model.get_base_model().named_parameters()}
+    whole = {name: p.detach().clone() for name, p in task.model.backbone.get_base_model().named_parameters()}
     Engine(config.engine, task, sessions.parent / "run", seed=1, hooks=[Steps()]).fit()
     assert moved == [False] * 2 + [True] * 4  # 8 pictures in batches of 4: two steps per epoch, e_ft 1
-    for name, p in task.classifier.model.get_base_model().named_parameters():
+    for name, p in task.model.backbone.get_base_model().named_parameters():
         assert torch.equal(p, whole[name]) == (name not in first and "lora_" not in name), name
 
 
@@ -183,7 +183,7 @@ def test_the_previous_model_is_the_one_after_the_session_before(sessions):
     task, watch = watched(sessions, "task.consistency_model=previous", "task.incremental_trains=[pet]")
     held = task.guides.student_then.held
     assert held
-    backbone = dict(task.classifier.model.get_base_model().named_parameters())
+    backbone = dict(task.model.backbone.get_base_model().named_parameters())
     after = {name.partition("base_model.model.")[2]: t for name, t in watch.end["session-1"][1].items()}
     assert all(torch.equal(t, after[name]) for name, t in held.items())
     assert any(not torch.equal(t, backbone[name]) for name, t in held.items())
@@ -240,7 +240,7 @@ def test_the_artefact_predicts_as_the_run_did_and_is_used_without_it(sessions):
     matrix = SessionMatrix.from_json(result["seeds"]["1"]["facts"]["incremental"]["matrix"])
     assert matrix.accuracy(2) == pytest.approx(accuracy)
     facts = result["seeds"]["1"]["facts"]
-    width = task.classifier.model.embed_dim
+    width = task.model.backbone.embed_dim
     assert facts["trains"] == {
         "pet": 2 * 2 * 2 * (192 + 192),  # two blocks, q and v, A and B of rank 2
         "classifier": 6 * width,
@@ -251,9 +251,9 @@ def test_the_artefact_predicts_as_the_run_did_and_is_used_without_it(sessions):
 
 def test_text_rows_without_training_are_zero_shot(sessions):
     task, _ = trained(sessions, *NOTHING, *PLAIN, "task.head=text")
-    names, model = task.classifier.classes, task.classifier.model
-    features, logits, _ = outputs(task.classifier, task.sessions.seen_test(2))
-    text = text_rows(model, names, task.classifier.templates)
+    names, model = task.model.classes, task.model.backbone
+    features, logits, _ = outputs(task.model, task.sessions.seen_test(2))
+    text = text_rows(model, names, task.model.templates)
     assert torch.equal(logits.argmax(dim=1), (features @ text.T).argmax(dim=1))
 
 
@@ -261,8 +261,8 @@ def test_text_rows_keep_one_scale_for_dot_products(sessions):
     task, _ = trained(sessions, *NOTHING, *PLAIN, "task.head=text", "task.cosine=false")
     norms = task.head.prototypes.norm(dim=1)
     torch.testing.assert_close(norms, norms[:1].expand(6))
-    base, _, _ = outputs(task.classifier, task.sessions.sessions[0].train)
-    assert norms[0].item() == pytest.approx(float(task.classifier.model.logit_scale) / base.norm(dim=1).mean().item())
+    base, _, _ = outputs(task.model, task.sessions.sessions[0].train)
+    assert norms[0].item() == pytest.approx(float(task.model.backbone.logit_scale) / base.norm(dim=1).mean().item())
 
 
 def test_linear_rows_stay_where_they_were_drawn(sessions):
@@ -309,7 +309,7 @@ def test_a_projection_trains_and_is_not_part_of_the_classifier(sessions):
     engine.fit()
     assert task.guides.projection[2].weight.shape[0] == 128
     assert not torch.equal(task.guides.projection[2].weight, before)
-    assert not any("guides" in name for name in task.classifier.state_dict())
+    assert not any("guides" in name for name in task.model.state_dict())
     assert not any(p.requires_grad for p in task.guides.projection.parameters())  # the later sessions freeze it
 
 
@@ -324,7 +324,7 @@ def test_an_adapter_whose_phases_bring_other_tensors_is_held_as_it_is(sessions):
     task, watch = watched(sessions, "adapter={type: lofit, towers: [vision]}", "task.incremental_trains=[classifier]")
     for name in ("session-1", "session-2"):
         assert all(torch.equal(t, watch.end[name][1][key]) for key, t in watch.start[name][1].items())
-    own = dict(task.classifier.model.get_base_model().named_parameters())
+    own = dict(task.model.backbone.get_base_model().named_parameters())
     assert task.parts.pet
     assert all(own[name] is p for name, p in task.parts.pet.items())
 
@@ -334,7 +334,7 @@ def test_any_adapter_takes_the_place_of_lora(sessions, adapter):
     task, _ = trained(sessions, f"adapter={{type: {adapter}, towers: [vision]}}", "task.incremental_trains=[pet]")
     assert task.record.done == 3
     task.save_artefact(sessions.parent / "artefact", {})
-    _, expected, _ = outputs(task.classifier, task.sessions.seen_test(2))
+    _, expected, _ = outputs(task.model, task.sessions.seen_test(2))
     _, logits, _ = outputs(ImageClassifier.load(sessions.parent / "artefact"), task.sessions.seen_test(2))
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
 

@@ -9,7 +9,7 @@ from fixtures.multimodal import fresh
 from PIL import Image
 
 from vision_lowrank.config import load_config
-from vision_lowrank.data.manipulation.base import EDITED, REAL, Record, Region, Vocabulary
+from vision_lowrank.data.manipulation.base import EDITED, REAL, PictureRecord, Region, Vocabulary
 from vision_lowrank.data.manipulation.schema import write_schema
 from vision_lowrank.data.photos import photographs
 from vision_lowrank.studies.run import run
@@ -59,7 +59,7 @@ def write_pair(folder, split, name, photo, rng, editors=tuple(EDITS), sides=(20,
     """A photograph and one edit of every kind, as files; their records."""
     photo.save(folder / f"{name}.png")
     known = {"width": photo.width, "height": photo.height, "scope": "local", "split": split}
-    records = [Record(name, f"{name}.png", REAL, name, boxes=(), cues=(), **known)]
+    records = [PictureRecord(name, f"{name}.png", REAL, name, boxes=(), cues=(), **known)]
     for editor in editors:
         edit, cues, category = EDITS[editor]
         width, height = rng.integers(*sides, size=2)
@@ -70,7 +70,7 @@ def write_pair(folder, split, name, photo, rng, editors=tuple(EDITS), sides=(20,
         Image.fromarray(edit(np.asarray(photo), box)).save(folder / f"{own}.png")
         Image.fromarray(mask).save(folder / f"{own}-mask.png")
         records.append(
-            Record(
+            PictureRecord(
                 own, f"{own}.png", EDITED, name, editor=editor, category=category, mask=f"{own}-mask.png", cues=cues,
                 boxes=(Region(tuple(map(float, box))),), explanation=f"A region shows {cues[0]}.", **known,
             )

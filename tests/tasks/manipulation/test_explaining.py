@@ -12,9 +12,9 @@ from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.modes import preserved
 from vision_lowrank.studies.run import build_task, run
 from vision_lowrank.tasks.manipulation.answers import stated_verdict
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector
+from vision_lowrank.tasks.manipulation.explainer import EXPLAIN, deactivate_explainer, explained, explainer_active
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
 from vision_lowrank.tasks.manipulation.pictures import stacked
-from vision_lowrank.tasks.manipulation.speech import EXPLAIN, explained, rest, speaking
 
 LORA = ["adapter={type: lora, r: 2, towers: [vision], modules: [q, v]}"]
 
@@ -25,7 +25,7 @@ def outputs(detector, pictures):
     batch = stacked([detector.frames.sample(pictures.image(index)) for index in range(4)])
     with preserved(detector):
         detector.requires_grad_(False)  # torch takes other kernels for weights that train
-        (states,), _ = detector.model.image_states(batch["tiles"][:, 0], [1] * 4, [detector.layer])
+        (states,), _ = detector.backbone.image_states(batch["tiles"][:, 0], [1] * 4, [detector.layer])
         return {"states": states} | detector(batch)._asdict()
 
 
@@ -66,11 +66,11 @@ def test_what_is_found_does_not_change_while_the_explanation_is_learnt(detection
     class Watch(Hook):
         def on_stage_end(self, engine):
             task, stage = engine.task, engine.stage.name
-            rest(task.detector.model)
-            task.detector.eval()
+            deactivate_explainer(task.model.backbone)
+            task.model.eval()
             if stage in ("decoders", "explanation"):
-                seen[stage] = outputs(task.detector, task.splits.val)
-            state = {name: p.detach().clone() for name, p in task.detector.named_parameters()}
+                seen[stage] = outputs(task.model, task.splits.val)
+            state = {name: p.detach().clone() for name, p in task.model.named_parameters()}
             moved[stage] = (
                 {n for n, p in state.items() if not torch.equal(p, seen["state"][n])} if "state" in seen else None
             )
@@ -84,7 +84,7 @@ def test_what_is_found_does_not_change_while_the_explanation_is_learnt(detection
     assert moved["explanation"]
     assert all(f".{EXPLAIN}." in name and "language_model" in name for name in moved["explanation"])
     assert not any(f".{EXPLAIN}." in name for name in moved["decoders"])
-    assert task.detector.explains
+    assert task.model.explains
     before = engine.evaluate("test")  # after stage D, which leaves the model speaking
     plain, plain_engine = trained(detection, *explaining, *LORA, "task.explanation=null", folder="plain")
     assert of_heads(plain_engine.evaluate("test")) == of_heads(before)
@@ -93,7 +93,7 @@ def test_what_is_found_does_not_change_while_the_explanation_is_learnt(detection
 
 def test_at_rest_states_are_those_without_the_adapter_and_flags_stay(detection, explaining):
     task, _ = started(detection, *explaining, *LORA)
-    model = task.detector.model
+    model = task.model.backbone
     task.begin_stage(task.stages()[2])
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     tiles = torch.randn(2, 3, 56, 56)
@@ -102,14 +102,14 @@ def test_at_rest_states_are_those_without_the_adapter_and_flags_stay(detection, 
             if "lora_B" in name:
                 parameter.normal_()
         resting = model.image_states(tiles, [1, 1], [4])[0][0]
-        with speaking(model):
+        with explainer_active(model):
             speaks = model.image_states(tiles, [1, 1], [4])[0][0]
         assert torch.equal(model.image_states(tiles, [1, 1], [4])[0][0], resting)
         assert not torch.equal(speaks, resting)
         for name, parameter in model.named_parameters():
             if f".{EXPLAIN}." in name:
                 parameter.zero_()
-        with speaking(model):
+        with explainer_active(model):
             torch.testing.assert_close(model.image_states(tiles, [1, 1], [4])[0][0], resting)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
 
@@ -123,14 +123,14 @@ def test_recomputed_layers_learn_the_same(detection, explaining):
 
 def test_a_saved_detector_finds_and_says_the_same(spoken):
     config, _result, folder = spoken
-    detector = ManipulationDetector.load(folder / "artefact")
+    detector = ManipulationModel.load(folder / "artefact")
     assert detector.explains
-    assert set(detector.model.peft_config) == {"default", EXPLAIN}
+    assert set(detector.backbone.peft_config) == {"default", EXPLAIN}
     task = build_task(config, 1)
     Engine(config.engine, task, folder, seed=1).fit()  # replayed
-    task.detector.eval()
-    rest(task.detector.model)
-    torch.testing.assert_close(outputs(detector, task.splits.val), outputs(task.detector, task.splits.val))
+    task.model.eval()
+    deactivate_explainer(task.model.backbone)
+    torch.testing.assert_close(outputs(detector, task.splits.val), outputs(task.model, task.splits.val))
     images = [task.splits.tests["test"].image(index) for index in range(2)]
     findings, silent = detector.inspect(images, explain=True), detector.inspect(images)
     for finding, plain in zip(findings, silent, strict=True):
@@ -139,29 +139,29 @@ def test_a_saved_detector_finds_and_says_the_same(spoken):
         assert finding.explanation
         assert stated_verdict(finding.explanation) in (None, finding.verdict)
         assert plain.explained_by == "template"
-    assert detector.identity == task.detector.identity
+    assert detector.identity == task.model.identity
 
 
 @pytest.mark.parametrize(("text", "by"), [("honest", "model"), ("contrary", "template")])
 def test_a_text_that_contradicts_the_heads_is_left_out(spoken, edited, monkeypatch, text, by):
-    detector = ManipulationDetector.load(spoken[2] / "artefact")
+    detector = ManipulationModel.load(spoken[2] / "artefact")
     detector.calibration = detector.calibration.fixed(1.0)  # all are called real
     said = {"honest": "No manipulation was found in this image.", "contrary": "This image was manipulated."}[text]
     asked = []
 
     def generate(tiles, counts, prompts):
         asked.extend(prompts)
-        assert set(detector.model.active_adapters) == {"default", EXPLAIN}
+        assert set(detector.backbone.active_adapters) == {"default", EXPLAIN}
         return [said] * len(prompts)
 
-    monkeypatch.setattr(detector.model.get_base_model(), "generate", generate)
+    monkeypatch.setattr(detector.backbone.get_base_model(), "generate", generate)
     from vision_lowrank.data.manipulation.schema import read_schema
 
     (finding,) = detector.inspect([read_schema(edited / "test.jsonl").image(1)], explain=True)
     assert finding.explained_by == by
     assert stated_verdict(finding.explanation) == "real"
     assert "Verdict: real" in asked[0]
-    assert detector.model.active_adapters == ["default"]
+    assert detector.backbone.active_adapters == ["default"]
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,8 @@ def test_the_language_model_may_be_all_that_has_an_adapter(detection, explaining
     plain, plain_engine = trained(detection, *explaining, *overrides, "task.explanation=null", folder="plain")
     assert of_heads(plain_engine.evaluate("test")) == of_heads(metrics)
     task.save_artefact(detection.parent / "artefact", {})
-    detector = ManipulationDetector.load(detection.parent / "artefact")
-    assert set(detector.model.peft_config) == {EXPLAIN}
+    detector = ManipulationModel.load(detection.parent / "artefact")
+    assert set(detector.backbone.peft_config) == {EXPLAIN}
     assert detector.explains
     torch.testing.assert_close(outputs(detector, task.splits.val), outputs(plain.detector.eval(), task.splits.val))
     detector.inspect([task.splits.val.image(0)], explain=True)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vision_lowrank.data.manipulation.base import Record, Region, Vocabulary
+from vision_lowrank.data.manipulation.base import PictureRecord, Region, Vocabulary
 from vision_lowrank.tasks.manipulation.answers import from_grid, parse, stated_verdict, to_grid
 from vision_lowrank.tasks.manipulation.explanation import (
     CUES_IN_WORDS,
@@ -27,7 +27,7 @@ from vision_lowrank.tasks.manipulation.finding import Finding, ScoredBox
 
 CUES = Vocabulary().cues
 WIDTH, HEIGHT = 1024, 768
-EDIT = Record(
+EDIT = PictureRecord(
     "a1-e3",
     "e.png",
     1,
@@ -67,7 +67,7 @@ def pictures(draw):
     cues = draw(st.none() | st.lists(st.sampled_from(CUES), unique=True).map(tuple))
     label = draw(st.sampled_from((0, 1, 2)))
     text = draw(st.none() | st.text() | st.sampled_from(TRICKY))
-    return Record("i", "i", label, "i", boxes=regions, cues=cues, explanation=text), width, height
+    return PictureRecord("i", "i", label, "i", boxes=regions, cues=cues, explanation=text), width, height
 
 
 TRICKY = (
@@ -209,7 +209,7 @@ def test_what_is_not_annotated_is_neither_asked_nor_answered():
 def test_a_real_picture_has_no_manipulation_whatever_is_annotated():
     outcome = outcome_of(replace(EDIT, label=0))
     assert (outcome.verdict, outcome.probability, outcome.boxes, outcome.cues) == ("real", 0.0, (), ())
-    assert "No manipulation was found" in answer(Record("a", "a", 0, "a"), 9, 9)
+    assert "No manipulation was found" in answer(PictureRecord("a", "a", 0, "a"), 9, 9)
 
 
 @pytest.mark.parametrize("verdict", ["edited", "real", "uncertain"])

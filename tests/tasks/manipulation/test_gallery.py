@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from vision_lowrank.data.manipulation.base import ManipulationSet, Record, Region
+from vision_lowrank.data.manipulation.base import ManipulationSet, PictureRecord, Region
 from vision_lowrank.tasks.manipulation.finding import Finding, ScoredBox
 from vision_lowrank.tasks.manipulation.gallery import OUTLINE, choose, drawn, write_gallery
 
@@ -65,8 +65,8 @@ def test_a_drawn_picture_is_small_and_outlines_the_mask_from_outside():
 
 def test_gallery_file(tmp_path):
     records = [
-        Record(id="real", image="a.png", label=0, source_id="real"),
-        Record(id="edit", image="b.png", label=1, source_id="real", boxes=(Region((40.0, 40.0, 80.0, 80.0)),)),
+        PictureRecord(id="real", image="a.png", label=0, source_id="real"),
+        PictureRecord(id="edit", image="b.png", label=1, source_id="real", boxes=(Region((40.0, 40.0, 80.0, 80.0)),)),
     ]
     for record in records:
         Image.new("RGB", (320, 320), "gray").save(tmp_path / record.image)

@@ -79,7 +79,7 @@ def test_validation_pictures_lower_the_decoder_once_at_the_end(detection, monkey
     for folder, found in (("plain", (0.0, 0.0)), ("lowered", (1.25, -0.75))):
         monkeypatch.setattr("vision_lowrank.tasks.manipulation.task.levels", fixed(found))
         task, _ = trained(detection, *QUICK, folder=folder)
-        states.append(task.detector.decoder.state_dict())
+        states.append(task.model.decoder.state_dict())
     plain, lowered = states
     torch.testing.assert_close(lowered.pop("objectness.bias"), plain.pop("objectness.bias") - 1.25)
     torch.testing.assert_close(lowered.pop("tokens.bias"), plain.pop("tokens.bias") + 0.75)

@@ -17,13 +17,13 @@ from vision_lowrank.errors import ArtefactError, UserError
 from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.metrics.localisation.pixels import pixel_row, pixel_values
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector, tiles_of
+from vision_lowrank.tasks.manipulation.model import ManipulationModel, tiles_of
 from vision_lowrank.tasks.manipulation.pictures import Frames, stacked
 
 
 @pytest.fixture(scope="module")
 def loaded(finished):
-    return ManipulationDetector.load(finished[2] / "artefact")
+    return ManipulationModel.load(finished[2] / "artefact")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def images(test_set):
 def framed(detector, framing):
     """The detector with another framing, which its weights allow."""
     detector.framing = framing
-    detector.frames = Frames(framing, detector.model.token_grid, detector.model.preprocess)
+    detector.frames = Frames(framing, detector.backbone.token_grid, detector.backbone.preprocess)
     return detector
 
 
@@ -98,7 +98,7 @@ def test_padding_is_not_looked_at(detector, images):
     assert found.valid.view(6, 6).all(dim=1).tolist() == [True] * 3 + [False] * 3
     sample = stacked([detector.frames.sample(wide)])
     with torch.no_grad():
-        (states,), valid = detector.model.image_states(sample["tiles"][0], [1], [detector.layer])
+        (states,), valid = detector.backbone.image_states(sample["tiles"][0], [1], [detector.layer])
         states[:, 18:] = 1e3
         again = detector.decoder(states, valid & sample["inside"], sample["centres"])
     torch.testing.assert_close(again.logit, found.logit)
@@ -107,12 +107,12 @@ def test_padding_is_not_looked_at(detector, images):
 
 def test_only_the_layers_up_to_the_chosen_one_run(detector, images):
     detector.layer, ran, states = 3, [], {}
-    backbone = detector.model.get_base_model()
-    blocks = [backbone.get_submodule(path) for path in detector.model.towers["vision"].blocks]
+    backbone = detector.backbone.get_base_model()
+    blocks = [backbone.get_submodule(path) for path in detector.backbone.towers["vision"].blocks]
     batch = stacked([detector.frames.sample(image) for image in images[:2]])
     with torch.no_grad():
         blocks[2].register_forward_hook(lambda module, args, output: states.update(full=output))
-        detector.model.encode_image(tiles_of(batch, [1, 1]))
+        detector.backbone.encode_image(tiles_of(batch, [1, 1]))
         for number, block in enumerate(blocks):
             block.register_forward_hook(lambda module, args, output, number=number: ran.append(number))
         detector.decoder.register_forward_pre_hook(lambda module, args: states.update(seen=args[0]))
@@ -123,7 +123,7 @@ def test_only_the_layers_up_to_the_chosen_one_run(detector, images):
 
 def test_merged_and_unmerged_say_the_same(detector, images):
     before = decoded(detector, images[:3])
-    detector.model = vl.merge(detector.model)
+    detector.backbone = vl.merge(detector.backbone)
     after = decoded(detector, images[:3])
     for name in ("logit", "cues", "boxes", "objectness", "tokens"):
         torch.testing.assert_close(getattr(after, name), getattr(before, name), rtol=1e-4, atol=1e-4)
@@ -132,11 +132,9 @@ def test_merged_and_unmerged_say_the_same(detector, images):
 def test_an_adapter_at_its_start_changes_nothing(images, tiny_weights):
     torch.manual_seed(1)
     plain = vl.load_backbone("tiny-clip", str(tiny_weights))
-    detector = ManipulationDetector(
-        plain, {"kind": "query", "boxes": 3, "width": 32}, Framing("resize", 48), 4, ("blur",)
-    )
+    detector = ManipulationModel(plain, {"kind": "query", "boxes": 3, "width": 32}, Framing("resize", 48), 4, ("blur",))
     before = decoded(detector.eval(), images[:2])
-    detector.model = vl.attach(plain, vl.LoraConfig(r=2), towers=["vision"]).eval()
+    detector.backbone = vl.attach(plain, vl.LoraConfig(r=2), towers=["vision"]).eval()
     after = decoded(detector, images[:2])
     for name in ("logit", "boxes", "tokens"):
         torch.testing.assert_close(getattr(after, name), getattr(before, name), rtol=1e-5, atol=1e-6)
@@ -175,7 +173,7 @@ def test_the_identity_changes_with_all_that_a_score_depends_on(detector):
     assert detector.identity == start
     changes = [
         lambda d: d.decoder.detection.bias.data.add_(1e-3),
-        lambda d: next(p for n, p in d.model.named_parameters() if "lora_B" in n).data.add_(1e-3),
+        lambda d: next(p for n, p in d.backbone.named_parameters() if "lora_B" in n).data.add_(1e-3),
         lambda d: setattr(d, "layer", 1),
         lambda d: setattr(d, "framing", Framing("pad", 48)),
         lambda d: setattr(d, "calibration", Calibration(temperature=1.5)),
@@ -213,7 +211,7 @@ def test_an_artefact_says_what_it_is(finished, loaded, edited):
 def test_another_base_is_refused(artefact):
     torch.manual_seed(5)
     with pytest.raises(ArtefactError, match="made for base weights"):
-        ManipulationDetector.load(artefact, vl.load_backbone("tiny-clip", "random"))
+        ManipulationModel.load(artefact, vl.load_backbone("tiny-clip", "random"))
 
 
 def test_damage_is_named(artefact):
@@ -221,18 +219,18 @@ def test_damage_is_named(artefact):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ArtefactError, match=r"decoder.safetensors: the decoder cannot be read .* artefact is damaged"):
-        ManipulationDetector.load(artefact)
+        ManipulationModel.load(artefact)
     path.unlink()
     with pytest.raises(ArtefactError, match="the decoder cannot be read"):
-        ManipulationDetector.load(artefact)
+        ManipulationModel.load(artefact)
     path.write_bytes(content)
     about = json.loads((artefact / "artefact.json").read_text())
     (artefact / "artefact.json").write_text(json.dumps(about | {"cues": ["blur"]}))
     with pytest.raises(ArtefactError, match="the decoder cannot be read"):
-        ManipulationDetector.load(artefact)
+        ManipulationModel.load(artefact)
     (artefact / "artefact.json").write_text(json.dumps({k: v for k, v in about.items() if k != "calibration"}))
     with pytest.raises(ArtefactError, match="lacks calibration"):
-        ManipulationDetector.load(artefact)
+        ManipulationModel.load(artefact)
 
 
 def test_detectors_and_classifiers_are_not_taken_for_one_another(artefact, edited, tiny_weights, tmp_path):
@@ -244,9 +242,9 @@ def test_detectors_and_classifiers_are_not_taken_for_one_another(artefact, edite
     classifier = ImageClassifier(vl.load_backbone("tiny-clip", str(tiny_weights)), "linear", ("a", "b"), ())
     classifier.save(tmp_path / "classifier", {})
     with pytest.raises(ArtefactError, match="holds no manipulation detector but a classification model"):
-        ManipulationDetector.load(tmp_path / "classifier")
+        ManipulationModel.load(tmp_path / "classifier")
     with pytest.raises(ArtefactError, match="no artefact here"):
-        ManipulationDetector.load(tmp_path)
+        ManipulationModel.load(tmp_path)
 
 
 def test_eval_gives_the_numbers_of_the_run_and_asks_before_it_frames_pictures_otherwise(artefact, tmp_path):

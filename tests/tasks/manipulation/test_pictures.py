@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from vision_lowrank.data.manipulation.augmentation import ImdlAugmentation, TwinAugmentation
-from vision_lowrank.data.manipulation.base import ManipulationSet, Record, Region
+from vision_lowrank.data.manipulation.base import ManipulationSet, PictureRecord, Region
 from vision_lowrank.data.manipulation.framing import Framing
 from vision_lowrank.data.manipulation.joined import join
 from vision_lowrank.data.manipulation.robustness import parse
@@ -15,7 +15,7 @@ from vision_lowrank.data.manipulation.sampling import Single, draws_of
 from vision_lowrank.data.manipulation.schema import read_schema
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.errors import DataError
-from vision_lowrank.tasks.manipulation.looking import check_selection, share_of_reals, spread, twins_of
+from vision_lowrank.tasks.manipulation.picture_sets import check_selection, sample_evenly, share_of_reals, twins_of
 from vision_lowrank.tasks.manipulation.pictures import (
     Annotations,
     DrawnPictures,
@@ -31,7 +31,7 @@ CUES = ("blur", "noise", "color")
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 48, 3), dtype=np.uint8))
 MASK = np.zeros((24, 48), dtype=bool)
 MASK[6:18, 8:16] = True
-EDIT = Record("e", "e.png", 1, "s", boxes=(Region((8.0, 6.0, 16.0, 18.0)),), cues=("noise",))
+EDIT = PictureRecord("e", "e.png", 1, "s", boxes=(Region((8.0, 6.0, 16.0, 18.0)),), cues=("noise",))
 
 
 def annotations(mode="resize", boxes=2, **options):
@@ -56,9 +56,13 @@ def flags(sample):
         (replace(EDIT, cues=()), MASK, {"cues": True, "boxes": True, "tokens": True}),
         (replace(EDIT, boxes=()), None, {"cues": True, "boxes": True, "tokens": True}),
         (replace(EDIT, scope="global"), MASK, {"cues": True, "boxes": False, "tokens": False}),
-        (Record("r", "r.png", 0, "s"), None, {"cues": False, "boxes": True, "tokens": True}),
-        (Record("r", "r.png", 0, "s", cues=("noise",)), MASK & False, {"cues": False, "boxes": True, "tokens": True}),
-        (Record("g", "g.png", 2, "g", scope="global"), None, {"cues": False, "boxes": False, "tokens": False}),
+        (PictureRecord("r", "r.png", 0, "s"), None, {"cues": False, "boxes": True, "tokens": True}),
+        (
+            PictureRecord("r", "r.png", 0, "s", cues=("noise",)),
+            MASK & False,
+            {"cues": False, "boxes": True, "tokens": True},
+        ),
+        (PictureRecord("g", "g.png", 2, "g", scope="global"), None, {"cues": False, "boxes": False, "tokens": False}),
     ],
 )
 def test_flags_say_what_was_annotated(record, mask, expected):
@@ -187,18 +191,18 @@ def test_degraded_pictures_keep_their_places(train):
 
 
 def made(*pictures):
-    records = [Record(f"{source}-{n}", "x.png", label, source) for n, (source, label) in enumerate(pictures)]
+    records = [PictureRecord(f"{source}-{n}", "x.png", label, source) for n, (source, label) in enumerate(pictures)]
     return ManipulationSet.of("made", records, Path("."))
 
 
 def test_looking_at_fewer_pictures_takes_whole_sources():
     pictures = made(*((f"s{i}", label) for i in range(10) for label in (0, 1, 1)))
-    some = spread(pictures, 12)
+    some = sample_evenly(pictures, 12)
     assert len(some) == 12
     assert {tuple(some.labels[some.sources.codes == code]) for code in np.unique(some.sources.codes)} == {(0, 1, 1)}
     assert some.sources.codes.min() == 0
     assert some.sources.codes.max() == 9
-    assert spread(pictures, 30) is pictures
+    assert sample_evenly(pictures, 30) is pictures
 
 
 def test_twins_are_of_one_source_and_two_labels():

@@ -8,14 +8,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from vision_lowrank.data.manipulation.base import ManipulationSet, Record
+from vision_lowrank.data.manipulation.base import ManipulationSet, PictureRecord
 from vision_lowrank.data.manipulation.framing import Framing
 from vision_lowrank.data.manipulation.robustness import parse
 from vision_lowrank.data.manipulation.schema import read_schema
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.tasks.manipulation.levels import map_level
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
 from vision_lowrank.tasks.manipulation.pictures import Annotations, Frames, Pictures, boxes_of, stacked
 from vision_lowrank.tasks.manipulation.scoring import Priors, details, score, write_pictures
 from vision_lowrank.tasks.manipulation.untrained import Untrained
@@ -30,7 +30,7 @@ class Eyes:
     cues = CUES
     framing = Framing("resize", 64)
     frames = Frames(framing, (16, 16), Preprocess(size=64, mean=(0.5,) * 3, std=(0.5,) * 3))
-    heat = ManipulationDetector.heat
+    heat = ManipulationModel.heat
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_the_baseline_knows_features_and_means_alone(test_set):
 
 
 def test_the_baseline_does_without_what_is_not_annotated():
-    records = [Record("a", "a", 0, "a", width=4, height=4), Record("b", "b", 1, "a", width=4, height=4)]
+    records = [PictureRecord("a", "a", 0, "a", width=4, height=4), PictureRecord("b", "b", 1, "a", width=4, height=4)]
     assert Priors.of(ManipulationSet.of("bare", records, None), CUES).box is None
     truth = {
         "label": torch.tensor([0, 1]), "has_cues": torch.zeros(2, dtype=torch.bool), "cues": torch.zeros(2, 3),

@@ -21,7 +21,7 @@ from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.studies.run import build_task, run
 from vision_lowrank.tasks.manipulation.contrast import contrast_diagnostics, contrastive_loss, projector
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
 from vision_lowrank.tasks.manipulation.pictures import stacked
 
 SIX = ["q", "k", "v", "o", "fc1", "fc2"]
@@ -38,9 +38,7 @@ def adapted():
 
 
 def detector_on(model, layer=2):
-    return ManipulationDetector(
-        model, {"kind": "query", "boxes": 3, "width": 32}, Framing("resize", 56), layer, ("blur",)
-    )
+    return ManipulationModel(model, {"kind": "query", "boxes": 3, "width": 32}, Framing("resize", 56), layer, ("blur",))
 
 
 def photos(count):
@@ -74,7 +72,7 @@ def test_at_its_start_the_adapter_changes_nothing_and_merged_it_is_the_same():
             parameter.normal_(std=0.05)
     moved = detector(batch)
     assert (moved.logit - start.logit).abs().max() > 1e-3
-    detector.model = merge(model)
+    detector.backbone = merge(model)
     torch.testing.assert_close(detector(batch)._asdict(), moved._asdict(), rtol=1e-4, atol=1e-4)
 
 
@@ -197,7 +195,7 @@ def test_every_framing_goes_through_all_stages(detection, framing):
     task, engine = trained(detection, *overrides)
     assert 0 <= engine.evaluate("test")["test/test/pixel_f1"] <= 1
     assert sum("loss" in line for line in lines_of(detection.parent / "run")) == 4
-    assert task.detector.framing.mode == framing
+    assert task.model.framing.mode == framing
 
 
 def test_states_are_looked_at_inside_the_picture_alone(detection):
@@ -207,7 +205,7 @@ def test_states_are_looked_at_inside_the_picture_alone(detection):
     assert not sample["inside"].all() or sample["size"][0] == sample["size"][1]
     batch = stacked([sample])
     with torch.no_grad():
-        states, _ = task.detector.model.image_states(batch["tiles"][0], [1], [1, 6])
+        states, _ = task.model.backbone.image_states(batch["tiles"][0], [1], [1, 6])
         found = task._layer_means(batch)
     assert found.shape == (1, 6, 192)
     for layer, each in ((0, states[0]), (5, states[1])):
@@ -231,7 +229,7 @@ def test_any_adapter_takes_the_place_of_lora(detection, adapter):
     task, engine = trained(detection, f"adapter={adapter}", "engine.steps=4", "task.contrast.steps=2")
     engine.evaluate("test")
     task.save_artefact(detection.parent / "artefact", {})
-    again = ManipulationDetector.load(detection.parent / "artefact")
+    again = ManipulationModel.load(detection.parent / "artefact")
     test = task.splits.tests["test"]
     logits = [
         float(Calibration(again.calibration.temperature).probability(engine.outputs["test/test"]["logit"])[i])
@@ -259,7 +257,7 @@ def test_phases_of_an_adapter_are_stages_and_what_the_contrast_trained_goes_on(d
     same(seen["decoders-select"], seen["contrast-end"])
     assert seen["decoders-offsets"].keys() != seen["decoders-select"].keys()
     assert sum(p.shape[0] for p in task.parts.tower.values()) == 2
-    own = dict(task.detector.model.get_base_model().named_parameters())
+    own = dict(task.model.backbone.get_base_model().named_parameters())
     assert all(own[name] is p for name, p in task.parts.tower.items())
 
 
@@ -302,7 +300,7 @@ def test_full_fine_tuning_moves_the_tower_and_is_loaded_back(detection):
     folder = detection.parent / "runs" / "full" / "seed-1" / "artefact"
     assert (folder / "base.safetensors").is_file()
     assert not (folder / "adapter").exists()
-    detector = ManipulationDetector.load(folder)
+    detector = ManipulationModel.load(folder)
     task, _ = started(detection, *overrides)
     assert detector.trained_base == set(task.parts.tower)
     assert all("visual" in name for name in detector.trained_base)
@@ -319,7 +317,7 @@ def test_smaller_decoders_go_through_all_stages(detection, decoder):
     assert 0 <= metrics["test/test/auc"] <= 1
     assert 0 <= engine.evaluate_untrained()["test/test/pixel_f1"] <= 1
     task.save_artefact(detection.parent / "artefact", {})
-    detector = ManipulationDetector.load(detection.parent / "artefact")
+    detector = ManipulationModel.load(detection.parent / "artefact")
     assert len(detector.cues) == (12 if decoder == "mlp" else 0)
     image = task.splits.val.image(0)
     assert detector.inspect([image])[0].heatmap.shape == image.size[::-1]
@@ -330,4 +328,4 @@ def test_a_frozen_tower_trains_the_decoders_alone(detection):
     assert not task.parts.tower
     task.save_artefact(detection.parent / "artefact", {})
     assert not (detection.parent / "artefact" / "adapter").exists()
-    assert ManipulationDetector.load(detection.parent / "artefact").identity == task.detector.identity
+    assert ManipulationModel.load(detection.parent / "artefact").identity == task.model.identity

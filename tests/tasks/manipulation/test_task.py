@@ -17,7 +17,7 @@ from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.studies.run import build_task, run
-from vision_lowrank.tasks.manipulation.model import ManipulationDetector
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
 
 QUICK = ["task.contrast=null", "task.layer=3", "engine.steps=2"]
 
@@ -37,7 +37,7 @@ def trained(path, *overrides, folder="run"):
 
 def part_of(name):
     """``adapter``, ``decoder``, ``projector`` or a buffer, by a tensor's name in the task."""
-    return "adapter" if "lora_" in name or "weight_update" in name else name.removeprefix("detector.").split(".")[0]
+    return "adapter" if "lora_" in name or "weight_update" in name else name.removeprefix("model.").split(".")[0]
 
 
 def lines_of(folder):
@@ -153,7 +153,7 @@ def test_the_baseline_moves_nothing_and_is_better_than_nothing_learnt(detection)
 
 def test_calibration_is_that_of_the_validation_pictures(finished):
     config, _result, folder = finished
-    detector = ManipulationDetector.load(folder / "artefact")
+    detector = ManipulationModel.load(folder / "artefact")
     val = build_task(config, 1).splits.val
     findings = detector.inspect([val.image(i) for i in range(len(val))], calibration=Calibration())
     logits = torch.tensor([finding.probability for finding in findings], dtype=torch.float64).logit()
@@ -181,7 +181,7 @@ def test_test_pictures_decide_nothing(detection, monkeypatch):
     assert (turned.splits.tests["test"].labels != task.splits.tests["test"].labels).all()
     engine.evaluate("test")
     same(turned.trained_state(), task.trained_state())
-    assert turned.detector.calibration == task.detector.calibration
+    assert turned.detector.calibration == task.model.calibration
 
 
 def test_the_best_state_on_validation_pictures_is_kept(detection):
@@ -290,7 +290,7 @@ def test_a_killed_run_goes_on_bit_for_bit(detection, place, uninterrupted, edite
     assert seen[0] == place[0]
     whole, whole_engine = uninterrupted
     same(task.trained_state(), whole.trained_state())
-    assert task.detector.calibration == whole.detector.calibration
+    assert task.model.calibration == whole.detector.calibration
     assert engine.evaluate("test") == whole_engine.evaluate("test")
 
 

@@ -51,7 +51,7 @@ def test_untrained_loss_is_near_log_of_the_batch(task):
     losses = task.train().training_step(batch)
     assert losses["loss"].item() == pytest.approx(math.log(64), abs=1.0)
     losses["loss"].backward()
-    assert all(p.grad is not None for p in task.classifier.model.parameters())
+    assert all(p.grad is not None for p in task.model.backbone.parameters())
     task.zero_grad()
 
 
@@ -73,17 +73,17 @@ def test_drawn_caption_depends_on_the_position_alone(task):
 def test_every_parameter_is_in_exactly_one_group(task):
     groups = task.parameter_groups()
     ids = [id(p) for group in groups for p in group["params"]]
-    assert sorted(ids) == sorted(id(p) for p in task.classifier.model.parameters())
+    assert sorted(ids) == sorted(id(p) for p in task.model.backbone.parameters())
     assert all(p.ndim >= 2 for p in groups[0]["params"])
     assert groups[1]["weight_decay"] == 0
 
 
 def test_only_training_leaves_out_patches(task):
     seen = []
-    block = task.classifier.model.get_submodule(task.classifier.model.towers["vision"].blocks[0])
+    block = task.model.backbone.get_submodule(task.model.backbone.towers["vision"].blocks[0])
     handle = block.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     for mode in (True, False):
-        task.train(mode).classifier.model.encode_image(torch.randn(1, 3, 48, 48))
+        task.train(mode).classifier.backbone.encode_image(torch.randn(1, 3, 48, 48))
     handle.remove()
     assert seen == [1 + 18, 1 + 36]
 

@@ -42,7 +42,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from ...errors import DataError
 from ...files import write_text
 from ...version import __version__
-from ..manipulation.base import EDITED, REAL, Record, Region
+from ..manipulation.base import EDITED, REAL, PictureRecord, Region
 from ..manipulation.schema import write_schema
 from .base import VOCABULARY, Donor, Edit, Pixels, opencv
 from .dividing import SPLITS, divide, number_of
@@ -50,17 +50,17 @@ from .journal import Journal
 from .kinds import KINDS
 from .objects import Objects, objects_by_split
 from .options import EditOptions
-from .photographs import Photographs, Source, find_photographs, is_blank, sources_of
+from .photographs import Photograph, Photographs, find_photographs, is_blank, sources_of
 
 MANIFEST = "manifest.json"
 SUBSAMPLINGS = (0, 2)  # Pillow's names of 4:4:4 and 4:2:0
 
 
 @dataclass(frozen=True)
-class Task:
+class EditJob:
     """One edit to make: the `number`-th of a kind of a source."""
 
-    source: Source
+    source: Photograph
     kind: str
     number: int
 
@@ -105,13 +105,13 @@ def make_edits(options: EditOptions, out: Path) -> dict[str, Any]:
     return manifest
 
 
-def plan(options: EditOptions, source: Source) -> list[Task]:
+def plan(options: EditOptions, source: Photograph) -> list[EditJob]:
     """The edits of a source: `per_photo` of the seen kinds and, in the test split, as many of the unseen ones. Every
     kind comes once before one comes twice."""
 
-    def drawn(kinds: tuple[str, ...]) -> list[Task]:
+    def drawn(kinds: tuple[str, ...]) -> list[EditJob]:
         numbers = range(-(-options.per_photo // max(1, len(kinds))))
-        every = [Task(source, kind, number) for number in numbers for kind in kinds]
+        every = [EditJob(source, kind, number) for number in numbers for kind in kinds]
         order = sorted(every, key=lambda task: (task.number, number_of(options.seed, task.id, "order")))
         return order[: options.per_photo]
 
@@ -147,7 +147,7 @@ class _Maker:
             self._write(name, self._jpeg(source, pixels))
             height, width = pixels.shape[:2]
             self.journal.add(
-                Record(
+                PictureRecord(
                     source.id, name, REAL, source.id, group=source.photo, scope="local",
                     width=width, height=height, boxes=(), cues=(), annotator="generator", split=source.split,
                 )
@@ -175,7 +175,7 @@ class _Maker:
             else:
                 self._keep(task, edit)
 
-    def _keep(self, task: Task, edit: Edit) -> None:
+    def _keep(self, task: EditJob, edit: Edit) -> None:
         """Write an edit and note it."""
         source, mask = task.source, io.BytesIO()
         Image.fromarray(edit.mask.astype(np.uint8) * 255).convert("1").save(mask, "PNG")
@@ -184,7 +184,7 @@ class _Maker:
         self._write(image, self._jpeg(source, edit.image))
         height, width = edit.mask.shape
         self.journal.add(
-            Record(
+            PictureRecord(
                 task.id, image, EDITED, source.id, group=source.photo, source_image=f"real/{source.id}.jpg",
                 editor=task.kind, editor_access="open", category=edit.category, prompt=edit.prompt, scope="local",
                 width=width, height=height, boxes=tuple(Region(box, edit.cues) for box in edit.boxes), mask=mask_name,
@@ -192,7 +192,7 @@ class _Maker:
             )
         )  # fmt: skip
 
-    def _jpeg(self, source: Source, pixels: Pixels) -> bytes:
+    def _jpeg(self, source: Photograph, pixels: Pixels) -> bytes:
         rng = np.random.default_rng(number_of(self.options.seed, source.id, "jpeg"))
         low, high = self.options.quality
         quality, subsampling = int(rng.integers(low, high + 1)), int(rng.choice(SUBSAMPLINGS))
@@ -211,11 +211,11 @@ class _Maker:
 class _Ring:
     """The sources of a split in the order of their names' hashes."""
 
-    def __init__(self, sources: list[Source]) -> None:
+    def __init__(self, sources: list[Photograph]) -> None:
         self._sources = sorted(sources, key=lambda source: number_of(source.id))
         self._hashes = [number_of(source.id) for source in self._sources]
 
-    def after(self, seed: int, photo: str) -> Source | None:
+    def after(self, seed: int, photo: str) -> Photograph | None:
         """The first of another photograph at or after a hash; None where there is none."""
         start = bisect(self._hashes, seed)
         ordered = chain(self._sources[start:], self._sources[:start])

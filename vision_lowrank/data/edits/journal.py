@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..manipulation.base import Record
+from ..manipulation.base import PictureRecord
 from ..manipulation.schema import record_of, row_of
 from .base import VOCABULARY
 
@@ -31,7 +31,7 @@ class Journal:
     """
 
     out: Path
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[str, PictureRecord] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -58,7 +58,7 @@ class Journal:
     def __contains__(self, name: str) -> bool:
         return name in self.records or name in self.skipped
 
-    def add(self, record: Record) -> None:
+    def add(self, record: PictureRecord) -> None:
         """Note a picture whose files are written."""
         self.records[record.id] = record
         self._line(row_of(record))

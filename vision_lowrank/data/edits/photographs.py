@@ -30,7 +30,7 @@ ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
-class Source:
+class Photograph:
     """One real picture to be.
 
     Attributes:
@@ -62,7 +62,7 @@ class Photographs:
     load: Callable[[str], Image.Image] = field(repr=False)
     skipped: dict[str, int] = field(default_factory=dict)
 
-    def pixels(self, source: Source, size: int) -> Pixels:
+    def pixels(self, source: Photograph, size: int) -> Pixels:
         """A source's pixels, (H, W, 3) uint8, its longest side at most `size`.
 
         Raises:
@@ -109,7 +109,7 @@ def find_photographs(photos: str) -> Photographs:
     return _checked(root, keys)
 
 
-def sources_of(photos: Photographs, split_of: dict[str, str], size: int, crops: int, seed: int) -> list[Source]:
+def sources_of(photos: Photographs, split_of: dict[str, str], size: int, crops: int, seed: int) -> list[Photograph]:
     """The sources of all photographs, in the order of their keys.
 
     Args:
@@ -123,10 +123,10 @@ def sources_of(photos: Photographs, split_of: dict[str, str], size: int, crops: 
     for key, extent in photos.sizes.items():
         name, split = _file_name(key), split_of[key]
         if not crops:
-            found.append(Source(name, key, split))
+            found.append(Photograph(name, key, split))
             continue
         boxes = sorted(_grid(extent, size), key=lambda box, key=key: number_of(seed, key, *box))[:crops]
-        found += [Source(f"{name}-x{box[0]}y{box[1]}", key, split, box) for box in sorted(boxes)]
+        found += [Photograph(f"{name}-x{box[0]}y{box[1]}", key, split, box) for box in sorted(boxes)]
     return found
 
 

@@ -1,9 +1,9 @@
 """What every manipulation data set is: photographs, real or edited, with what is known of their edits.
 
-A :class:`Record` says what is known of one picture. A key that is None was NOT ANNOTATED; an empty tuple was annotated
-and there is none: losses and metrics skip the first and use the second. A :class:`ManipulationSet` holds records, as a
-sequence that may parse them one by one, beside arrays of what splits, samplers and slices ask of all of them; pictures
-and masks are read when asked for.
+A :class:`PictureRecord` says what is known of one picture. A key that is None was NOT ANNOTATED; an empty tuple was
+annotated and there is none: losses and metrics skip the first and use the second. A :class:`ManipulationSet` holds
+records, as a sequence that may parse them one by one, beside arrays of what splits, samplers and slices ask of all of
+them; pictures and masks are read when asked for.
 
 Schema and vocabularies follow ManipBench (arXiv 2511.14259); keys and file layout are this project's.
 """
@@ -64,7 +64,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Record:
+class PictureRecord:
     """One picture. None everywhere means not annotated.
 
     Attributes:
@@ -156,7 +156,7 @@ class ManipulationSet:
     """
 
     name: str
-    records: Sequence[Record] = field(repr=False)
+    records: Sequence[PictureRecord] = field(repr=False)
     root: Path
     vocabulary: Vocabulary
     labels: np.ndarray = field(repr=False)
@@ -166,7 +166,7 @@ class ManipulationSet:
 
     @classmethod
     def of(
-        cls, name: str, records: Sequence[Record], root: Path, vocabulary: Vocabulary | None = None
+        cls, name: str, records: Sequence[PictureRecord], root: Path, vocabulary: Vocabulary | None = None
     ) -> ManipulationSet:
         """A set of `records`, which are gone through once."""
         rows = [(r.label, r.source_id, r.editor, r.category) for r in records]
@@ -234,18 +234,18 @@ class ManipulationSet:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-class Records(Sequence[Record]):
+class Records(Sequence[PictureRecord]):
     """Records that are made when asked for, by :meth:`record`; a slice is :class:`Chosen` ones of them."""
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> PictureRecord:
         """Record `index`, 0 <= index < len."""
         raise NotImplementedError
 
     @overload
-    def __getitem__(self, item: int) -> Record: ...
+    def __getitem__(self, item: int) -> PictureRecord: ...
     @overload
     def __getitem__(self, item: slice) -> Chosen: ...
-    def __getitem__(self, item: int | slice) -> Record | Chosen:
+    def __getitem__(self, item: int | slice) -> PictureRecord | Chosen:
         if isinstance(item, slice):
             return Chosen(self, np.arange(len(self))[item])
         if not -len(self) <= item < len(self):
@@ -257,13 +257,13 @@ class Records(Sequence[Record]):
 class Chosen(Records):
     """Some of the records of a longer sequence."""
 
-    records: Sequence[Record]
+    records: Sequence[PictureRecord]
     indices: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> PictureRecord:
         """The record that ``indices[index]`` names."""
         return self.records[int(self.indices[index])]
 

@@ -20,7 +20,7 @@ from ...config.schema import Section
 from ...errors import DataError
 from ...registry import register
 from ..images import listed
-from .base import EDITED, REAL, ManipulationSet, ManipulationSplits, Record, Region, Vocabulary
+from .base import EDITED, REAL, ManipulationSet, ManipulationSplits, PictureRecord, Region, Vocabulary
 from .options import HeldOut, splits_of
 from .schema import clipped, parsed
 from .splits import SPLITS
@@ -92,7 +92,7 @@ def read_coco(path: Path, folder: Path, name: str | None = None) -> Manipulation
     return ManipulationSet.of(name or path.stem, records, folder)
 
 
-def _record(path: Path, image: dict[str, Any], rows: list[dict[str, Any]], names: dict[int, str]) -> Record:
+def _record(path: Path, image: dict[str, Any], rows: list[dict[str, Any]], names: dict[int, str]) -> PictureRecord:
     vocabulary, width, height = Vocabulary(), int(image["width"]), int(image["height"])
     known = {name for group in vocabulary.categories.values() for name in group}
     regions, kinds = [], set()
@@ -110,7 +110,7 @@ def _record(path: Path, image: dict[str, Any], rows: list[dict[str, Any]], names
     own = {key: str(image[key]) for key in OWN_KEYS if image.get(key) is not None}
     if own.get("split", "train") not in SPLITS:
         raise DataError(f"'{path}': split '{own['split']}' of '{image['file_name']}' is none of {', '.join(SPLITS)}.")
-    return Record(
+    return PictureRecord(
         id=image["file_name"],
         image=image["file_name"],
         label=EDITED if rows else REAL,

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError, near_miss
-from .base import EDITED, REAL, ManipulationSet, Record
+from .base import EDITED, REAL, ManipulationSet, PictureRecord
 from .coco_boxes import read_coco
 from .folders import read_folders, write_folders
 from .imdl import read_json, read_mani, stored_masks, write_json
@@ -108,7 +108,7 @@ def convert(name: str, source: Path, target: Path, derive: bool = False, watch: 
     return images
 
 
-def _moved(images: ManipulationSet, root: Path, derive: bool, watch: Watch) -> Iterator[Record]:
+def _moved(images: ManipulationSet, root: Path, derive: bool, watch: Watch) -> Iterator[PictureRecord]:
     names, real = images.sources.names, np.flatnonzero(images.labels == REAL)
     originals = {names[images.sources.codes[index]]: int(index) for index in real[::-1]}
     fill = partial(_derived, images, originals, root) if derive else None
@@ -117,7 +117,9 @@ def _moved(images: ManipulationSet, root: Path, derive: bool, watch: Watch) -> I
         yield fill(index, record) if fill and record.label != REAL else record
 
 
-def _derived(images: ManipulationSet, originals: dict[str, int], root: Path, index: int, record: Record) -> Record:
+def _derived(
+    images: ManipulationSet, originals: dict[str, int], root: Path, index: int, record: PictureRecord
+) -> PictureRecord:
     """`record`, whose paths start from `root`, with a mask and boxes where they can be had."""
     mask = images.mask(index)
     if mask is not None:

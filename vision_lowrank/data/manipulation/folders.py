@@ -22,7 +22,7 @@ from pydantic import Field
 from ...errors import DataError
 from ...registry import register
 from ..images import listed
-from .base import EDITED, REAL, SYNTHETIC, ManipulationSet, ManipulationSplits, Record
+from .base import EDITED, REAL, SYNTHETIC, ManipulationSet, ManipulationSplits, PictureRecord
 from .imdl import stored_masks
 from .options import HeldOut, read_parts, splits_of
 from .pairing import by_mask_key, copied, mask_key, original_of, pictures_under, some_pictures
@@ -68,12 +68,12 @@ def read_folders(root: Path, name: str | None = None) -> ManipulationSet:
     lonely = [path for key, path in masks.items() if key not in keys]
     if lonely:
         raise DataError(f"'{root}': {len(lonely):,} masks have no edited picture, {listed(lonely, 10)}: remove them.")
-    records = [Record(path, path, REAL, source_id=path) for path in real]
+    records = [PictureRecord(path, path, REAL, source_id=path) for path in real]
     for path in edited:
         original = original_of(PurePosixPath(path).stem, stems)
         below = PurePosixPath(path).parts[1:-1]
         records.append(
-            Record(
+            PictureRecord(
                 path,
                 path,
                 EDITED,

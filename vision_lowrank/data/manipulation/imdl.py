@@ -31,7 +31,7 @@ from PIL import Image
 from ...errors import DataError, near_miss
 from ...files import write_text
 from ..images import listed
-from .base import EDITED, REAL, ManipulationSet, Record
+from .base import EDITED, REAL, ManipulationSet, PictureRecord
 from .joined import JoinedSet, join, relocated
 from .pairing import edited_masks, paired, some_pictures
 from .regions import mask_of_boxes
@@ -169,7 +169,7 @@ def _set(
         kept = None if mask == NEGATIVE else mask
         label = EDITED if edited else REAL
         scope = "local" if edited else "unknown"
-        records.append(Record(image, image, label, source_id=image, group=group, mask=kept, scope=scope))
+        records.append(PictureRecord(image, image, label, source_id=image, group=group, mask=kept, scope=scope))
     return ManipulationSet.of(name, records, root)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DataError
-from .base import ManipulationSet, Record, Records
+from .base import ManipulationSet, PictureRecord, Records
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class JoinedRecords(Records):
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> PictureRecord:
         """The record of the set that `index` falls into, renamed and relocated."""
         number = bisect_right(self.ends, index)
         images = self.sets[number]
@@ -85,7 +85,7 @@ def join(name: str, sets: Sequence[ManipulationSet], draws: int | None = None) -
     return JoinedSet(**vars(joined), parts=parts, draws=draws)
 
 
-def relocated(record: Record, old: Path, new: Path) -> Record:
+def relocated(record: PictureRecord, old: Path, new: Path) -> PictureRecord:
     """`record` with its paths, relative to the folder `old`, made relative to `new`."""
     start = os.path.abspath(new)
     if os.path.abspath(old) == start:

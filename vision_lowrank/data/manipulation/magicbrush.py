@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from ...errors import DataError
-from .base import EDITED, REAL, ManipulationSet, Record
+from .base import EDITED, REAL, ManipulationSet, PictureRecord
 from .schema import numbered, parsed
 
 EDITOR = "dall-e-2"  # what made the set's edits
@@ -41,7 +41,7 @@ def read_magicbrush(path: Path, name: str | None = None) -> ManipulationSet:
     return ManipulationSet.of(name or path.stem, list(records_of_rows(rows, path.parent)), path.parent)
 
 
-def records_of_rows(rows: Iterable[Mapping[str, Any]], root: Path) -> Iterator[Record]:
+def records_of_rows(rows: Iterable[Mapping[str, Any]], root: Path) -> Iterator[PictureRecord]:
     """The records of rows in any order; an edit whose turn 1 is not among them names a source without a real picture.
 
     Args:
@@ -59,10 +59,12 @@ def records_of_rows(rows: Iterable[Mapping[str, Any]], root: Path) -> Iterator[R
             raise DataError(f"MagicBrush row {picture}: turn {turn} comes twice.")
         seen.add(key)
         if turn == 1:
-            yield Record(source, _stored(_value(row, "input_img", "source_img"), root, source), REAL, source_id=source)
+            yield PictureRecord(
+                source, _stored(_value(row, "input_img", "source_img"), root, source), REAL, source_id=source
+            )
         image = _stored(_value(row, "output_img", "target_img"), root, key)
         prompt = row.get("instruction")
-        yield Record(key, image, EDITED, source_id=source, editor=EDITOR, editor_access="closed", prompt=prompt)
+        yield PictureRecord(key, image, EDITED, source_id=source, editor=EDITOR, editor_access="closed", prompt=prompt)
 
 
 def _value(row: Mapping[str, Any], *names: str) -> Any:

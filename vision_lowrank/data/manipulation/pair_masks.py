@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .base import Record, Scope
+from .base import PictureRecord, Scope
 from .regions import with_boxes
 
 THRESHOLD, SIGMA, SQUARE, MOST = 12.0, 2.0, 5, 0.6
@@ -68,7 +68,7 @@ def pair_difference(real: Image.Image, edited: Image.Image) -> PairDifference:
     return PairDifference("local" if opened.any() else "unknown", opened, share)
 
 
-def annotated(record: Record, difference: PairDifference, mask: str) -> Record:
+def annotated(record: PictureRecord, difference: PairDifference, mask: str) -> PictureRecord:
     """`record` with what its pair shows, marked as automatic.
 
     Args:

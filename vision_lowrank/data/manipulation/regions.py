@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from .base import Box, Record, Region
+from .base import Box, PictureRecord, Region
 
 MIN_PIXELS, MIN_SHARE = 16, 1e-4
 
@@ -38,7 +38,7 @@ def mask_of_boxes(boxes: Iterable[Box], width: int, height: int) -> np.ndarray:
     return mask
 
 
-def with_boxes(record: Record, mask: np.ndarray) -> Record:
+def with_boxes(record: PictureRecord, mask: np.ndarray) -> PictureRecord:
     """`record` with the boxes of its mask, marked as derived; as it is where boxes are annotated or all is edited."""
     if record.boxes is not None or record.scope == "global":
         return record

@@ -1,8 +1,8 @@
 """ManipBench's annotation schema on disk: JSON Lines, one object per picture, streamed.
 
-``FILE.jsonl`` (UTF-8) holds one object per line whose keys are the fields of :class:`~.base.Record`; `id`, `image` and
-`label` are required, paths are relative to the file. A key that is absent or null was NOT ANNOTATED, an empty list was
-annotated and there is none::
+``FILE.jsonl`` (UTF-8) holds one object per line whose keys are the fields of :class:`~.base.PictureRecord`; `id`,
+`image` and `label` are required, paths are relative to the file. A key that is absent or null was NOT ANNOTATED, an
+empty list was annotated and there is none::
 
     {"id": "a1-e3", "image": "edited/a1_e3.png", "label": 1, "source_id": "a1", "editor": "qwen-image-edit",
      "category": "replacement", "boxes": [{"xyxy": [312, 200, 590, 610], "cues": ["texture"]}], "mask": "masks/a1.png"}
@@ -31,12 +31,12 @@ import numpy as np
 from ...errors import DataError, near_miss
 from ...files import write_text
 from ..images import listed
-from .base import Box, ManipulationSet, Record, Records, Region, Vocabulary
+from .base import Box, ManipulationSet, PictureRecord, Records, Region, Vocabulary
 
 HEADER, VERSION = "schema.json", 1
 SLACK = 2.0  # pixels that a box may reach beyond its picture
 
-KEYS = tuple(field.name for field in fields(Record))
+KEYS = tuple(field.name for field in fields(PictureRecord))
 REQUIRED = ("id", "image", "label")
 COUNTS = ("width", "height")
 CHOICES = {
@@ -76,7 +76,7 @@ class JsonLines(Records):
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def record(self, index: int) -> Record:
+    def record(self, index: int) -> PictureRecord:
         """The record of line `index`, read from the file.
 
         Raises:
@@ -90,7 +90,7 @@ class JsonLines(Records):
         except DataError as error:
             raise DataError(f"'{self.path}' line {self._line(index)}: {error}") from None
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[PictureRecord]:
         for where, line in numbered(self.path):
             try:
                 record = record_of(line, self.vocabulary)
@@ -124,7 +124,7 @@ def read_schema(path: Path, name: str | None = None) -> ManipulationSet:
     return ManipulationSet.of(name or path.stem, records, path.parent, vocabulary)
 
 
-def write_schema(path: Path, records: Iterable[Record], vocabulary: Vocabulary) -> None:
+def write_schema(path: Path, records: Iterable[PictureRecord], vocabulary: Vocabulary) -> None:
     """Write records as they come, and ``schema.json`` beside; the file appears when it is complete.
 
     Raises:
@@ -194,7 +194,7 @@ def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def record_of(line: bytes, vocabulary: Vocabulary) -> Record:
+def record_of(line: bytes, vocabulary: Vocabulary) -> PictureRecord:
     """One line as a record.
 
     Raises:
@@ -213,10 +213,10 @@ def record_of(line: bytes, vocabulary: Vocabulary) -> Record:
     if "boxes" in values:
         values["boxes"] = tuple(_region(box, row.get("width"), row.get("height")) for box in values["boxes"])
     values.setdefault("source_id", values["id"])
-    return Record(**values)
+    return PictureRecord(**values)
 
 
-def row_of(record: Record) -> dict[str, Any]:
+def row_of(record: PictureRecord) -> dict[str, Any]:
     """A record as the object of its line; what is not annotated is left out."""
     row: dict[str, Any] = {}
     for key in KEYS:

@@ -21,7 +21,7 @@ from pydantic import Field
 from ...errors import DataError
 from ...registry import register
 from ..images import listed
-from .base import EDITED, REAL, SYNTHETIC, ManipulationSet, ManipulationSplits, Record
+from .base import EDITED, REAL, SYNTHETIC, ManipulationSet, ManipulationSplits, PictureRecord
 from .imdl import stored_masks
 from .options import HeldOut, splits_of
 from .pairing import by_mask_key, copied, mask_key, pictures_under
@@ -79,7 +79,7 @@ def read_sid(root: Path, part: str = "train") -> ManipulationSet:
             name, label = f"{part}/{path}", FOLDERS[folder]
             mask = f"{part}/{masks[mask_key(path)]}" if label == EDITED else None
             scope = "local" if label == EDITED else "global" if label == SYNTHETIC else "unknown"
-            records.append(Record(name, name, label, source_id=name, mask=mask, scope=scope, split=split))
+            records.append(PictureRecord(name, name, label, source_id=name, mask=mask, scope=scope, split=split))
     return ManipulationSet.of(part, records, root)
 
 
@@ -110,7 +110,7 @@ def write_sid(root: Path, images: ManipulationSet) -> None:
     shutil.rmtree(root / ".filled", ignore_errors=True)
 
 
-def records_of_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
+def records_of_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[PictureRecord]:
     """Records of the set's rows, with `image` and `mask` as paths.
 
     Raises:
@@ -121,10 +121,10 @@ def records_of_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Record]:
             raise DataError(f"row '{row.get('img_id')}': label {row.get('label')!r} is none of SID-Set's 0, 1 and 2.")
         key, label = str(row["img_id"]), LABELS[row["label"]]
         size = {"width": row.get("width"), "height": row.get("height")}
-        yield Record(key, row["image"], label, source_id=key, mask=row.get("mask") or None, **size)
+        yield PictureRecord(key, row["image"], label, source_id=key, mask=row.get("mask") or None, **size)
 
 
-def rows_of_records(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
+def rows_of_records(records: Iterable[PictureRecord]) -> Iterator[dict[str, Any]]:
     """The set's rows of records; keys as theirs, null where nothing is known."""
     theirs = {ours: label for label, ours in LABELS.items()}
     for record in records:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ...errors import DataError, near_miss
-from .base import EDITED, REAL, ManipulationSet, ManipulationSplits, Record
+from .base import EDITED, REAL, ManipulationSet, ManipulationSplits, PictureRecord
 
 SPLITS = ("train", "val", "test")
 CLOSED = "closed"
@@ -167,7 +167,7 @@ def _expanded(editors: Sequence[str], sets: Iterable[ManipulationSet]) -> list[s
     """`editors` with ``closed`` replaced by the editors whose access is closed."""
     if CLOSED not in editors:
         return list(editors)
-    records: Iterator[Record] = (record for images in sets for record in images.records)
+    records: Iterator[PictureRecord] = (record for images in sets for record in images.records)
     closed = {record.editor for record in records if record.editor_access == CLOSED and record.editor is not None}
     if not closed:
         raise DataError("unseen_editors names 'closed', but no picture has editor_access 'closed': name the editors.")

@@ -24,7 +24,7 @@ from PIL import Image
 
 from ...errors import DataError
 from ..images import read_image
-from .base import EDITED, REAL, Record, Vocabulary
+from .base import EDITED, REAL, PictureRecord, Vocabulary
 from .schema import clipped, numbered, parsed, problems_of, read_vocabulary, record_of
 from .splits import SPLITS
 
@@ -80,7 +80,7 @@ class _Row:
 
     file: str
     line: int
-    record: Record
+    record: PictureRecord
     root: Path
 
     def problem(self, kind: str, message: str) -> Problem:
@@ -135,7 +135,7 @@ def _rows(files: list[Path], vocabulary: Vocabulary, problems: list[Problem]) ->
                 yield _Row(str(file), line, record_of(text, vocabulary), file.parent)
 
 
-def _count(found: Validation, record: Record) -> None:
+def _count(found: Validation, record: PictureRecord) -> None:
     found.rows += 1
     found.labels[record.label] += 1
     for key in ("boxes", "mask", "cues", "explanation", "category", "editor"):

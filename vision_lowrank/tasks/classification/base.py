@@ -107,21 +107,21 @@ class ClassificationTask(Task):
 
     def __init__(self, classifier: ImageClassifier, splits: Splits, val: ImageSet | None) -> None:
         super().__init__()
-        self.classifier, self.splits, self.val_images = classifier, splits, val
+        self.model, self.splits, self.val_images = classifier, splits, val
         self.prompted = nn.ModuleDict()
-        if "text" in classifier.model.towers:
+        if "text" in classifier.backbone.towers:
             for name, (images, templates) in prompted_sets(splits).items():
-                self.prompted[name] = ImageClassifier(classifier.model, "text", images.classes, templates)
+                self.prompted[name] = ImageClassifier(classifier.backbone, "text", images.classes, templates)
         self._evaluated = classifier
 
     def replace_model(self, model: nn.Module) -> None:
         """Let all classifiers use `model`: the same backbone, adapted anew."""
-        for classifier in (self.classifier, *self.prompted.values()):
-            classifier.model = model
+        for classifier in (self.model, *self.prompted.values()):
+            classifier.backbone = model
 
     def begin_training(self) -> None:
         """Remember which base weights train: the artefact must hold them."""
-        self.classifier.note_training()
+        self.model.note_training()
 
     def image_sets(self, split: Literal["val", "test"]) -> dict[str, ImageSet]:
         """Validation pictures, or every set that is tested: ``test/…``, ``retention/…`` and ``transfer/…``."""
@@ -133,12 +133,12 @@ class ClassificationTask(Task):
 
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
         """:meth:`image_sets` as tensors, without augmentation."""
-        transform = self.classifier.model.preprocess.evaluation()
+        transform = self.model.backbone.preprocess.evaluation()
         return {name: TransformedImages(images, transform) for name, images in self.image_sets(split).items()}
 
     def begin_eval(self, set_name: str) -> None:
         """Choose the classifier of this set and encode its prompts once."""
-        self._evaluated = dict(self.prompted.items()).get(set_name, self.classifier)
+        self._evaluated = dict(self.prompted.items()).get(set_name, self.model)
         self._evaluated.freeze_text()
 
     def eval_step(self, batch: Batch) -> Outputs:
@@ -152,19 +152,19 @@ class ClassificationTask(Task):
     @contextmanager
     def untrained(self) -> Iterator[None]:
         """With the adapter off; what trains afterwards is left as it was."""
-        with preserved(self), getattr(self.classifier.model, "disable_adapter", nullcontext)():
+        with preserved(self), getattr(self.model.backbone, "disable_adapter", nullcontext)():
             yield
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
         """The classifier as an artefact folder."""
-        self.classifier.save(folder, record)
+        self.model.save(folder, record)
 
     def describe(self) -> dict[str, Any]:
         """Classes, prompts, hashes of the test sets, and the number of trainable parameters."""
         return {
-            "backbone": self.classifier.model.spec | {"fingerprint": self.classifier.model.fingerprint},
-            "classes": len(self.classifier.classes),
-            "templates": list(self.classifier.templates),
+            "backbone": self.model.backbone.spec | {"fingerprint": self.model.backbone.fingerprint},
+            "classes": len(self.model.classes),
+            "templates": list(self.model.templates),
             "test_hashes": {name: images.hash for name, images in self.image_sets("test").items()},
             "trainable_parameters": count(p for p in self.parameters() if p.requires_grad),
         }

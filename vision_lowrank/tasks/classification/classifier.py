@@ -37,12 +37,12 @@ class ImageClassifier(AdaptedModel):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, C)."""
-        return self.head(self.model, self.model.encode_image(pixels))
+        return self.head(self.backbone, self.backbone.encode_image(pixels))
 
     @property
     def scale(self) -> Tensor | float | None:
         """What cosines are multiplied by to give the logits; None for a linear head, whose logits are no cosines."""
-        return self.model.logit_scale if isinstance(self.head, TextHead) else getattr(self.head, "scale", None)
+        return self.backbone.logit_scale if isinstance(self.head, TextHead) else getattr(self.head, "scale", None)
 
     def freeze_text(self) -> None:
         """Encode the class prompts once; for evaluation and for a text tower that does not train.
@@ -50,7 +50,7 @@ class ImageClassifier(AdaptedModel):
         Where the text tower changes afterwards, or its adapters are switched, they are encoded anew at every call.
         """
         if isinstance(self.head, TextHead):
-            self.head.refresh(self.model)
+            self.head.refresh(self.backbone)
 
     def unfreeze_text(self) -> None:
         """Encode the class prompts anew at every call."""

@@ -40,7 +40,7 @@ from ...selection.final import unshare
 from .base import ClassificationTask, load_adapted, load_splits, starting
 from .classifier import ImageClassifier
 from .heads import TextHead
-from .pretrained import PROBE, Teacher
+from .pretrained import PROBE, PretrainedClassifier
 from .views import rows, training_images
 
 SEARCH = "search"
@@ -109,7 +109,7 @@ class FewShot(ClassificationTask):
         self._placed = config.selection is None
         self.regularizer: Any = config.regularizer.start() if config.regularizer else None
         self._asks = config.regularizer.teacher if config.regularizer else None
-        self._teacher = Teacher(self.classifier)
+        self._teacher = PretrainedClassifier(self.model)
         self._probing = False
         self._held: list[nn.Parameter] = []
         self._pictures: PrefixCache | None = None  # where every step sees a picture with the same pixels
@@ -121,7 +121,7 @@ class FewShot(ClassificationTask):
         comes first: it trains the head alone. A selection has the stage ``search`` before the others.
         """
         options, selection = self.options, self.config.selection
-        preprocess, regularizer = self.classifier.model.preprocess, self.config.regularizer
+        preprocess, regularizer = self.model.backbone.preprocess, self.config.regularizer
         images = partial(
             training_images,
             transform=training_transform(preprocess, options.augmentation, options.crop, options.flip),
@@ -141,7 +141,7 @@ class FewShot(ClassificationTask):
             inner, _ = self.search_images
             before.append(Stage(SEARCH, images(inner), {"steps": selection.steps}, steps=selection.search))
         select = "val/accuracy" if options.select else None
-        stages = phases(self.classifier.model).items()
+        stages = phases(self.model.backbone).items()
         return before + [Stage(phase, data, length | settings, select) for phase, settings in stages]
 
     @cached_property
@@ -152,11 +152,11 @@ class FewShot(ClassificationTask):
     def selection_data(self) -> TransformedImages:
         """The pictures held out for a search, as they are evaluated."""
         _, held_out = self.search_images
-        return TransformedImages(held_out, self.classifier.model.preprocess.evaluation())
+        return TransformedImages(held_out, self.model.backbone.preprocess.evaluation())
 
     def begin_stage(self, stage: Stage) -> None:
         """Get the adapter ready for its phase, or hold it while the head trains alone."""
-        model, after_probe = self.classifier.model, self._probing
+        model, after_probe = self.model.backbone, self._probing
         for parameter in self._held:
             parameter.requires_grad_(True)
         self._held, self._probing = [], stage.name == PROBE
@@ -168,14 +168,14 @@ class FewShot(ClassificationTask):
             return
         if not self._placed:
             self._place_adapter()
-        begin_phase(self.classifier.model, stage.name)
+        begin_phase(self.model.backbone, stage.name)
         if self._asks and (after_probe or self._teacher.head is None):
             self._teacher.keep_head()
 
     def _place_adapter(self) -> None:
         """Let a new adapter take the place of the search's, where the gates say."""
-        config, model = self.config, self.classifier.model
-        templates = self.classifier.templates
+        config, model = self.config, self.model.backbone
+        templates = self.model.templates
         start = starting(config, model.get_base_model(), self.options.head, self.train_images, templates)
         section = config.adapter
         model = config.selection.final_model(model, self.gates, section.config(), towers=section.towers, **start)
@@ -193,15 +193,15 @@ class FewShot(ClassificationTask):
             raise UserError(
                 "nothing trains: give an `adapter`, set task.head=linear or cosine, or use task.type=zeroshot."
             )
-        self._text_trains = "text" in self.classifier.model.trained_towers()
+        self._text_trains = "text" in self.model.backbone.trained_towers()
         if not self._text_trains:
-            self.classifier.freeze_text()
-        elif isinstance(self.classifier.head, TextHead):
-            prefix = PrefixCache(self.classifier.model, "text")
-            self.classifier.head.prefix = prefix if prefix.depth else None
+            self.model.freeze_text()
+        elif isinstance(self.model.head, TextHead):
+            prefix = PrefixCache(self.model.backbone, "text")
+            self.model.head.prefix = prefix if prefix.depth else None
         options = self.options
         if options.augmentation == "none" and options.views == 1 and not (options.mixup or options.cutmix):
-            self._pictures = PrefixCache(self.classifier.model, "vision")
+            self._pictures = PrefixCache(self.model.backbone, "vision")
         if self._asks:
             self._teacher.check_base()
 
@@ -211,18 +211,18 @@ class FewShot(ClassificationTask):
         Labels are (B,), or where pictures were mixed weights (B, C), (B, V, C); accuracy is then that of the heaviest.
         """
         if self._text_trains:  # an evaluation may have encoded the prompts
-            self.classifier.unfreeze_text()
-        model, teacher = self.classifier.model, self._teacher
+            self.model.unfreeze_text()
+        model, teacher = self.model.backbone, self._teacher
         pixels, labels = rows(batch)
         if self._probing:
             features = teacher.features(pixels)
         else:
             with self._pictures.using(batch["index"].tolist()) if self._pictures else nullcontext():
                 features = model.encode_image(pixels)
-        logits = self.classifier.head(model, features)
+        logits = self.model.head(model, features)
         if self.regularizer is not None and self._placed and not self._probing:
             answers = partial(teacher.logits, pixels), partial(teacher.features, pixels)
-            self.regularizer.observe(Observed(logits, features, labels, self.classifier.scale, *answers))
+            self.regularizer.observe(Observed(logits, features, labels, self.model.scale, *answers))
         loss = F.cross_entropy(logits, labels)
         classes = labels if labels.dim() == 1 else labels.argmax(dim=-1)
         return {"loss": loss, "accuracy": (logits.detach().argmax(dim=-1) == classes).float().mean()}
@@ -238,7 +238,7 @@ class FewShot(ClassificationTask):
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
         """The classifier as an artefact folder; pairs that a selection shared become each layer's own."""
-        unshare(self.classifier.model)
+        unshare(self.model.backbone)
         super().save_artefact(folder, record)
 
     def describe(self) -> dict[str, Any]:

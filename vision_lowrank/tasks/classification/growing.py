@@ -73,16 +73,16 @@ def add_classes(
     _check_numbers(images, pictures, min_pictures)
 
     classifier, before = ImageClassifier.load(folder), len(about["classes"])
-    reference = load_reference(folder, before, classifier.model.embed_dim)
-    features = picture_features(classifier.model, images, batch_size, show)
+    reference = load_reference(folder, before, classifier.backbone.embed_dim)
+    features = picture_features(classifier.backbone, images, batch_size, show)
     labels = torch.tensor(images.labels) + before
     classes = [*about["classes"], *images.classes]
     head = _grown(classifier, classes, features, labels)
     growth = Growth(
         head=about["head"],
         classes_before=before,
-        new=new_classes(classifier.model, head, classes[before:], features, labels, before),
-        old=old_classes(classifier.model, head, classes, before, reference),
+        new=new_classes(classifier.backbone, head, classes[before:], features, labels, before),
+        old=old_classes(classifier.backbone, head, classes, before, reference),
     )
     if not dry_run:
         entry = {
@@ -188,9 +188,9 @@ def _read_rows(path: Path, classes: int) -> dict[str, Tensor]:
 @torch.no_grad()
 def _grown(classifier: ImageClassifier, classes: Sequence[str], features: Tensor, labels: Tensor) -> nn.Module:
     """The head of all `classes`; `labels` (N,) say which new one each of `features` (N, d) belongs to."""
-    head = make_head(classifier.head_name, classifier.model, classes, classifier.templates)
+    head = make_head(classifier.head_name, classifier.backbone, classes, classifier.templates)
     if classifier.head_name == "text":
-        head.refresh(classifier.model)
+        head.refresh(classifier.backbone)
         return head
     state, vectors = classifier.head.state_dict(), averaged(head, features)
     means = torch.stack([vectors[labels == c].mean(dim=0) for c in labels.unique()])

@@ -24,7 +24,7 @@ from .heads import TextHead, make_head
 PROBE = "probe"
 
 
-class Teacher:
+class PretrainedClassifier:
     """Logits and features of the pretrained model. No module: nothing of it is saved, moved or trained with the task.
 
     Args:
@@ -38,12 +38,12 @@ class Teacher:
     def keep_head(self) -> None:
         """Freeze a copy of the classifier's head as it is now; class prompts are encoded without the adapter."""
         own = self.classifier
-        head = make_head(own.head_name, own.model, own.classes, own.templates).requires_grad_(False)
+        head = make_head(own.head_name, own.backbone, own.classes, own.templates).requires_grad_(False)
         head.load_state_dict(own.head.state_dict())
-        self.head = head.to(next(own.model.parameters()).device)
+        self.head = head.to(next(own.backbone.parameters()).device)
         if isinstance(head, TextHead):
             with self._pretrained():
-                head.fix(own.model)
+                head.fix(own.backbone)
 
     def check_base(self) -> None:
         """Make sure that the base weights stay what they are.
@@ -51,7 +51,7 @@ class Teacher:
         Raises:
             UserError: some of them train.
         """
-        model = self.classifier.model
+        model = self.classifier.backbone
         prefix = model.base_model.prefix if hasattr(model, "peft_config") else None
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and not (prefix and prefix in name):
@@ -63,17 +63,17 @@ class Teacher:
     def features(self, pixels: Tensor) -> Tensor:
         """Image features (B, e) of the pretrained model, without gradient."""
         with self._pretrained():
-            return self.classifier.model.encode_image(pixels)
+            return self.classifier.backbone.encode_image(pixels)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Class logits (B, C) of the pretrained model, without gradient."""
         features = self.features(pixels)
         with torch.no_grad():
-            return self.head(self.classifier.model, features)  # type: ignore[misc]
+            return self.head(self.classifier.backbone, features)  # type: ignore[misc]
 
     @contextmanager
     def _pretrained(self) -> Iterator[None]:
-        model = self.classifier.model
+        model = self.classifier.backbone
         with preserved(model), getattr(model, "disable_adapter", nullcontext)(), torch.no_grad():
             model.eval()
             yield

@@ -23,7 +23,7 @@ from ..classification.prototypes import PrototypeHead
 from .config import IncrementalConfig
 from .losses import asynchronous_contrastive, logit_distance
 from .teacher import AsynchronousTeacher, FrozenCopy
-from .unfreeze import Parts
+from .unfreeze import SessionParameters
 
 PROJECTED = 128
 
@@ -46,7 +46,7 @@ class Guides(nn.Module):
         self.head_then: PrototypeHead | None = None
         self.projection = _projection(options.projection if options.contrastive else "none", width)
 
-    def begin(self, session: int, parts: Parts, moves: Parameters, head: PrototypeHead) -> None:
+    def begin(self, session: int, parts: SessionParameters, moves: Parameters, head: PrototypeHead) -> None:
         """Take the copies that a session needs, before its first step and again whenever it resumes or is replayed.
 
         Args:

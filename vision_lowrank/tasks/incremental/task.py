@@ -50,7 +50,7 @@ from ..classification.views import training_images
 from .config import IncrementalConfig
 from .guides import Guides
 from .record import SessionRecord
-from .unfreeze import PartName, Parts
+from .unfreeze import PartName, SessionParameters
 
 ROWS, SEEN, TEST_AS_VAL = "new classes", "seen classes", "test-as-val"
 BASE = "base"
@@ -82,9 +82,9 @@ class Incremental(ClassificationTask):
         splits = Splits(train=train, val=test.subset([]), tests={name: test}, templates=templates)
         super().__init__(ImageClassifier(model, head, train.classes, templates), splits, None)
         self.config, self.options, self.seed, self.sessions = config, options, seed, sessions
-        self.head: PrototypeHead = self.classifier.head
+        self.head: PrototypeHead = self.model.head
         self.head.mask_unseen = options.mask_unseen
-        self.parts = Parts.of(model, self.head, options.l_ft)
+        self.parts = SessionParameters.of(model, self.head, options.l_ft)
         if any(backbone_of(model).tower_of(name) == "text" for name in self.parts.pet):
             raise UserError(
                 "the adapter sits on the text tower too, which no session trains: set adapter.towers=[vision]."
@@ -114,7 +114,7 @@ class Incremental(ClassificationTask):
 
     def begin_stage(self, stage: Stage) -> None:
         """Take the frozen copies that the session needs, and let its parts train."""
-        options, base, model = self.options, dict(self._base), self.classifier.model
+        options, base, model = self.options, dict(self._base), self.model.backbone
         self._stage = stage.name
         self._session = self.sessions.sessions[0 if stage.name in base else int(stage.name.rpartition("-")[2])]
         for module in model.modules():
@@ -135,7 +135,7 @@ class Incremental(ClassificationTask):
     def begin_training(self) -> None:
         """Remember which base weights train: the artefact must hold them."""
         if self._fine_tunes:
-            self.classifier.trained_base |= self._moved
+            self.model.trained_base |= self._moved
 
     def set_progress(self, optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
         """In the base session, let the encoder join at epoch e_ft."""
@@ -146,7 +146,7 @@ class Incremental(ClassificationTask):
 
     def after_step(self, step: int) -> None:
         """The teacher follows the student."""
-        self.guides.update(self.classifier.model)
+        self.guides.update(self.model.backbone)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The encoder's weights have a group and a rate of their own, from before they train."""
@@ -162,7 +162,7 @@ class Incremental(ClassificationTask):
         """Losses of a batch: image (B, 3, H, W), or (B, 2, 3, H, W) where views are contrasted; label (B,)."""
         image, labels = batch["image"], batch["label"]
         views = image.unbind(1) if image.dim() == 5 else (image,)
-        model = self.classifier.model
+        model = self.model.backbone
         features = model.encode_image(views[0])
         logits = self.head.logits(features)
         losses = {"cross_entropy": F.cross_entropy(logits, labels)}
@@ -170,7 +170,7 @@ class Incremental(ClassificationTask):
         accuracy = (logits.detach().argmax(dim=-1) == labels).float().mean()
         return {"loss": torch.stack(list(losses.values())).sum(), **losses, "accuracy": accuracy}
 
-    def looks(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
+    def fit_sets(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
         """Pictures of new classes for their rows, before a session; test pictures of all seen classes after it."""
         base, session = [name for name, _ in self._base], self._session
         if place == "untrained":
@@ -180,21 +180,21 @@ class Incremental(ClassificationTask):
             images = {ROWS: session.train} if first else {}
         else:
             images = {} if self._stage in base[:-1] else {SEEN: self.sessions.seen_test(session.number)}
-        transform = self.classifier.model.preprocess.evaluation()
+        transform = self.model.backbone.preprocess.evaluation()
         return {name: TransformedImages(each, transform) for name, each in images.items()}
 
-    def take(self, name: str, outputs: Outputs) -> None:
+    def fit_outputs(self, name: str, outputs: Outputs) -> None:
         """Set the rows of new classes, or count right answers."""
         if name == SEEN:
             self.record.add(self._session.number, outputs["logits"], outputs["label"])
         elif self._untrained or self.options.head == "prototype":
             self.head.set_prototypes(outputs["features"], outputs["label"])
         else:
-            model, classes = self.classifier.model, self._session.classes
+            model, classes = self.model.backbone, self._session.classes
             if not self._session.number:  # logits then are about as large as zero-shot's
                 self.text_scale.fill_(float(model.logit_scale) / outputs["features"].norm(dim=1).mean())
-            names = [self.classifier.classes[label] for label in classes]
-            self.head.set_rows(classes, text_rows(model, names, self.classifier.templates, float(self.text_scale)))
+            names = [self.model.classes[label] for label in classes]
+            self.head.set_rows(classes, text_rows(model, names, self.model.templates, float(self.text_scale)))
 
     def image_sets(self, split: Literal["val", "test"]) -> dict[str, ImageSet]:
         """Test pictures of all classes; validation pictures of the classes seen so far, where there are some."""
@@ -213,7 +213,7 @@ class Incremental(ClassificationTask):
     def eval_step(self, batch: Batch) -> Outputs:
         """Features (B, d) and labels for rows; else logits (B, C), labels (B,) and indices (B,)."""
         if self._rows:
-            return {"features": self.classifier.model.encode_image(batch["image"]), "label": batch["label"]}
+            return {"features": self.model.backbone.encode_image(batch["image"]), "label": batch["label"]}
         return super().eval_step(batch)
 
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
@@ -258,7 +258,7 @@ class Incremental(ClassificationTask):
         super().save_artefact(folder, record)
         members = [index for each in self.splits.train.by_class() for index in each[:PER_CLASS]]
         images = self.splits.train.subset(members)
-        save_reference(folder, picture_features(self.classifier.model, images), torch.tensor(images.labels))
+        save_reference(folder, picture_features(self.model.backbone, images), torch.tensor(images.labels))
 
     def describe(self) -> dict[str, Any]:
         """The base class's facts, the sessions with what was drawn, and the counts of every session."""
@@ -271,7 +271,7 @@ class Incremental(ClassificationTask):
             **self.sessions.facts(),
         }
         matrix = {"matrix": self.record.matrix().as_json()} if self.record.done else {}
-        return super().describe() | facts | {"incremental": {**matrix, "classes": list(self.classifier.classes)}}
+        return super().describe() | facts | {"incremental": {**matrix, "classes": list(self.model.classes)}}
 
     @property
     def _base(self) -> list[tuple[str, str]]:
@@ -308,7 +308,7 @@ class Incremental(ClassificationTask):
     def _images(self, session: Session) -> Dataset:
         """Training pictures, in two views where they are contrasted."""
         options = self.options
-        preprocess = self.classifier.model.preprocess
+        preprocess = self.model.backbone.preprocess
         contrasts = options.contrastive and (not session.number or options.guided)
         return training_images(
             session.train,

@@ -1,7 +1,7 @@
 """Controlled fine-tuning: which parameters of a student train when.
 
 Paper: CoACT, "Consistency-Guided Asynchronous Contrastive Tuning for Few-Shot Class-Incremental Tuning of Foundation
-Models", arXiv 2405.16625. A student has three parts (:class:`Parts`):
+Models", arXiv 2405.16625. A student has three parts (:class:`SessionParameters`):
 
 * ``pet``: the adapter's own trainable tensors;
 * ``classifier``: the head;
@@ -31,7 +31,7 @@ PartName = Literal["pet", "classifier", "encoder"]
 
 
 @dataclass(frozen=True)
-class Parts:
+class SessionParameters:
     """The parameters of a student, by name inside the backbone or the head.
 
     Attributes:
@@ -45,7 +45,7 @@ class Parts:
     encoder: Parameters
 
     @classmethod
-    def of(cls, model: nn.Module, head: nn.Module, l_ft: int | None) -> Parts:
+    def of(cls, model: nn.Module, head: nn.Module, l_ft: int | None) -> SessionParameters:
         """The parts of a backbone, attached or not, with a head, as they are right after attaching.
 
         A head that grows has other parameters afterwards: ask again.

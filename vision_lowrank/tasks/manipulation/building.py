@@ -24,14 +24,14 @@ from ...registry import registry
 from ..classification.base import load_frozen
 from .config import ContrastOptions, ManipulationConfig
 from .contrast import contrastive_loss
-from .looking import drawn_twins
-from .model import ManipulationDetector
+from .explainer import EXPLAIN, deactivate_explainer
+from .model import ManipulationModel
+from .picture_sets import drawn_twins
 from .pictures import Annotations, DrawnPictures, Frames, stacked, whole_pictures
-from .speech import EXPLAIN, rest
 
 
 @dataclass(frozen=True)
-class Parts:
+class StageParameters:
     """Parameters of a detector's backbone, by name inside it.
 
     Attributes:
@@ -69,7 +69,7 @@ def framing_of(options: ManipulationConfig, model: nn.Module) -> Framing:
     return Framing(options.framing, model.preprocess.size, options.max_tiles)
 
 
-def load_detector(config: RunConfig, splits: ManipulationSplits) -> tuple[ManipulationDetector, Parts]:
+def build_model(config: RunConfig, splits: ManipulationSplits) -> tuple[ManipulationModel, StageParameters]:
     """The detector that a run describes, its adapters attached, nothing trained.
 
     Raises:
@@ -100,7 +100,7 @@ def load_detector(config: RunConfig, splits: ManipulationSplits) -> tuple[Manipu
         language = adapter_parameters(model)
         if len(phases(model)) > 1:
             raise UserError("task.explanation.adapter trains in several phases, which stage D has not: take lora.")
-        rest(model)
+        deactivate_explainer(model)
         if not {id(p) for p in tower.values()} <= {id(p) for p in model.parameters()}:
             raise UserError(
                 f"task.explanation divides the attention of '{backbone.name}', which task.trains_base trains whole: "
@@ -110,8 +110,8 @@ def load_detector(config: RunConfig, splits: ManipulationSplits) -> tuple[Manipu
     if options.decoder == "query":
         decoder |= {"width": options.width, "heads": options.heads, "dropout": options.dropout}
     cues = () if options.decoder == "linear" else splits.train.vocabulary.cues
-    detector = ManipulationDetector(model, decoder, framing, layer, cues)
-    return detector, Parts(tower, language)
+    detector = ManipulationModel(model, decoder, framing, layer, cues)
+    return detector, StageParameters(tower, language)
 
 
 def tower_width(model: nn.Module) -> int:

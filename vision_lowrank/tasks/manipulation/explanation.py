@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...data.manipulation.base import REAL, Box, Record, Vocabulary
+from ...data.manipulation.base import REAL, Box, PictureRecord, Vocabulary
 from .answers import SENTENCES, from_grid, parse, stated_verdict, to_grid, write_cues, write_regions
 from .finding import Finding, ScoredBox, Verdict
 
@@ -56,7 +56,7 @@ class Outcome:
     cues: tuple[str, ...] | None
 
 
-def outcome_of(about: Record | Finding) -> Outcome:
+def outcome_of(about: PictureRecord | Finding) -> Outcome:
     """The outcome that a record annotates (a fully synthetic picture counts as edited) or that the heads found.
 
     What is real has neither regions nor cues, annotated or not.
@@ -73,7 +73,7 @@ def outcome_of(about: Record | Finding) -> Outcome:
     return Outcome(verdict, probability, boxes, cues)
 
 
-def question(about: Finding | Record | None, width: int, height: int) -> str:
+def question(about: Finding | PictureRecord | None, width: int, height: int) -> str:
     """The prompt that follows the picture.
 
     Args:
@@ -88,7 +88,7 @@ def question(about: Finding | Record | None, width: int, height: int) -> str:
     return _joined(" ", [QUESTION, verdict, write_regions(known.boxes, width, height), write_cues(known.cues)])
 
 
-def answer(record: Record, width: int, height: int) -> str:
+def answer(record: PictureRecord, width: int, height: int) -> str:
     """What a language model is taught to answer for `record`; its explanation becomes one paragraph.
 
     Args:

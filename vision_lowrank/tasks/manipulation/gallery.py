@@ -32,7 +32,7 @@ from ...data.manipulation.base import REAL, ManipulationSet
 from ...data.manipulation.regions import mask_of_boxes
 from ...files import write_text
 from ...viz.overlay import overlay
-from .model import ManipulationDetector
+from .model import ManipulationModel
 from .pictures import boxes_of
 from .scoring import Scores
 
@@ -44,7 +44,7 @@ Candidate: TypeAlias = tuple[str, int, Mapping[str, Any]]  # set, index in it, i
 
 def write_gallery(
     folder: Path,
-    detector: ManipulationDetector,
+    detector: ManipulationModel,
     pictures: Mapping[str, ManipulationSet],
     scores: Mapping[str, Scores],
 ) -> None:
@@ -134,7 +134,7 @@ def _quality(candidate: Candidate) -> tuple[float | None, str]:
 
 
 def _example(
-    detector: ManipulationDetector, pictures: ManipulationSet, name: str, index: int, row: Mapping[str, Any]
+    detector: ManipulationModel, pictures: ManipulationSet, name: str, index: int, row: Mapping[str, Any]
 ) -> dict[str, Any]:
     image = pictures.image(index)
     finding = detector.inspect([image])[0]

@@ -31,15 +31,15 @@ from ...errors import ArtefactError, UserError
 from ...metrics.calibration import Calibration
 from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about, save_part
 from .decoders import Decoded, decode_boxes, make_decoder
+from .explainer import EXPLAIN, deactivate_explainer, explainer_active
 from .explanation import question, reconcile, template
 from .finding import Finding, ScoredBox
 from .pictures import Frames, Sample, stacked, tiles_of
-from .speech import EXPLAIN, rest, speaking
 
 CUE_THRESHOLD = 0.5
 
 
-class ManipulationDetector(AdaptedModel):
+class ManipulationModel(AdaptedModel):
     """Says whether pictures were edited, where, and by which visible signs.
 
     Attributes:
@@ -66,27 +66,27 @@ class ManipulationDetector(AdaptedModel):
     def forward(self, batch: Sample) -> Decoded:
         """What the decoder says of a batch of samples (:mod:`.pictures`), over as many tokens as its pictures have."""
         counts = batch["count"].tolist()
-        (states,), valid = self.model.image_states(tiles_of(batch, counts), counts, [self.layer])
+        (states,), valid = self.backbone.image_states(tiles_of(batch, counts), counts, [self.layer])
         tokens = states.shape[1]
         return self.decoder(states, valid & batch["inside"][:, :tokens], batch["centres"][:, :tokens])
 
     def use_framing(self, framing: Framing) -> None:
         """Look at pictures in another way than in training, which changes the scores: for experiments."""
         self.framing = framing
-        self.frames = Frames(framing, self.model.token_grid, self.model.preprocess)
+        self.frames = Frames(framing, self.backbone.token_grid, self.backbone.preprocess)
 
     @property
     def explains(self) -> bool:
         """Whether its language model was taught to explain."""
-        return EXPLAIN in getattr(self.model, "peft_config", ())
+        return EXPLAIN in getattr(self.backbone, "peft_config", ())
 
     @property
     def identity(self) -> str:
         """16 hex digits that change with anything an outcome depends on, but the threshold."""
         states = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
-        for name in getattr(self.model, "peft_config", ()):
-            states |= {f"{name}.{key}": tensor for key, tensor in adapter_state(self.model, name).items()}
-        states |= {name: p for name, p in backbone_of(self.model).named_parameters() if name in self.trained_base}
+        for name in getattr(self.backbone, "peft_config", ()):
+            states |= {f"{name}.{key}": tensor for key, tensor in adapter_state(self.backbone, name).items()}
+        states |= {name: p for name, p in backbone_of(self.backbone).named_parameters() if name in self.trained_base}
         weights = checksum({name: tensor.detach().cpu().contiguous() for name, tensor in states.items()})
         facts = f"{self.fingerprint} {weights} {self.framing} {self.layer} {self.calibration.temperature}"
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
@@ -149,8 +149,8 @@ class ManipulationDetector(AdaptedModel):
         batch = self._batch(images)
         counts = batch["count"].tolist()
         prompts = [question(each, each.heatmap.shape[1], each.heatmap.shape[0]) for each in findings]
-        with speaking(self.model):
-            texts = self.model.generate(tiles_of(batch, counts), counts, prompts)
+        with explainer_active(self.backbone):
+            texts = self.backbone.generate(tiles_of(batch, counts), counts, prompts)
         return [_with_text(finding, text, self.cues) for finding, text in zip(findings, texts, strict=True)]
 
     def _batch(self, images: Sequence[Image.Image]) -> Sample:
@@ -159,7 +159,7 @@ class ManipulationDetector(AdaptedModel):
 
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
-        rest(self.model)
+        deactivate_explainer(self.backbone)
         about = {
             "task": "manipulation",
             "decoder": self.decoder_options,
@@ -168,16 +168,16 @@ class ManipulationDetector(AdaptedModel):
             "cues": self.cues,
             "calibration": self.calibration.to_dict(),
             "about": self.about,
-            "tower_adapter": any(name != EXPLAIN for name in getattr(self.model, "peft_config", ())),
+            "tower_adapter": any(name != EXPLAIN for name in getattr(self.backbone, "peft_config", ())),
         }
         self.save_model(folder, about, record)
         save_part(self.decoder, folder / "decoder.safetensors")
         if self.explains:
-            with speaking(self.model):  # what an adapter at rest gives proves nothing
-                save_adapter(self.model, folder / "explanation", EXPLAIN)
+            with explainer_active(self.backbone):  # what an adapter at rest gives proves nothing
+                save_adapter(self.backbone, folder / "explanation", EXPLAIN)
 
     @classmethod
-    def load(cls, folder: str | Path, backbone: nn.Module | None = None) -> ManipulationDetector:
+    def load(cls, folder: str | Path, backbone: nn.Module | None = None) -> ManipulationModel:
         """Read an artefact back, in evaluation mode.
 
         Args:
@@ -188,13 +188,13 @@ class ManipulationDetector(AdaptedModel):
             ArtefactError: not a detector's artefact, damaged, or made for another base model.
         """
         folder = Path(folder)
-        about = read_detector(folder)
+        about = read_manipulation(folder)
         # Where only the language model has an adapter, it lies in `adapter` as well as in `explanation`.
         own = about["adapter"] and about.get("tower_adapter", True)
         model, base = load_model(folder, about | {"adapter": own}, backbone)
         if (folder / "explanation").is_dir():
             model = load_adapter(folder / "explanation", model, EXPLAIN)
-            rest(model)
+            deactivate_explainer(model)
         framing = Framing.from_dict(about["framing"])
         detector = cls(model, about["decoder"], framing, about["layer"], about["cues"])
         load_part(detector.decoder, folder / "decoder.safetensors", "decoder")
@@ -204,7 +204,7 @@ class ManipulationDetector(AdaptedModel):
         return detector.eval().requires_grad_(False)
 
 
-def read_detector(folder: Path) -> dict[str, Any]:
+def read_manipulation(folder: Path) -> dict[str, Any]:
     """The content of a detector's ``artefact.json``.
 
     Raises:

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...data.manipulation.augmentation import Augmentation, Boxes, label_of
-from ...data.manipulation.base import REAL, Box, ManipulationSet, Record
+from ...data.manipulation.base import REAL, Box, ManipulationSet, PictureRecord
 from ...data.manipulation.framing import Framing, Grid, token_centres, token_targets
 from ...data.manipulation.regions import mask_of_boxes
 from ...data.manipulation.robustness import Degradation
@@ -106,7 +106,7 @@ class Annotations:
     cues: tuple[str, ...]
     boxes: int
 
-    def sample(self, record: Record, image: Image.Image, mask: np.ndarray | None, boxes: Boxes) -> Sample:
+    def sample(self, record: PictureRecord, image: Image.Image, mask: np.ndarray | None, boxes: Boxes) -> Sample:
         """A sample without its place in a set; `mask` and `boxes` are those of `image`, which may be altered."""
         real, local = label_of(record.label, mask) == REAL, record.scope != "global"
         if mask is None and boxes is not None:
@@ -131,7 +131,7 @@ class Annotations:
         return _padded(relative.T, self.boxes)
 
 
-def boxes_of(record: Record) -> Boxes:
+def boxes_of(record: PictureRecord) -> Boxes:
     """The boxes of a record; none for a real picture, None where they are not annotated."""
     if record.label == REAL:
         return ()

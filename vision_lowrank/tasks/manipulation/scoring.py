@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.manipulation.base import REAL, ManipulationSet, Record
+from ...data.manipulation.base import REAL, ManipulationSet, PictureRecord
 from ...data.manipulation.robustness import Degradation
 from ...engine.task import Outputs
 from ...metrics.bootstrap import Interval, bootstrap
@@ -29,7 +29,7 @@ from ...metrics.image_level import Slices, detection_report, expected_calibratio
 from ...metrics.localisation.boxes import BoxOutcome, baseline_report, box_report, judge_boxes, mean_box
 from ...metrics.localisation.pixels import pixel_report, pixel_row, pixel_values
 from .decoders import Decoded, decode_boxes
-from .model import ManipulationDetector
+from .model import ManipulationModel
 from .pictures import boxes_of, truth_of
 
 INTERVALS = ("auc", "balanced_accuracy", "pixel_f1", "pixel_iou", "box_union_iou", "box_ap50")
@@ -100,7 +100,7 @@ class _Parts:
 
 
 def score(
-    detector: ManipulationDetector,
+    detector: ManipulationModel,
     pictures: ManipulationSet,
     outputs: Outputs,
     calibration: Calibration,
@@ -178,7 +178,7 @@ class _Judged:
 
 
 def _judged(
-    detector: ManipulationDetector,
+    detector: ManipulationModel,
     decoded: Decoded,
     pictures: ManipulationSet,
     index: int,
@@ -216,7 +216,7 @@ def _baselines(judged: Sequence[_Judged], parts: _Parts, box: np.ndarray) -> dic
 
 
 def _row(
-    record: Record, p: float, calibration: Calibration, judged: _Judged, likely: np.ndarray, cues: Sequence[str]
+    record: PictureRecord, p: float, calibration: Calibration, judged: _Judged, likely: np.ndarray, cues: Sequence[str]
 ) -> dict[str, Any]:
     counted = record.label != REAL
     values = {name: float(each[0]) for name, each in pixel_values(judged.pixels[None]).items()} if counted else {}

@@ -41,19 +41,19 @@ from ...files import write_text
 from ...metrics.calibration import Calibration
 from ...modes import preserved
 from ...registry import register
-from .building import load_detector, load_manipulation, tower_width
+from .building import build_model, load_manipulation, tower_width
 from .config import ContrastOptions, ManipulationConfig
 from .contrast import contrast_diagnostics, contrastive_loss, projector
 from .decoders import Decoded
+from .explainer import activate_explainer, answer_loss, deactivate_explainer, explained
 from .gallery import write_gallery
 from .layer_discrimination import LayerTerms, choose_layer
 from .levels import TRUTH, levels
-from .looking import check_pictures, drawn_twins, share_of_reals, spread, twins_of
 from .losses import Targets, decoder_losses
-from .model import ManipulationDetector
+from .model import ManipulationModel
+from .picture_sets import check_pictures, drawn_twins, sample_evenly, share_of_reals, twins_of
 from .pictures import Annotations, DrawnPictures, Pictures, tiles_of, whole_pictures
 from .scoring import Priors, Scores, decoded_of, details, score, write_pictures
-from .speech import answer_loss, explained, rest, speak
 from .text_scores import explanation_scores
 from .untrained import Untrained
 
@@ -67,7 +67,7 @@ PROBED = 1000  # most pictures that a probe is fitted on
     paper="arXiv 2511.14259", config=ManipulationConfig,
 )  # fmt: skip
 class Manipulation(Task):
-    """A :class:`ManipulationDetector` and the stages that train it."""
+    """A :class:`ManipulationModel` and the stages that train it."""
 
     headline = (
         *("auc", "balanced_accuracy", "false_alarm_rate", "ece", "pixel_f1", "pixel_iou", "pixel_false_localisation"),
@@ -80,18 +80,18 @@ class Manipulation(Task):
         self.config, self.options, self.seed = config, options, seed
         self.splits = load_manipulation(config)
         self.degradations = [parse(name) for name in options.robustness]
-        self.detector, self.parts = load_detector(config, self.splits)
-        model = self.detector.model
-        self.annotations = Annotations(self.detector.frames, self.detector.cues, options.boxes)
+        self.model, self.parts = build_model(config, self.splits)
+        model = self.model.backbone
+        self.annotations = Annotations(self.model.frames, self.model.cues, options.boxes)
         self.draws = draws_of(self.splits.train, seed)
         check_pictures(options, self.splits.val, self.draws)
         self.explained = explained(self.splits.train) if options.explanation else None
         self.projector = projector(tower_width(model))
-        self.register_buffer("layer", torch.tensor(self.detector.layer))
+        self.register_buffer("layer", torch.tensor(self.model.layer))
         self.register_buffer("layer_table", torch.full((model.state_layers, 6), torch.nan, dtype=torch.float64))
         self.register_buffer("contrast_table", torch.full((2, 2), torch.nan, dtype=torch.float64))
         self.register_buffer("val_logits", torch.full((len(self.splits.val),), torch.nan))
-        self.priors = Priors.of(self.splits.train, self.detector.cues)
+        self.priors = Priors.of(self.splits.train, self.model.cues)
         self._phases = phases(model) if config.adapter else {"train": {}}
         several = len(self._phases) > 1
         self._decoding = {f"{DECODERS}-{phase}" if several else DECODERS: phase for phase in self._phases}
@@ -102,9 +102,9 @@ class Manipulation(Task):
         self._plain = False
         self._scores: dict[str, Scores] = {}
 
-    def use_detector(self, detector: ManipulationDetector) -> None:
+    def use_detector(self, detector: ManipulationModel) -> None:
         """Evaluate a saved detector in place of the one that this run would train."""
-        self.detector = detector
+        self.model = detector
         self.annotations = Annotations(detector.frames, detector.cues, self.options.boxes)
         self.priors = Priors.of(self.splits.train, detector.cues)
 
@@ -131,18 +131,18 @@ class Manipulation(Task):
     def begin_stage(self, stage: Stage) -> None:
         """Let the parts of the stage train, and nothing else."""
         self._stage, decodes, contrasts = stage.name, stage.name in self._decoding, stage.name == CONTRAST
-        rest(self.detector.model)
+        deactivate_explainer(self.model.backbone)
         if self.config.adapter is not None and (decodes or contrasts):
             self._begin_phase(stage.name)
         moving = self.parts.tower if contrasts or (decodes and self.options.adapter_lr_factor > 0) else {}
         self._train_only(self.parts.language if stage.name == EXPLANATION else moving)
-        self.detector.decoder.requires_grad_(decodes)
+        self.model.decoder.requires_grad_(decodes)
         self.projector.requires_grad_(contrasts or (decodes and self._contrasts))
 
     def begin_training(self) -> None:
         """Remember which base weights train: the artefact must hold them."""
         if self.options.trains_base and self._stage != EXPLANATION:
-            self.detector.trained_base |= set(self.parts.tower)
+            self.model.trained_base |= set(self.parts.tower)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The default groups, with a rate of their own for the projector, and for the tower beside the decoders."""
@@ -164,38 +164,38 @@ class Manipulation(Task):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of a batch of draws: every tensor (draws, pictures of a draw, …); in stage D of pictures."""
         if self._stage == EXPLANATION and self.explained:
-            speak(self.detector.model)  # an evaluation lets it rest
+            activate_explainer(self.model.backbone)  # an evaluation lets it rest
             self._train_only(self.parts.language)
-            return {"loss": answer_loss(self.detector.model, self.explained, batch)}
+            return {"loss": answer_loss(self.model.backbone, self.explained, batch)}
         rows = batch["label"].shape[1]
         flat = {key: value.flatten(0, 1) for key, value in batch.items()}
         if self._stage == CONTRAST:
             loss = self._contrast_loss(flat, rows)
             return {"loss": loss, "contrast": loss}
-        decoded = self.detector(flat)
+        decoded = self.model(flat)
         terms, used = decoder_losses(decoded, _targets(flat, decoded), self.options.losses, self._pos_weight)
         if self._contrasts:
             terms = terms | {"contrast": self.options.losses.contrast * self._contrast_loss(flat, rows)}
         counts = {f"used/{name}": number for name, number in used.items()}
         return {"loss": torch.stack(list(terms.values())).sum(), **terms, **counts}
 
-    def looks(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
+    def fit_sets(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
         """Training pictures for the baseline's probe; validation pictures for everything else."""
         val, options = self.splits.val, self.options
         if place == "untrained":
             return {
-                "untrained": self._pictures(spread(self.splits.train, PROBED)),
+                "untrained": self._pictures(sample_evenly(self.splits.train, PROBED)),
                 "untrained-val": self._pictures(val),
             }
         if self._stage == CONTRAST:
-            return {f"contrast-{place}": self._pictures(spread(val, PROBED))}
+            return {f"contrast-{place}": self._pictures(sample_evenly(val, PROBED))}
         if self._stage == LAYERS and place == "start":
-            return {LAYERS: self._pictures(spread(val, options.selection.pictures))}
+            return {LAYERS: self._pictures(sample_evenly(val, options.selection.pictures))}
         if self._stage == [*self._decoding][-1] and place == "end":
             return {CALIBRATION: self._pictures(val)}
         return {}
 
-    def take(self, name: str, outputs: Outputs) -> None:
+    def fit_outputs(self, name: str, outputs: Outputs) -> None:
         """Fit the probe, choose the layer, note how far twins are apart, or calibrate."""
         if name == "untrained":
             self._untrained = Untrained(outputs)
@@ -203,7 +203,7 @@ class Manipulation(Task):
             self._untrained.calibrate(outputs)
         elif name == CALIBRATION:
             self.val_logits.copy_(outputs["logit"])
-            self.detector.decoder.lower(*levels(outputs))
+            self.model.decoder.lower(*levels(outputs))
             self._settle()
         elif name == LAYERS:
             choice = choose_layer(
@@ -232,10 +232,10 @@ class Manipulation(Task):
         """Which outputs are asked for; learning to explain changes none of them."""
         self._set = set_name
         if self._stage == EXPLANATION:
-            rest(self.detector.model)
+            deactivate_explainer(self.model.backbone)
 
     def eval_step(self, batch: Batch) -> Outputs:
-        """What :meth:`take` or :func:`.scoring.score` need of a batch of pictures."""
+        """What :meth:`fit_outputs` or :func:`.scoring.score` need of a batch of pictures."""
         about = {"label": batch["label"], "source": batch["source"]}
         if self._set == LAYERS:
             return about | {"states": self._layer_means(batch)}
@@ -246,7 +246,7 @@ class Manipulation(Task):
             return about | {"features": self._features(batch)}
         if self._plain and self._untrained:
             return self._untrained.outputs(self._features(batch), batch["inside"])
-        decoded = self.detector(batch)
+        decoded = self.model(batch)
         outputs = {name: value for name, value in decoded._asdict().items() if value is not None}
         outputs |= {f"true_{key}": batch[key] for key in TRUTH if self._set == CALIBRATION}
         return outputs | {name: self._wide(outputs[name]) for name in ("tokens", "valid") if name in outputs}
@@ -254,22 +254,22 @@ class Manipulation(Task):
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
         """Every metric of :mod:`.scoring`."""
         pictures, degradation = self._sets("val" if set_name == "val" else "test")[set_name]
-        calibration = (self._untrained if self._plain and self._untrained else self.detector).calibration
-        found = score(self.detector, pictures, outputs, calibration, self.priors, degradation)
+        calibration = (self._untrained if self._plain and self._untrained else self.model).calibration
+        found = score(self.model, pictures, outputs, calibration, self.priors, degradation)
         if self._plain:
             return found.metrics
         self._scores[set_name] = found
         if degradation is not None or set_name == "val":
             return found.metrics
         most = self.options.explained_pictures
-        return found.metrics | explanation_scores(self.detector, pictures, decoded_of(outputs), calibration, most)
+        return found.metrics | explanation_scores(self.model, pictures, decoded_of(outputs), calibration, most)
 
     @contextmanager
     def untrained(self) -> Iterator[None]:
         """With the adapter off and the heads of :mod:`.untrained`."""
         self._plain = True
         try:
-            with preserved(self), getattr(self.detector.model, "disable_adapter", nullcontext)():
+            with preserved(self), getattr(self.model.backbone, "disable_adapter", nullcontext)():
                 yield
         finally:
             self._plain = False
@@ -277,7 +277,7 @@ class Manipulation(Task):
     def trained_state(self) -> dict[str, Tensor]:
         """All that some stage may change, and what validation pictures decided."""
         movable = {id(p) for p in (*self.parts.tower.values(), *self.parts.language.values())}
-        movable |= {id(p) for part in (self.projector, self.detector.decoder) for p in part.parameters()}
+        movable |= {id(p) for part in (self.projector, self.model.decoder) for p in part.parameters()}
         moving = {name: p.detach() for name, p in self.named_parameters() if id(p) in movable}
         decided = ("layer", "layer_table", "contrast_table", "val_logits")
         return super().trained_state() | moving | {name: getattr(self, name) for name in decided}
@@ -290,38 +290,38 @@ class Manipulation(Task):
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
         """The detector as an artefact folder."""
         train, val = self.splits.train, self.splits.val
-        self.detector.about = {
+        self.model.about = {
             "training_set": {"name": train.name, "pictures": len(train), "hash": train.hash},
             "validation_set": {"name": val.name, "pictures": len(val), "hash": val.hash},
             "editors": sorted(train.editors.names),
             "layers": self._layers(),
         }
-        self.detector.save(folder, record)
+        self.model.save(folder, record)
 
     def write_details(self, folder: Path) -> None:
         """``pictures.csv``, one row per test picture; ``details.json``: intervals and slices; ``gallery.json``."""
         tests = {name: found for name, found in self._scores.items() if name.startswith("test/")}
-        write_gallery(folder, self.detector, self.splits.tests, tests)
+        write_gallery(folder, self.model, self.splits.tests, tests)
         write_pictures(folder / "pictures.csv", tests)
-        about = {"calibration": self.detector.calibration.to_dict(), "layers": self._layers()}
+        about = {"calibration": self.model.calibration.to_dict(), "layers": self._layers()}
         write_text(folder / "details.json", json.dumps({"sets": details(tests), **about}, ensure_ascii=False) + "\n")
 
     def describe(self) -> dict[str, Any]:
         """Data, trained parameters, the chosen layer, what the contrast changed, and the calibration."""
-        model, calibration = self.detector.model, self.detector.calibration
+        model, calibration = self.model.backbone, self.model.calibration
         tests = {name: {"pictures": len(each), "hash": each.hash} for name, each in self.splits.tests.items()}
         known = [[None if value != value else value for value in row] for row in self.contrast_table.tolist()]
         before, after = ({"twin_cosine": cosine, "probe_auc": auc} for cosine, auc in known)
-        trained = (*self.parts.tower.values(), *self.parts.language.values(), *self.detector.decoder.parameters())
+        trained = (*self.parts.tower.values(), *self.parts.language.values(), *self.model.decoder.parameters())
         return {
-            "backbone": model.spec | {"fingerprint": self.detector.fingerprint},
+            "backbone": model.spec | {"fingerprint": self.model.fingerprint},
             "train_images": len(self.splits.train),
             "train_hash": self.splits.train.hash,
             "val_images": len(self.splits.val),
             "tests": tests,
             "trainable_parameters": count(trained),
             "manipulation": {
-                "framing": self.detector.framing.to_dict(),
+                "framing": self.model.framing.to_dict(),
                 "layers": self._layers(),
                 "contrast": {"before": before, "after": after} if self.options.contrast else None,
                 "calibration": {key: value for key, value in calibration.to_dict().items() if key != "real_scores"},
@@ -338,8 +338,8 @@ class Manipulation(Task):
         first = next(iter(self._decoding))
         if stage != first or not self.options.contrast:
             self._train_only(self.parts.tower)
-            begin_phase(self.detector.model, self._decoding.get(stage, self._decoding[first]))
-            self.parts = replace(self.parts, tower=adapter_parameters(self.detector.model))  # it may bring others
+            begin_phase(self.model.backbone, self._decoding.get(stage, self._decoding[first]))
+            self.parts = replace(self.parts, tower=adapter_parameters(self.model.backbone))  # it may bring others
 
     def _sets(self, split: Literal["val", "test"]) -> dict[str, tuple[ManipulationSet, Degradation | None]]:
         if split == "val":
@@ -355,11 +355,11 @@ class Manipulation(Task):
 
     def _features(self, batch: Batch) -> Tensor:
         """Mean of the final patch tokens of the whole picture (its last tile), (B, D)."""
-        return self.detector.model.image_tokens(whole_pictures(batch)).mean(dim=1)
+        return self.model.backbone.image_tokens(whole_pictures(batch)).mean(dim=1)
 
     def _layer_means(self, batch: Batch) -> Tensor:
         """Mean over the tokens of a picture after every layer, (B, L, d)."""
-        model, counts = self.detector.model, batch["count"].tolist()
+        model, counts = self.model.backbone, batch["count"].tolist()
         states, valid = model.image_states(tiles_of(batch, counts), counts, range(1, model.state_layers + 1))
         own = (valid & batch["inside"][:, : valid.shape[1]])[..., None]
         return torch.stack([(each.float() * own).sum(dim=1) / own.sum(dim=1) for each in states], dim=1)
@@ -372,13 +372,13 @@ class Manipulation(Task):
 
     def _wide(self, tokens: Tensor) -> Tensor:
         """(B, n) with zeros up to the most tokens of a picture, so that batches can be joined."""
-        return nn.functional.pad(tokens, (0, self.detector.frames.tokens - tokens.shape[1]))
+        return nn.functional.pad(tokens, (0, self.model.frames.tokens - tokens.shape[1]))
 
     def _settle(self) -> None:
         """Let the detector use the chosen layer and the calibration."""
-        self.detector.layer = int(self.layer)
+        self.model.layer = int(self.layer)
         if not self.val_logits.isnan().any():
-            self.detector.calibration = Calibration.fit(self.val_logits.cpu(), self.splits.val.labels != REAL)
+            self.model.calibration = Calibration.fit(self.val_logits.cpu(), self.splits.val.labels != REAL)
 
     def _layers(self) -> dict[str, Any]:
         """The chosen layer, and the table of stage B where there was one."""

@@ -16,13 +16,13 @@ from ...modes import preserved
 from .answers import parse
 from .decoders import Decoded
 from .finding import Finding
-from .model import ManipulationDetector
+from .model import ManipulationModel
 
 AT_ONCE = 8  # pictures that a language model explains together
 
 
 def explanation_scores(
-    detector: ManipulationDetector, pictures: ManipulationSet, decoded: Decoded, calibration: Calibration, most: int
+    detector: ManipulationModel, pictures: ManipulationSet, decoded: Decoded, calibration: Calibration, most: int
 ) -> dict[str, float]:
     """``explanation/NAME`` of a set, those that are defined; nothing where no picture is explained.
 
@@ -59,7 +59,7 @@ def _evenly(indices: list[int], most: int) -> list[int]:
     return [indices[place] for place in np.unique(np.linspace(0, len(indices) - 1, most).astype(int))]
 
 
-def _explained(detector: ManipulationDetector, pictures: ManipulationSet, index: int, finding: Finding) -> Explained:
+def _explained(detector: ManipulationModel, pictures: ManipulationSet, index: int, finding: Finding) -> Explained:
     record, (height, width) = pictures.records[index], finding.heatmap.shape
     said = parse(finding.explanation, detector.cues, width, height)
     return Explained(

@@ -136,21 +136,21 @@ class PretrainClip(ClassificationTask):
 
     def stages(self) -> list[Stage]:
         """One stage over all captioned pictures."""
-        model = self.classifier.model
+        model = self.model.backbone
         transform = model.preprocess.pretraining()
         data = CaptionedImages(self.splits.train, transform, model.tokenizer, self.options.templates, self.seed)
         return [Stage("pretrain", data)]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices decay; biases, norms, embeddings of position and the scale do not (CLIP's rule)."""
-        named = list(self.classifier.model.named_parameters())
+        named = list(self.model.backbone.named_parameters())
         decayed = [p for name, p in named if p.ndim >= 2 and "positional" not in name]
         others = [p for name, p in named if p.ndim < 2 or "positional" in name]
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of a batch: image (B, 3, H, W), tokens (B, L), caption (B,), true_captions (B, K)."""
-        model = self.classifier.model
+        model = self.model.backbone
         positives = (batch["true_captions"][:, :, None] == batch["caption"]).any(dim=1).float()
         images = F.normalize(model.encode_image(batch["image"]), dim=-1).float()
         texts = F.normalize(model.encode_text(batch["tokens"]), dim=-1).float()
@@ -159,7 +159,7 @@ class PretrainClip(ClassificationTask):
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
         """The model's weights as ``model.safetensors`` (fp16) and the record as ``record.json``."""
-        save_weights(self.classifier.model.model, folder / "model.safetensors")
+        save_weights(self.model.backbone.model, folder / "model.safetensors")
         write_text(folder / "record.json", json.dumps(dict(record), indent=1, ensure_ascii=False) + "\n")
 
     def describe(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .pictures import tiles_of
 EXPLAIN = "explanation"
 
 
-def rest(model: nn.Module) -> None:
+def deactivate_explainer(model: nn.Module) -> None:
     """Let the detector's own adapter, where there is one, be all that is active, and of adapters all that may train."""
     if EXPLAIN not in getattr(model, "peft_config", ()):
         return
@@ -34,21 +34,21 @@ def rest(model: nn.Module) -> None:
         model.base_model.disable_adapter_layers()  # which freezes it as well
 
 
-def speak(model: nn.Module) -> None:
+def activate_explainer(model: nn.Module) -> None:
     """Let the language model's adapter be active as well; what requires a gradient may change."""
     model.base_model.enable_adapter_layers()
     model.base_model.set_adapter(list(model.peft_config))
 
 
 @contextmanager
-def speaking(model: nn.Module) -> Iterator[None]:
-    """:func:`speak` inside, :func:`rest` afterwards; what requires a gradient stays."""
+def explainer_active(model: nn.Module) -> Iterator[None]:
+    """:func:`activate_explainer` inside, :func:`deactivate_explainer` afterwards; what requires a gradient stays."""
     with preserved(model):
-        speak(model)
+        activate_explainer(model)
         try:
             yield
         finally:
-            rest(model)
+            deactivate_explainer(model)
 
 
 def explained(pictures: ManipulationSet) -> ManipulationSet:

@@ -14,7 +14,7 @@ from .config import ManipulationConfig
 FOLDS = 5  # of the probe in the table of layers
 
 
-def spread(pictures: ManipulationSet, most: int) -> ManipulationSet:
+def sample_evenly(pictures: ManipulationSet, most: int) -> ManipulationSet:
     """At most so many pictures, evenly over the set, so that whole sources and all kinds of edits take part."""
     if len(pictures) <= most:
         return pictures
@@ -48,7 +48,7 @@ def check_pictures(options: ManipulationConfig, val: ManipulationSet, draws: Dra
     if options.contrast and options.contrast.reading == "pair" and not isinstance(draws, Twins):
         raise UserError("task.contrast.reading=pair needs pictures with their own edits: take label, or add twins.")
     if options.layer == "lds":
-        check_selection(spread(val, options.selection.pictures))
+        check_selection(sample_evenly(val, options.selection.pictures))
 
 
 def check_selection(pictures: ManipulationSet) -> None:
