@@ -42,7 +42,8 @@ def test_python_blocks_run(path, place):
 @pytest.mark.parametrize("path", with_blocks("bash"))
 def test_commands_run(path, place):
     """Every ``vision-lowrank`` line, training cut to two steps and one seed."""
-    lines = [line.split("#")[0] for block in blocks(path, "bash") for line in block.splitlines()]
+    written = [block.replace("\\\n", " ") for block in blocks(path, "bash")]
+    lines = [line.split("#")[0] for block in written for line in block.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("vision-lowrank")]
     assert commands
     for command in commands:
