@@ -13,6 +13,13 @@ from vision_lowrank.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STUDIES = sorted(path.parent for path in (ROOT / "benchmarks").rglob("results.json"))
+CARDS = [*(ROOT / "benchmarks").rglob("README.md"), *(ROOT / "data").glob("*/README.md")]
+PAGES = [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(CARDS)]
+INDEX = ROOT / "docs" / "benchmarks.md"
+
+every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+every_study = pytest.mark.parametrize("folder", STUDIES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
 def blocks(path, language):
@@ -65,10 +72,42 @@ def test_readme_tables_are_what_the_committed_results_say():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.stem)
+def links(path):
+    """(file, anchor) of every link to a file; the anchor is empty where the link is to the whole of it."""
+    for target in re.findall(r"\]\(([^):]+)\)", path.read_text()):
+        place, _, anchor = target.partition("#")
+        yield (path.parent / place).resolve() if place else path, anchor
+
+
+def anchors(path):
+    """The headings of a document as links name them."""
+    titles = re.findall(r"^#+ (.*)", path.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@every_page
 def test_links_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
-        assert (path.parent / target).exists(), target
+    for target, anchor in links(path):
+        assert target.exists(), target
+        assert not anchor or anchor in anchors(target), (target, anchor)
+
+
+@every_page
+def test_no_line_is_too_long_but_those_of_tables(path):
+    lines = enumerate(path.read_text().splitlines(), start=1)
+    assert not [number for number, line in lines if len(line) > 120 and not line.startswith("|")]
+
+
+@every_study
+def test_a_study_has_a_page_with_its_tables_and_a_line_in_the_index(folder):
+    page = folder / "README.md"
+    name = folder.relative_to(ROOT / "benchmarks").as_posix()
+    assert f"<!-- {name}: made by benchmarks/render.py -->\n" in page.read_text()
+    assert page in [target for target, _ in links(INDEX)]
+
+
+def test_the_index_of_the_studies_is_short():
+    assert len(INDEX.read_text().splitlines()) < 120
 
 
 def test_every_method_and_public_name_is_documented():

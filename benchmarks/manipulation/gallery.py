@@ -1,4 +1,4 @@
-"""Example pictures of a trained detector, failures included: ``docs/images/manipulation_gallery.webp``.
+"""Example pictures of a trained detector, failures included: ``gallery.webp`` beside this file.
 
     python benchmarks/manipulation/gallery.py ARTEFACT
     python benchmarks/manipulation/gallery.py ARTEFACT --out FILE --squares 1       # a trial
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from conditions import ROOT, RUNS, outputs_of
+from conditions import RUNS, outputs_of
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artefact", type=Path, help="folder of a detector that was not trained on these photographs")
     parser.add_argument("--squares", type=int, default=4, help="squares of each photograph at most")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "manipulation_gallery.webp")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("gallery.webp"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     detector = ManipulationModel.load(given.artefact)

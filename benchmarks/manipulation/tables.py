@@ -1,4 +1,4 @@
-"""The study's numbers as Markdown, for ``benchmarks/render.py``."""
+"""Whether and where on both test sets, by kind of edit, costs, degradations, and what files alone give away."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from vision_lowrank.viz.text import markdown, percent
 
-Found = Mapping[str, Any]
+Result = Mapping[str, Any]
 Metrics = Mapping[str, Mapping[str, float]]
 NAMES = {
     "manipshield": "ManipShield",
@@ -48,7 +48,7 @@ ROBUSTNESS = {"AUC": "auc", "balanced accuracy": "balanced_accuracy", "false ala
 SETS = {"seen": "kinds of edit seen in training", "unseen": "kinds of edit never seen in training"}
 
 
-def study(result: Found) -> str:
+def render_tables(result: Result) -> str:
     """Whether and where on both test sets, by editor, costs, robustness, and what files alone give away."""
     rows = _rows(result)
     parts = [
@@ -65,7 +65,7 @@ def study(result: Found) -> str:
     return "\n".join(parts)
 
 
-def editors(result: Found) -> str:
+def editors(result: Result) -> str:
     """AUC of every kind of edit by method, and its recall by ManipShield at its own threshold."""
     rows, lines = _rows(result), []
     first = rows[NAMES["manipshield"]]
@@ -78,7 +78,7 @@ def editors(result: Found) -> str:
     return markdown(["set", "kind of edit", *rows, "ManipShield's recall"], lines)
 
 
-def costs(result: Found) -> str:
+def costs(result: Result) -> str:
     """Parameters, step time and memory, learning rate, and the layer that is read, per seed."""
     lines = []
     for row in result["rows"]:
@@ -99,7 +99,7 @@ def costs(result: Found) -> str:
     return markdown(header, lines)
 
 
-def robustness(result: Found, name: str) -> str:
+def robustness(result: Result, name: str) -> str:
     """A line per degradation, the clean pictures first."""
     found = result["robustness"]["sets"][name]
     lines = [[each, *(_cell(metrics, metric) for metric in ROBUSTNESS.values())] for each, metrics in found.items()]
@@ -107,7 +107,7 @@ def robustness(result: Found, name: str) -> str:
     return f"{markdown(['degradation', *ROBUSTNESS], lines)}\n{pictures} pictures.\n"
 
 
-def audit(result: Found) -> str:
+def audit(result: Result) -> str:
     """AUC of a forest on the files' metadata, by set and family."""
     found = result["baselines"]["audit"]
     families = list(next(iter(found.values()))["by_family"])
@@ -122,42 +122,7 @@ def audit(result: Found) -> str:
     return markdown(["set", "all [95 %]", *families], lines)
 
 
-def throughput(result: Found) -> str:
-    """Pictures a second, memory, and what reading a lower layer saves."""
-    entries = list(result["entries"].values())
-    batches = list(dict.fromkeys(entry["batch"] for entry in entries))
-    groups: dict[tuple[str, int, int], dict[int, Found]] = {}
-    for entry in entries:
-        groups.setdefault((entry["device"], entry["threads"], entry["size"]), {})[entry["batch"]] = entry
-    speed = [
-        [device, str(threads), f"{size} px", way, *(_rate(row.get(batch), way) for batch in batches)]
-        for (device, threads, size), row in groups.items()
-        for way in ("decoded", "files")
-    ]
-    memory = [
-        [device, str(threads), f"{size} px", _mebibytes(next(iter(row.values()))["resident_bytes"]),
-         *(_mebibytes(row[batch]["peak_bytes"]) if batch in row else "-" for batch in batches)]
-        for (device, threads, size), row in groups.items()
-    ]  # fmt: skip
-    names = [f"batch {batch}" for batch in batches]
-    layers = list(next(iter(result["truncated"].values()))["ratio"])
-    saved = [
-        [key, *(f"{row['ratio'][layer]:.2f}" for layer in layers), str(row["own"])]
-        for key, row in result["truncated"].items()
-    ]
-    where = ["device", "threads", "long side"]
-    return "\n".join(
-        [
-            f"**pictures per second**\n\n{markdown([*where, 'from', *names], speed)}",
-            f"**memory of the process in MiB: with the detector loaded, and at most**\n\n"
-            f"{markdown([*where, 'loaded', *names], memory)}",
-            f"**time up to a layer, as a share of the whole tower**\n\n"
-            f"{markdown(['device', *(f'layer {layer}' for layer in layers), 'read by the detector'], saved)}",
-        ]
-    )
-
-
-def _rows(result: Found) -> dict[str, Metrics]:
+def _rows(result: Result) -> dict[str, Metrics]:
     """Name -> metrics: the classical baselines, the untrained model, and every method."""
     first = next(row for row in result["rows"] if row["method"] == "manipshield")
     classical = {NAMES[name]: each["metrics"] for name, each in result["baselines"]["methods"].items()}
@@ -183,11 +148,3 @@ def _by_method(rows: Mapping[str, Metrics], name: str, columns: Mapping[str, str
 
 def _cell(metrics: Metrics, name: str) -> str:
     return percent(metrics[name]) if name in metrics else "-"
-
-
-def _rate(entry: Found | None, way: str) -> str:
-    return f"{entry['images_per_second'][way]:.3g}" if entry else "-"
-
-
-def _mebibytes(number: int | None) -> str:
-    return "-" if number is None else f"{number / 2**20:,.0f}"

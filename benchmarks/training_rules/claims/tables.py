@@ -1,4 +1,4 @@
-"""The claims' numbers as Markdown, for ``benchmarks/render.py``: ``tables(result)``."""
+"""What the papers of the rules claim, a table per claim."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Found = Mapping[str, Any]
 RETAINED = ["accuracy", "retention"]
 
 
-def tables(result: Mapping[str, Any]) -> str:
+def render_tables(result: Mapping[str, Any]) -> str:
     """One section per claim that has been measured."""
     entries = result["entries"]
     return "\n".join(

@@ -1,0 +1,25 @@
+"""Two tables of every study over sessions, and the plot of emoji's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vision_lowrank.studies.incremental import figure, tables
+from vision_lowrank.viz.text import markdown
+
+Result = Mapping[str, Any]
+
+
+def render_tables(result: Result) -> str:
+    """Both tables of every study."""
+    parts = []
+    for name, study in result["studies"].items():
+        for title, header, lines in tables(study):
+            parts.append(f"**{name}: {title}**\n\n{markdown(header, lines)}")
+    return "\n".join(parts)
+
+
+def draw_figure(result: Result) -> str:
+    """Accuracy after every session of emoji, as SVG."""
+    return figure(result["studies"]["emoji"])
