@@ -110,6 +110,12 @@ def test_the_index_of_the_studies_is_short():
     assert len(INDEX.read_text().splitlines()) < 120
 
 
+def test_every_word_has_one_line_in_alphabetical_order():
+    words = re.findall(r"^\* \*\*(.+?)\*\*: \S.*$", (ROOT / "docs" / "words.md").read_text(), flags=re.MULTILINE)
+    assert len(words) > 50
+    assert words == sorted(set(words))
+
+
 def test_every_method_and_public_name_is_documented():
     import vision_lowrank as vl
 
