@@ -68,12 +68,12 @@ class BlockLora(WeightUpdate):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def own_factors(self) -> Factors:
-        """A (q, in), ΣB (out, q), s."""
+        """Return A (q, in), ΣB (out, q) and s."""
         return Factors(self.A, self.B.sum(dim=0), self.scale)
 
     @torch.no_grad()
     def start_from(self, start: Start) -> None:
-        """A (q, in), and B (out, q) in equal parts on the n arms."""
+        """Set A (q, in), and B (out, q) in equal parts on the n arms."""
         self.A.copy_(start.A)
         self.B.copy_((start.B @ start.core / len(self.B)).expand_as(self.B))
 

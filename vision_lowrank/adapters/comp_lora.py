@@ -134,18 +134,18 @@ class CompLora(WeightUpdate):
 
     @torch.no_grad()
     def start_from(self, start: Start) -> None:
-        """The part of the pair that lies in the complement."""
+        """Set the pair to the part of the start that lies in the complement."""
         A, B = self.reduce(start.A, start.B @ start.core)
         self.A.copy_(A)
         self.B.copy_(B)
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The expanded pair."""
+        """Expand the pair."""
         A, B = self.expand(state["A"], state["B"])
         return state | {"A": A, "B": B}
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The own pair of an expanded one.
+        """Reduce an expanded pair to the own one.
 
         Raises:
             ArtefactError: the pair does not lie in the complement: it was trained on other weights or options.
@@ -183,12 +183,12 @@ class BasisCompLora(CompLora):
         self.B = nn.Parameter(A.new_zeros(len(P) - self.k, len(A)))
 
     def expand(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """(A U_cᵀ, V_c B)."""
+        """Compute (A U_cᵀ, V_c B)."""
         # V_c B by its transpose: with r rows instead of r columns the product and its gradient are three times faster.
         return A @ self.U_c.T, (B.T.contiguous() @ self.V_c.T).T
 
     def reduce(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """(A U_c, V_cᵀ B)."""
+        """Compute (A U_c, V_cᵀ B)."""
         return A @ self.U_c, self.V_c.T @ B
 
 
@@ -203,11 +203,11 @@ class ProjectorCompLora(CompLora):
         self.B = nn.Parameter(A.new_zeros(len(P), len(A)))
 
     def expand(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """(A - A Q_k Q_kᵀ, B - P_k P_kᵀ B)."""
+        """Compute (A - A Q_k Q_kᵀ, B - P_k P_kᵀ B)."""
         return A - (A @ self.Q_k) @ self.Q_k.T, B - self.P_k @ (self.P_k.T @ B)
 
     def reduce(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """The pair itself, put back into the complement."""
+        """Project the pair itself back into the complement."""
         return self.expand(A, B)
 
 
@@ -215,7 +215,7 @@ FORMS = {"basis": BasisCompLora, "projector": ProjectorCompLora}
 
 
 def comp_lora(weight: Tensor, config: CompLoraConfig, name: str) -> CompLora:
-    """The update of one linear in the form that `config` names."""
+    """Build the update of one linear in the form that `config` names."""
     return FORMS[config.form](weight, config, name)
 
 

@@ -38,7 +38,7 @@ def energies(weight: Tensor) -> Tensor:
 
 
 def allocate_ranks(weights: Mapping[str, Tensor], r: int, candidates: Sequence[int]) -> dict[str, int]:
-    """A rank out of `candidates` for every layer, that sum to at most len(weights) · r.
+    """Allocate a rank out of `candidates` to every layer; they sum to at most len(weights) · r.
 
     Args:
         weights: layer name -> (out, in).

@@ -72,7 +72,7 @@ class Ldu(NamedTuple):
 
 
 def ldu(weight: Tensor) -> Ldu:
-    """The LDU factorisation with partial pivoting of a weight (out, in), in float64 on the CPU."""
+    """Factorise a weight (out, in) as LDU with partial pivoting, in float64 on the CPU."""
     packed, pivots, _ = torch.linalg.lu_factor_ex(weight.detach().double().cpu())
     permutation = torch.arange(len(weight))
     for row, pivot in enumerate((pivots - 1).tolist()):
@@ -115,12 +115,12 @@ class Loldu(WeightUpdate):
         self.gain = nn.Parameter(self.z0.new_ones(())) if config.train_scaling else None
 
     def own_factors(self) -> Factors:
-        """A (r, in), B diag(z - z_0) (out, r) and σ; a trained gain is part of B."""
+        """Compute A (r, in), B diag(z - z_0) (out, r) and σ; a trained gain is part of B."""
         change = self.z - self.z0
         return Factors(self.A, self.B * (change if self.gain is None else self.gain * change), self.scale)
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a checkpoint holds, checked against the factors of this weight.
+        """Check what a checkpoint holds against the factors of this weight, and return it.
 
         Raises:
             ArtefactError: z was trained with other factors.
@@ -146,7 +146,7 @@ class Loldu(WeightUpdate):
 
     @torch.no_grad()
     def facts(self) -> dict[str, float]:
-        """Number of diagonal entries, how many are active, and the largest relative change of one."""
+        """Count the diagonal entries and the active ones, and find the largest relative change of one."""
         active = self.A.any(dim=1)
         change = ((self.z - self.z0) / self.z0)[active].abs()
         return {

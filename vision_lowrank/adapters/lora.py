@@ -64,7 +64,7 @@ class LoraConfig(peft.LoraConfig):
         return {name: value for name, value in super().to_dict().items() if name not in OWN}
 
     def with_offset(self) -> OffsetLoraConfig:
-        """The same LoRA for layers that can carry an offset.
+        """Convert to the same LoRA for layers that can carry an offset.
 
         Raises:
             UserError: it has options of PEFT's that those layers do not know, such as ``use_dora``.
@@ -97,12 +97,12 @@ class OffsetLora(WeightUpdate):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def own_factors(self) -> Factors:
-        """A (r, in), B (out, r), s."""
+        """Return A (r, in), B (out, r) and s."""
         return Factors(self.A, self.B, self.scale)
 
     @torch.no_grad()
     def start_from(self, start: Start) -> None:
-        """A, and B times the core."""
+        """Set A, and B times the core."""
         self.A.copy_(start.A)
         self.B.copy_(start.B @ start.core)
 

@@ -67,7 +67,7 @@ class PeftOptions:
 
 @register("adapter", "peft", summary="any method of PEFT by its name: DORA, LOHA, VERA, OFT, …", config=PeftOptions)
 def peft_method(name: str, **options: Any) -> PeftConfig:
-    """The PEFT config of the method `name`.
+    """Build the PEFT config of the method `name`.
 
     Args:
         name: upper or lower case.

@@ -51,7 +51,7 @@ class ThreeFactor(WeightUpdate):
         self.shares_A = not trains.A
 
     def own_factors(self) -> Factors:
-        """A (r, in), B R (out, r), s."""
+        """Return A (r, in), B R (out, r) and s."""
         return Factors(self.A, self.B @ self.core, self.scale)
 
     @torch.no_grad()

@@ -39,12 +39,12 @@ class WholeLayer(AdapterLayer):
         return 0, 0
 
     def make_update(self, config: Any, key: str) -> Any:
-        """What the method of `config` trains here; its constructor is given the module in place of a weight."""
+        """Build what the method of `config` trains here; its constructor is given the module in place of a weight."""
         update: Any = METHODS[config.peft_type].update
         return update(self.base_layer, config, key)
 
     def working(self) -> Any:
-        """The update of the active adapter; None where all are off.
+        """Return the update of the active adapter; None where all are off.
 
         Raises:
             UserError: several are active.
