@@ -67,7 +67,7 @@ def split_qkvs(root: nn.Module) -> Iterator[tuple[str, SplitQkv]]:
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear with copies of `weight` (out, in) and `bias` (out,), without a draw from the random generator."""
+    """Build a linear with copies of `weight` (out, in) and `bias` (out,), without a draw from the random generator."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
@@ -81,7 +81,7 @@ def thirds(tensor: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def stack(tensors: list[Tensor | None]) -> nn.Parameter | None:
-    """The inverse of :func:`thirds`, as a parameter that trains if one of them does; None where the first is None."""
+    """Join what :func:`thirds` cut, as a parameter that trains if one of them does; None where the first is None."""
     if tensors[0] is None:
         return None
     joined = torch.cat([tensor.detach() for tensor in tensors])

@@ -78,7 +78,7 @@ def give_cores(root: nn.Module) -> None:
 
 
 def take_cores(root: nn.Module) -> None:
-    """The inverse of :func:`give_cores`, for cores without an adapter."""
+    """Undo :func:`give_cores`, for cores without an adapter."""
     for _, owner in library_cores(root):
         owner.config = owner.core.config
         del owner.core
@@ -119,7 +119,7 @@ def _through_core(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The core's result in the library's form; what else it gives (positions, lengths) is not for this function."""
+    """Run the core in the library's form; what else the library gives (positions, lengths) is not for this function."""
     causal = attention.is_causal if is_causal is None else is_causal
     causal = bool(causal) and attention_mask is None and q.shape[2] > 1
     y, _ = attention.core(q, k, v, attention_mask, dropout, causal, scaling)

@@ -122,7 +122,7 @@ class SplitAttention(nn.Module):
         self._source = (source,)
 
     def fuse(self) -> nn.Module:
-        """The original module with the present weights."""
+        """Fuse the projections back into the original module, with the present weights."""
         (source,) = self._source
         source.training = self.training
         self._give(source, [self.q_proj, self.k_proj, self.v_proj])
@@ -139,7 +139,7 @@ class SplitAttention(nn.Module):
         return list(zip(thirds(weight), thirds(bias), strict=True))
 
     def _give(self, source: nn.Module, linears: list[nn.Linear]) -> None:
-        """The inverse of :meth:`_take`."""
+        """Put the linears back into the fused weight and bias of `source`, the inverse of :meth:`_take`."""
         source.in_proj_weight = stack([linear.weight for linear in linears])
         source.in_proj_bias = stack([linear.bias for linear in linears])
 
@@ -333,7 +333,7 @@ def _attentions(root: nn.Module, wanted: Callable[[nn.Module], bool]) -> Iterato
 
 
 def _encoders(root: nn.Module) -> list[nn.TransformerEncoder]:
-    """The torch encoders inside `root` whose layers are split."""
+    """Find the torch encoders inside `root` whose layers are split."""
     encoders = (child for child in root.modules() if isinstance(child, nn.TransformerEncoder))
     return [encoder for encoder in encoders if any(isinstance(child, SplitAttention) for child in encoder.modules())]
 
@@ -353,7 +353,7 @@ def _swap(root: nn.Module, wanted: Callable[[nn.Module], bool], make: Callable[[
 
 
 def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """A mask of torch's kind (True where a key is hidden, or a float to add) as a float to add."""
+    """Convert a mask of torch's kind (True where a key is hidden, or a float to add) to a float to add."""
     if mask is None or mask.is_floating_point():
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
