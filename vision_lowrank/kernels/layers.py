@@ -17,7 +17,7 @@ from .linear import fused_linear, fused_linears
 
 
 def forward_together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
-    """What ``[layer(x) for layer in layers]`` gives, sharing the down-projection where possible.
+    """Compute ``[layer(x) for layer in layers]``, sharing the down-projection where possible.
 
     Layers with hooks, which must be called, and layers whose dropout is active, whose masks are their own, are
     computed alone.
@@ -50,7 +50,7 @@ def is_plain(module: nn.Module, forward: object = None) -> bool:
 
 
 def dropout_of(module: nn.Module) -> float | None:
-    """The probability with which `module` drops now, 0 in evaluation; None where it is not ordinary dropout."""
+    """Return the probability with which `module` drops now, 0 in evaluation; None where it is not ordinary dropout."""
     if not is_plain(module):
         return None
     if type(module) is nn.Identity:

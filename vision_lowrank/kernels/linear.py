@@ -98,7 +98,7 @@ def fused_linear(
 
 
 def fused_linears(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
-    """The outputs (..., out_i) of linears with one input x (..., in) and one dropout, whose mask they share.
+    """Compute the outputs (..., out_i) of linears with one input x (..., in) and one dropout, whose mask they share.
 
     All tensors have one type, which is also that of the result; under autocast they are cast to its type. Where the
     function does not apply (a base weight or offset that trains, mixed types, tensor subclasses, ``torch.compile``,
@@ -122,7 +122,7 @@ def fused_linears(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
 
 
 def reference(x: Tensor, branch: Branch) -> Tensor:
-    """The same as :func:`fused_linear` by separate operators, for any types: the update is computed in A's."""
+    """Compute the same as :func:`fused_linear` by separate operators, for any types, with the update in A's."""
     weight, bias, A, B, A0, B0 = branch.tensors
     A, B = _join(A, A0), _join(B, B0, dim=1)
     y = F.linear(x, weight, bias)

@@ -214,5 +214,5 @@ def _tf32() -> bool:
 
 
 def _magnitude(x: Tensor) -> int:
-    """The length of a batch up to a power of two."""
+    """Measure the length of a batch up to a power of two."""
     return len(x).bit_length()
