@@ -88,7 +88,7 @@ class ScaledGradients(Steps):
         self.layers = checked_layers(self.stage.model)
 
     def gradients(self, closure: Closure) -> dict[str, float]:
-        """The closure once, with the hooks."""
+        """Run the closure once, with the hooks."""
         with hooked(self.layers, self.options.eta):
             return closure()
 

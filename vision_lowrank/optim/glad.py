@@ -86,7 +86,7 @@ class GladSteps(Steps):
         return losses | {"glad_cosine": float(_dot(g, nearby) / (size * norm(nearby) + 1e-12))}
 
     def state_dict(self) -> dict[str, Any]:
-        """The gradient that is kept, and how many steps it has served."""
+        """Return the gradient that is kept, and how many steps it has served."""
         return {"kept": self.kept, "served": self.served}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -120,7 +120,7 @@ class GladSteps(Steps):
         return [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in tensors]
 
     def _perturbed(self) -> list[Tensor]:
-        """The tensors of θ that have a gradient."""
+        """Collect the tensors of θ that have a gradient."""
         model = self.stage.model
         tensors = list(model.parameters()) if self.options.perturb_head else adapter_tensors(model)
         return [tensor for tensor in tensors if tensor.grad is not None]

@@ -77,7 +77,7 @@ class Lisa(Rule):
             raise UserError("rule.towers chooses weights of the base: with an adapter, set adapter.towers instead.")
 
     def start(self, stage: StepContext) -> LisaSteps:
-        """A new schedule for every stage."""
+        """Start a new schedule for every stage."""
         return LisaSteps(self, stage)
 
 
@@ -114,7 +114,7 @@ class LisaSteps(Steps):
         self._check_draws()
 
     def optimizer(self, groups: Groups) -> Optimizer:
-        """The ordinary one, whose state this rule tends."""
+        """Build the ordinary optimiser, whose state this rule tends."""
         self._optimizer = super().optimizer(groups)
         return self._optimizer
 

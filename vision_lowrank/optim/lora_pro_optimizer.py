@@ -84,7 +84,7 @@ def geometries(pairs: Sequence[Pair], damping: DampingKind = "relative", eps: fl
 def closest(
     pair: Pair, geometry: Geometry, gA: Tensor | None, gB: Tensor, x_mode: XMode = "sylvester"
 ) -> tuple[Tensor | None, Tensor]:
-    """(a, b) whose equivalent gradient is closest to the g with gA = s Bᵀ g (r, in) and gB = s g Aᵀ (out, r).
+    """Find (a, b) whose equivalent gradient is closest to the g with gA = s Bᵀ g (r, in) and gB = s g Aᵀ (out, r).
 
     ``gA=None`` stands for a frozen A: then a is None too.
     """
@@ -122,7 +122,7 @@ def effect(pair: Pair, moves: Sequence[Tensor]) -> Tensor:
 
 
 def pulled_back(pair: Pair, G: Tensor) -> list[Tensor]:
-    """The gradients that what trains would have if G (out, in) were that of W."""
+    """Pull G (out, in) back from W: the gradients that what trains would have if G were that of W."""
     (A, B), G = pair.matrices, pair.scale * G
     if pair.core is not None:
         return [B.T @ G @ A.T]

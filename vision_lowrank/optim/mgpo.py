@@ -84,7 +84,7 @@ class MgpoSteps(Steps):
         adapter_tensors(self.stage.model)
 
     def optimizer(self, groups: Groups) -> Optimizer:
-        """The usual one, whose first moment is followed."""
+        """Build the usual optimiser, whose first moment is followed."""
         self.followed = super().optimizer(groups)
         return self.followed
 
@@ -106,7 +106,7 @@ class MgpoSteps(Steps):
         self.gbar = state["gbar"]
 
     def moment(self, tensor: Tensor) -> Tensor:
-        """The optimiser's first moment of `tensor`; zeros where it has none."""
+        """Return the optimiser's first moment of `tensor`; zeros where it has none."""
         state = self.followed.state.get(tensor, {})
         found = state.get("exp_avg", state.get("momentum_buffer"))
         return torch.zeros_like(tensor) if found is None else found

@@ -46,7 +46,7 @@ class Pair(NamedTuple):
 
 
 def no_adapter(rule: str = "") -> UserError:
-    """What is raised where the rule of this name has nothing to work on; the name may be left out."""
+    """Build the error to raise where the rule of this name has nothing to work on; the name may be left out."""
     name = f"rule {rule}" if rule else "rule"
     return UserError(f"{name}: it works on adapters, and no adapter trains here: set `adapter`, or leave the rule out.")
 
@@ -79,7 +79,7 @@ def adapter_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def pairs(model: nn.Module, *, wider: bool = False) -> list[Pair]:
-    """The pair of every adapted layer that has one trained pair and nothing else.
+    """Collect the pair of every adapted layer that has one trained pair and nothing else.
 
     Args:
         model: where to look.
@@ -102,7 +102,7 @@ def pairs(model: nn.Module, *, wider: bool = False) -> list[Pair]:
 
 
 def _trainable(pair: Pair, wider: bool) -> list[set[int]]:
-    """The sets of tensors of which one must be what trains in the layer."""
+    """List the sets of tensors of which one must be what trains in the layer."""
     if pair.core is not None:
         return [{id(pair.core)}]
     return [{id(pair.A), id(pair.B)}, *([{id(pair.B)}] if wider else [])]

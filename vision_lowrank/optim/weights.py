@@ -36,7 +36,7 @@ def weight_change(layer: AdapterLayer | PeftLoraLinear) -> Tensor:
 
 
 def matrix(linear: nn.Module) -> Tensor:
-    """The weight of a linear as (out, in), a view: Conv1D stores (in, out)."""
+    """View the weight of a linear as (out, in): Conv1D stores (in, out)."""
     return linear.weight.T if isinstance(linear, Conv1D) else linear.weight
 
 
