@@ -52,7 +52,7 @@ class Selection(SearchOptions):
             raise UserError("selection: the logits would never move: give more steps, or a shorter warmup.")
 
     def split(self, images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-        """The training pictures as (inner, held out), with pictures of each class in both.
+        """Split the training pictures into (inner, held out), with pictures of each class in both.
 
         A class with a single picture has it on both sides: it is then held out as another view of the same picture.
         """
@@ -71,7 +71,7 @@ class Selection(SearchOptions):
         raise NotImplementedError
 
     def search(self, stage: StepContext) -> Steps:
-        """The steps of the search stage.
+        """Build the steps of the search stage.
 
         Raises:
             UserError: the task of the stage has no gates or no held-out data.
@@ -83,7 +83,7 @@ class Selection(SearchOptions):
         raise NotImplementedError
 
     def final_model(self, model: PeftModel, gates: Gates, config: PeftConfig, **attaching: Any) -> PeftModel:
-        """The model of the last stage: gates and the search's adapter are gone, a new adapter sits as chosen.
+        """Build the model of the last stage: gates and the search's adapter are gone, a new adapter sits as chosen.
 
         Args:
             model: the model that was searched; its backbone is changed in place and lives on in the result.

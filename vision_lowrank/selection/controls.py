@@ -12,7 +12,7 @@ from .gates import Unit
 
 
 def random_selection(units: Sequence[Unit], count: int, seed: int) -> list[str]:
-    """The module paths of `count` units drawn without replacement, in the order of the model.
+    """Draw the module paths of `count` units without replacement, in the order of the model.
 
     Raises:
         UserError: `count` is not between 1 and the number of units.
@@ -30,6 +30,6 @@ def jaccard(one: Collection[str], other: Collection[str]) -> float:
 
 
 def majority(choices: Sequence[Collection[str]]) -> list[str]:
-    """What more than half of the choices hold, such as those of three seeds; in order of appearance."""
+    """Keep what more than half of the choices hold, such as those of three seeds; in order of appearance."""
     votes = Counter(path for choice in choices for path in dict.fromkeys(choice))
     return [path for path, count in votes.items() if 2 * count > len(choices)]

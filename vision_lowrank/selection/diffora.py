@@ -74,7 +74,7 @@ class Diffora(Selection):
         return Gates(model, units, relax, [unit.block for unit in units])
 
     def choose(self, gates: Gates) -> list[str]:
-        """The modules of the largest entries of Γ."""
+        """Choose the modules of the largest entries of Γ."""
         entries = gates.weights().tolist()
         rows = [list(range(len(entries)))]
         if self.rule == "row":

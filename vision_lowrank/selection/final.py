@@ -38,7 +38,7 @@ def adapt_anew(model: PeftModel, config: PeftConfig, paths: Collection[str], **a
 
 
 def pairs_of(model: PeftModel, paths: Iterable[str]) -> Pairs:
-    """Copies of A and B of the LoRA modules at `paths`."""
+    """Copy A and B of the LoRA modules at `paths`."""
     return {path: (down.weight.detach().clone(), up.weight.detach().clone()) for path, down, up in _pairs(model, paths)}
 
 

@@ -44,7 +44,7 @@ class Flexora(Selection):
         return Gates(model, units, groups=groups, power=self.weight_power)
 
     def choose(self, gates: Gates) -> list[str]:
-        """The adapted modules of all blocks with a positive logit; of the largest where there is none."""
+        """Choose the adapted modules of all blocks with a positive logit; of the largest where there is none."""
         logits = gates.logits.tolist()
         order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
         positive = [i for i in range(len(logits)) if logits[i] > 0]

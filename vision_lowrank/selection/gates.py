@@ -53,7 +53,7 @@ class Unit(NamedTuple):
 
 
 def find_units(model: PeftModel, by: Literal["block", "module"]) -> list[Unit]:
-    """The units of an adapted backbone: tower by tower, block by block, modules in the order of the model.
+    """Find the units of an adapted backbone: tower by tower, block by block, modules in the order of the model.
 
     Raises:
         UserError: the model holds no backbone with known blocks, or an adapted module lies outside of all blocks.
@@ -139,7 +139,7 @@ class Gates(nn.Module):
         return torch.cat([self.relax(self.logits[group]) for group in self._groups])
 
     def multiplier(self, index: int) -> Tensor:
-        """What multiplies the branch of unit `index`: w^p, a scalar."""
+        """Compute what multiplies the branch of unit `index`: w^p, a scalar."""
         group = self._group_of[index]
         return self.relax(self.logits[group])[index - group.start] ** self.power
 
@@ -159,12 +159,12 @@ class Gates(nn.Module):
                     del layer.forward
 
     def facts(self) -> dict[str, float]:
-        """Unit -> weight, for reports."""
+        """Report the weight of each unit: unit -> weight."""
         return dict(zip((unit.name for unit in self.units), self.weights().tolist(), strict=True))
 
 
 def _gated(layer: BaseTunerLayer, gates: Gates, index: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The forward of a gated layer: (..., in) -> (..., out)."""
+    """Run the forward of a gated layer: (..., in) -> (..., out)."""
     plain = functools.partial(type(layer).forward, layer)
     if layer.disable_adapters:
         return plain(x, *args, **kwargs)

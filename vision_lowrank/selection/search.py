@@ -88,13 +88,13 @@ class Search(Steps):
             raise UserError("selection: hypergrad=unrolled needs a single process: set hypergrad=first_order.")
 
     def optimizer(self, groups: Groups) -> Optimizer:
-        """The inner problem's, from the settings; the logits have one of their own."""
+        """Build the inner problem's optimiser, from the settings; the logits have one of their own."""
         self._inner = super().optimizer(groups)
         self._outer = torch.optim.Adam([self.gates.logits], self.options.lr, self.options.betas)
         return self._inner
 
     def gradients(self, closure: Closure) -> dict[str, float]:
-        """The plain gradients of the inner problem."""
+        """Compute the plain gradients of the inner problem."""
         if self.options.hypergrad == "unrolled":
             self._closure = closure
             self._start = [tensor.detach().clone() for tensor, _ in self._trained()]
@@ -102,7 +102,7 @@ class Search(Steps):
         return losses if self._held_out_loss is None else losses | {"held_out_loss": self._held_out_loss}
 
     def after_step(self, step: int) -> None:
-        """The outer step, where one is due."""
+        """Take the outer step, where one is due."""
         if step <= self.options.delay or step % self.options.inner_steps:
             return
         gradient, self._held_out_loss = self.hypergradient(step)
@@ -152,7 +152,7 @@ class Search(Steps):
 
     @torch.enable_grad()
     def _training_gradient(self) -> Tensor:
-        """∂_a L_train of the inner step's batch, at the present θ."""
+        """Compute ∂_a L_train of the inner step's batch, at the present θ."""
         logits = self.gates.logits
         with self._differentiable():
             self._closure()
@@ -177,7 +177,7 @@ class Search(Steps):
             return self.task.training_step(batch)["loss"]
 
     def _batches(self, step: int) -> Iterator[dict[str, Any]]:
-        """The held-out batches after inner step `step`: epoch after epoch, each in an order of its own."""
+        """Yield the held-out batches after inner step `step`: epoch after epoch, each in an order of its own."""
         size, count, device = self.stage.settings.batch_size, self.options.val_batches, self.gates.logits.device
         epoch_length = -(-len(self._data) // size)
         for number in range((step - 1) * count, step * count):
