@@ -106,7 +106,7 @@ class BaLora(Regularizer):
             raise UserError(f"regularizer ba_lora: {NO_COSINES}")
 
     def start(self) -> BaLoraPenalty:
-        """The three terms with full weights until progress is reported."""
+        """Start the three terms with full weights until progress is reported."""
         return BaLoraPenalty(self)
 
 
@@ -118,7 +118,7 @@ class BaLoraPenalty(Penalty):
         self.options, self.share = options, 1.0
 
     def set_progress(self, optimizer: Optimizer, step: int, steps: int) -> None:
-        """The weights' share after `step` of `steps`: linear up to 1 over the ramp."""
+        """Set the weights' share after `step` of `steps`: linear up to 1 over the ramp."""
         rise = self.options.ramp * steps
         self.share = min(1.0, step / rise) if rise else 1.0
 
@@ -138,7 +138,7 @@ class BaLoraPenalty(Penalty):
         return {name: self.share * value for name, value in losses.items()}
 
     def _consistency(self, seen: Observed) -> Tensor:
-        """The term that the options choose; the teacher computes in the precision of the student."""
+        """Compute the term that the options choose; the teacher computes in the precision of the student."""
         if self.options.consistency == "features":
             return 1 - F.cosine_similarity(wide(seen.features), wide(seen.teacher_features()), dim=-1).mean()
         student, teacher = wide(seen.logits), wide(seen.teacher())

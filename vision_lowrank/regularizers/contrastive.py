@@ -77,7 +77,7 @@ class SupervisedContrastive(Regularizer):
         return self.w > 0 and not self.soft_positives
 
     def start(self) -> ContrastivePenalty:
-        """The term with its weight."""
+        """Start the term with its weight."""
         return ContrastivePenalty(self)
 
 
