@@ -57,7 +57,7 @@ class Initializer(Section):
         raise NotImplementedError
 
     def for_training(self, lr: float, warmup_steps: int) -> Initializer:
-        """The same with what it needs to know of the run: its peak learning rate and steps of warm-up."""
+        """Fill in what it needs to know of the run: its peak learning rate and steps of warm-up."""
         return self
 
 

@@ -67,7 +67,7 @@ class LoraGa(GradientInitializer):
         return Start(A, torch.eye(r).to(A), B)
 
     def _split(self, r: int) -> tuple[Tensor, Tensor]:
-        """Indices into the first 2r triplets for A and for B."""
+        """Split the indices of the first 2r triplets into those for A and those for B."""
         order = torch.arange(2 * r)
         if self.direction == "random":
             order = torch.randperm(2 * r, generator=torch.Generator().manual_seed(self.seed))

@@ -55,5 +55,5 @@ class LoraSb(GradientInitializer):
         return Start(Vt, torch.diag(sigma) / site.scale, U)
 
     def for_training(self, lr: float, warmup_steps: int) -> LoraSb:
-        """The same with the learning rate of a run's first step, unless one was given."""
+        """Fill in the learning rate of a run's first step, unless one was given."""
         return self if self.lr else self.model_copy(update={"lr": lr / (warmup_steps + 1 if warmup_steps else 100)})

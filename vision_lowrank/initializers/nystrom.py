@@ -53,7 +53,7 @@ class Nystrom(Initializer):
         return self
 
     def start(self, site: Site) -> Start:
-        """The blocks of ``site.weight``.
+        """Take the blocks of ``site.weight``.
 
         Raises:
             UserError: r exceeds the weight's sides, or a block is zero, so that nothing could learn.

@@ -30,7 +30,7 @@ class Pissa(Initializer):
     type: Literal["pissa"] = "pissa"
 
     def start(self, site: Site) -> Start:
-        """The leading triplets of ``site.weight``.
+        """Compute the leading triplets of ``site.weight``.
 
         Raises:
             UserError: r exceeds the weight's sides.
