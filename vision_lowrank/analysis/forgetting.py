@@ -16,7 +16,7 @@ from ..metrics.classification import classification_metrics
 
 
 def forgetting(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """What was lost, metric by metric.
+    """Compute what was lost, metric by metric.
 
     Args:
         before: metrics of the untouched model, such as ``{"retention/noto/accuracy": 0.5}``.
@@ -32,7 +32,7 @@ def forgetting(before: Mapping[str, float], after: Mapping[str, float]) -> dict[
 
 
 def forgetting_of_logits(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, float]:
-    """What was lost on one set.
+    """Compute what was lost on one set.
 
     Args:
         before: logits (N, C) of the untouched model.
@@ -52,7 +52,7 @@ def forgetting_of_logits(before: Tensor, after: Tensor, labels: Tensor) -> dict[
 def forgetting_along(
     before: Mapping[str, float], sweep: Mapping[float, Mapping[str, float]]
 ) -> dict[str, list[tuple[float, float]]]:
-    """What was lost along λ: metric -> (λ, forgetting) pairs, λ ascending.
+    """Compute what was lost along λ: metric -> (λ, forgetting) pairs, λ ascending.
 
     Args:
         before: metrics of the untouched model.

@@ -168,7 +168,7 @@ def paired_weights(base: nn.Module, tuned: nn.Module) -> Iterator[LayerPair]:
 
 
 def chosen_adapter(model: PeftModel, adapter_name: str | None) -> str:
-    """The adapter that is meant.
+    """Find the name of the adapter that is meant.
 
     Raises:
         UserError: `model` has none, none of that name, or several are active.

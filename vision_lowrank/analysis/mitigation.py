@@ -127,7 +127,7 @@ def changes(
 
 
 def merge_reduced(model: PeftModel, deltas: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the model with W0 + the given changes as its weights, no adapters left and attention fused back.
+    """Merge the given changes into W0 in a copy of the model, with no adapters left and attention fused back.
 
     Args:
         model: with the adapter that `deltas` belong to.
@@ -234,7 +234,7 @@ def _exact(factors: Factors | None, delta: Tensor, found: Intruders, keep: float
 
 
 def _add_lora(model: PeftModel, pairs: Mapping[str, Factors], name: str, new_name: str) -> None:
-    """An adapter that holds the pairs, active and as trainable as PEFT makes it."""
+    """Add an adapter that holds the pairs, active and as trainable as PEFT makes it."""
     if isinstance(model.base_model, AdapterTuner):
         _add_own(model, pairs, name, new_name)
     elif str(getattr(model.peft_type, "value", model.peft_type)) == "LORA":
@@ -304,7 +304,7 @@ def _peft_reduce(model: PeftModel, name: str, new_name: str, keep: float, k: int
 
 
 def _changed(model: PeftModel, deltas: Mapping[str, Tensor]) -> list[tuple[nn.Module, Tensor]]:
-    """The frozen module of every named layer and W0 + ΔW in its layout and type."""
+    """Compute W0 + ΔW of every named layer, in its layout and type, beside its frozen module."""
     layers = {path.removeprefix(PREFIX): layer for path, layer in tuner_layers(model)}
     changed = []
     for key, delta in deltas.items():

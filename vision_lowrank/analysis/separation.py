@@ -136,7 +136,7 @@ def drops_of(clean: Mapping[str, float], augmented: Mapping[str, float]) -> dict
 
 
 def _grouped(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit features (N, e), classes numbered from 0 (N,), and class means (C, e)."""
+    """Group by class: unit features (N, e), classes numbered from 0 (N,), and class means (C, e)."""
     features, labels = _checked(features, labels)
     _, classes = _classes(labels)
     sums = features.new_zeros(int(classes.max()) + 1, features.shape[1]).index_add_(0, classes, features)
@@ -144,7 +144,7 @@ def _grouped(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _checked(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit features in float64, and labels beside them."""
+    """Check features and labels, and normalise the features to unit length in float64."""
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         shapes = f"{tuple(features.shape)} and {tuple(labels.shape)}"
         raise UserError(f"features and labels have shapes {shapes}: give (N, e) and (N,).")
@@ -154,7 +154,7 @@ def _checked(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _classes(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The labels that occur (C,), and each sample's place among them (N,)."""
+    """Index the classes: the labels that occur (C,), and each sample's place among them (N,)."""
     names, classes = labels.unique(return_inverse=True)
     if len(names) < 2:
         raise UserError("features of fewer than two classes: separation needs at least two.")
