@@ -97,7 +97,7 @@ class Calibration:
         return torch.from_numpy(np.asarray(expit(logits.detach().cpu().double().numpy() / self.temperature)))
 
     def at(self, fpr: float) -> Calibration:
-        """The same with the threshold of a false-positive rate and no band.
+        """Copy with the threshold of a false-positive rate and no band.
 
         Raises:
             UserError: `fpr` is not between 0 and 1.
@@ -109,7 +109,7 @@ class Calibration:
         return self._with(self._threshold(fpr), f"fpr={fpr:g} on {self.reals} real validation pictures")
 
     def fixed(self, threshold: float) -> Calibration:
-        """The same with a given threshold and no band.
+        """Copy with a given threshold and no band.
 
         Raises:
             UserError: `threshold` is not a probability.
@@ -119,7 +119,7 @@ class Calibration:
         return self._with(float(threshold), f"{threshold:g}: given")
 
     def verdict(self, p: float) -> Literal["edited", "real", "uncertain"]:
-        """What is said of a picture of calibrated probability `p`."""
+        """Classify a picture of calibrated probability `p`."""
         if self.uncertain is not None and self.uncertain[0] <= p < self.uncertain[1]:
             return "uncertain"
         return "edited" if p >= self.threshold else "real"
@@ -130,7 +130,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Calibration:
-        """What :meth:`to_dict` wrote.
+        """Build from what :meth:`to_dict` wrote.
 
         Raises:
             ArtefactError: keys or types are not what it writes.

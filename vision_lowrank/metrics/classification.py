@@ -46,5 +46,5 @@ def harmonic_mean(one: float, other: float) -> float:
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts (C, C) int64: row = true class, column = predicted class."""
+    """Count predictions, (C, C) int64: row = true class, column = predicted class."""
     return multiclass_confusion_matrix(logits, labels, num_classes=logits.shape[1])

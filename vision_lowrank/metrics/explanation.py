@@ -106,7 +106,7 @@ class Judge:
             raise UserError("the judge's prompt has no {text}: put it where the explanation shall stand.")
 
     def __call__(self, row: Explained) -> float:
-        """The score of one explanation.
+        """Score one explanation.
 
         Raises:
             UserError: it is outside [0, 1].
@@ -189,7 +189,7 @@ def faithfulness(rows: Sequence[Explained], iou: float = 0.5) -> dict[str, float
 
 
 def used(encoder: Encoder | None = None, judge: Judge | None = None) -> dict[str, str]:
-    """What a report must say of the models behind ``css`` and ``judge``."""
+    """Record what a report must say of the models behind ``css`` and ``judge``."""
     record = {"encoder": encoder.name, "encoder_version": encoder.version} if encoder else {}
     return record | ({"judge": judge.model, "judge_prompt": judge.prompt} if judge else {})
 

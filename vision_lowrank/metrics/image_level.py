@@ -153,7 +153,7 @@ def recall_at(scores: ArrayLike, edited: ArrayLike, false_alarms: float) -> floa
 def reliability(
     probabilities: ArrayLike, edited: ArrayLike, bins: int = 15, weights: ArrayLike | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The reliability diagram: bin b holds b/bins <= p < (b+1)/bins, the last one also p = 1.
+    """Compute the reliability diagram: bin b holds b/bins <= p < (b+1)/bins, the last one also p = 1.
 
     Args:
         probabilities: (N,) in [0, 1].
@@ -199,7 +199,7 @@ def checked(scores: ArrayLike, edited: ArrayLike) -> tuple[np.ndarray, np.ndarra
 
 
 def _mix_report(s: np.ndarray, y: np.ndarray, called: np.ndarray, w: np.ndarray) -> Mapping[str, float | None]:
-    """The metrics that change with the mix of classes, pictures weighted by `w`."""
+    """Compute the metrics that change with the mix of classes, pictures weighted by `w`."""
     tp, fp, fn = (float(w[which].sum()) for which in (called & y, called & ~y, ~called & y))
     known = bool(y.any() and not y.all())
     return {

@@ -137,7 +137,7 @@ class SessionMatrix:
         return sum(row) / sum(self.totals[first : first + len(row)])
 
     def accuracies(self) -> Rows:
-        """The matrix a_{t,i}: T + 1 rows, row t with t + 1 entries."""
+        """Compute the matrix a_{t,i}: T + 1 rows, row t with t + 1 entries."""
         return tuple(
             tuple(self.accuracy(t, self.seen(i - 1), self.seen(i)) for i in range(t + 1))
             for t in range(len(self.classes))
@@ -170,7 +170,7 @@ class SessionMatrix:
         return base + (new - base) * n / b * math.log1p(b / n)
 
     def as_json(self) -> dict[str, Any]:
-        """The counts, and the matrix a_{t,i} for readers, in JSON's types."""
+        """Convert to JSON's types: the counts, and the matrix a_{t,i} for readers."""
         return {
             "classes": list(self.classes),
             "totals": list(self.totals),
@@ -181,7 +181,7 @@ class SessionMatrix:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> SessionMatrix:
-        """The matrix that :meth:`as_json` wrote; only counts are read.
+        """Build the matrix from what :meth:`as_json` wrote; only counts are read.
 
         Raises:
             UserError: keys are missing, or values are not whole numbers that fit together.

@@ -24,7 +24,7 @@ ORDERS = (1, 2, 3, 4)
 
 
 def words(text: str) -> list[str]:
-    """The words of a text."""
+    """Split a text into its words, in lower case."""
     return re.findall(r"\w+", text.lower())
 
 
