@@ -32,7 +32,7 @@ CHANGES = {
 
 
 def recolour(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A region of another hue, saturation, brightness or tint, with a soft edge."""
+    """Give a region another hue, saturation, brightness or tint, with a soft edge."""
     alpha = soft(region(rng, photo.shape[:2]), feather_width(rng, photo.shape[:2]))
     what = str(rng.choice(list(CHANGES)))
     matrix, offset = np.eye(3), np.zeros(3)
@@ -51,7 +51,7 @@ def recolour(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
 
 
 def material(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A region with the texture and chroma of another photograph under its own shading."""
+    """Give a region the texture and chroma of another photograph under its own shading."""
     shape = photo.shape[:2]
     alpha = soft(region(rng, shape), feather_width(rng, shape))
     other = covering(donor, photo, rng)

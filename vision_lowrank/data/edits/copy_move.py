@@ -15,7 +15,7 @@ LEAST_SHIFT = 0.6
 
 
 def copy_move(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A copy of a region, at least 0.6 of the region's diameter away; 40 % are shifted by whole pixels only."""
+    """Copy a region to a place at least 0.6 of its diameter away; 40 % are shifted by whole pixels only."""
     shape = photo.shape[:2]
     original = region(rng, shape, 0.02, 0.15, two=0)
     if not original.any():

@@ -10,7 +10,7 @@ from .shapes import feather_width, region, soft
 
 
 def blur(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A region blurred by a Gaussian of 0.8 to 2.5 % of the short side, with a soft edge."""
+    """Blur a region by a Gaussian of 0.8 to 2.5 % of the short side, with a soft edge."""
     shape = photo.shape[:2]
     alpha = soft(region(rng, shape), feather_width(rng, shape))
     radius = float(rng.uniform(0.008, 0.025) * min(shape))
@@ -19,7 +19,7 @@ def blur(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
 
 
 def noise(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A region with Gaussian noise of 8 to 30 grey levels, grey or coloured, with a soft edge."""
+    """Add Gaussian noise of 8 to 30 grey levels to a region, grey or coloured, with a soft edge."""
     shape = photo.shape[:2]
     alpha = soft(region(rng, shape), feather_width(rng, shape))
     channels = int(rng.choice([1, 3]))

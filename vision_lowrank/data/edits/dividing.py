@@ -21,7 +21,7 @@ def number_of(*parts: object) -> int:
 
 
 def divide(names: Iterable[str], fractions: tuple[float, float, float]) -> dict[str, str]:
-    """The split of each distinct name.
+    """Assign a split to each distinct name.
 
     Args:
         names: such as groups of pictures; repeated ones count once.

@@ -106,8 +106,10 @@ def make_edits(options: EditOptions, out: Path) -> dict[str, Any]:
 
 
 def plan(options: EditOptions, source: Photograph) -> list[EditJob]:
-    """The edits of a source: `per_photo` of the seen kinds and, in the test split, as many of the unseen ones. Every
-    kind comes once before one comes twice."""
+    """Plan the edits of a source: `per_photo` of the seen kinds and, in the test split, as many of the unseen ones.
+
+    Every kind comes once before one comes twice.
+    """
 
     def drawn(kinds: tuple[str, ...]) -> list[EditJob]:
         numbers = range(-(-options.per_photo // max(1, len(kinds))))
@@ -133,7 +135,7 @@ class _Maker:
             raise DataError(f"no photograph in '{options.photos}' is {options.pixels} px large: lower the size.")
 
     def reals(self) -> None:
-        """The real pictures; sources that are damaged or show nothing are left out."""
+        """Make the real pictures; sources that are damaged or show nothing are left out."""
         for source in _bar("photographs", [each for each in self.sources if each.id not in self.journal]):
             try:
                 pixels = self.photos.pixels(source, self.options.pixels)
@@ -154,7 +156,7 @@ class _Maker:
             )  # fmt: skip
 
     def edits(self) -> None:
-        """The edited pictures of all sources that have a real one."""
+        """Make the edited pictures of all sources that have a real one."""
         good = [source for source in self.sources if source.id in self.journal.records]
         rings = {split: _Ring([each for each in good if each.split == split]) for split in SPLITS}
         tasks = [task for source in good for task in plan(self.options, source) if task.id not in self.journal]
@@ -216,14 +218,14 @@ class _Ring:
         self._hashes = [number_of(source.id) for source in self._sources]
 
     def after(self, seed: int, photo: str) -> Photograph | None:
-        """The first of another photograph at or after a hash; None where there is none."""
+        """Find the first of another photograph at or after a hash; None where there is none."""
         start = bisect(self._hashes, seed)
         ordered = chain(self._sources[start:], self._sources[:start])
         return next((source for source in ordered if source.photo != photo), None)
 
 
 def _begun(out: Path, options: EditOptions) -> dict | None:
-    """The manifest of what is in the folder, None where it is empty or missing."""
+    """Read the manifest of what is in the folder; None where it is empty or missing."""
     path = out / MANIFEST
     if not path.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):

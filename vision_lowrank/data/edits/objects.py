@@ -50,13 +50,13 @@ class Objects:
         return self.names[number], picture.crop(picture.getchannel("A").getbbox())
 
     def at(self, numbers: Sequence[int]) -> Objects:
-        """Some of the objects."""
+        """Select some of the objects."""
         parts = (tuple(values[number] for number in numbers) for values in (self.keys, self.names, self.groups))
         return Objects(*parts, self.load, self.drawn)
 
 
 def objects_by_split(folder: str | None, fractions: tuple[float, float, float]) -> dict[str, Objects]:
-    """The objects of each split; splits without any are left out.
+    """Divide the objects among the splits; splits without any are left out.
 
     Args:
         folder: pictures with transparency, searched in depth; None = built-in emoji of things in Fluent's style.
@@ -85,7 +85,7 @@ def emoji_objects() -> Objects:
 
 
 def folder_objects(folder: Path) -> Objects:
-    """The pictures below `folder` that have transparent parts; names come from the files'.
+    """Find the pictures below `folder` that have transparent parts; names come from the files'.
 
     Raises:
         DataError: the folder is missing or no picture in it has transparent parts.

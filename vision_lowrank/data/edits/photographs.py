@@ -63,7 +63,7 @@ class Photographs:
     skipped: dict[str, int] = field(default_factory=dict)
 
     def pixels(self, source: Photograph, size: int) -> Pixels:
-        """A source's pixels, (H, W, 3) uint8, its longest side at most `size`.
+        """Load a source's pixels, (H, W, 3) uint8, its longest side at most `size`.
 
         Raises:
             DataError: the photograph is damaged.
@@ -79,7 +79,7 @@ class Photographs:
 
 
 def find_photographs(photos: str) -> Photographs:
-    """The photographs of a folder, or ``builtin``: scikit-image's.
+    """Find the photographs of a folder, or ``builtin``: scikit-image's.
 
     Files that cannot be read, have a side below 64 pixels or are the same as another are left out with one warning.
 
@@ -110,7 +110,7 @@ def find_photographs(photos: str) -> Photographs:
 
 
 def sources_of(photos: Photographs, split_of: dict[str, str], size: int, crops: int, seed: int) -> list[Photograph]:
-    """The sources of all photographs, in the order of their keys.
+    """List the sources of all photographs, in the order of their keys.
 
     Args:
         photos: the photographs.
@@ -144,7 +144,7 @@ def _grid(extent: tuple[int, int], size: int) -> list[tuple[int, int, int, int]]
 
 
 def _file_name(key: str) -> str:
-    """A photograph's key as a plain file name that no other key has."""
+    """Turn a photograph's key into a plain file name that no other key has."""
     stem = Path(key).stem
     plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "_" for letter in stem)
     return f"{plain[:60]}-{number_of(key) % 16**8:08x}"

@@ -40,7 +40,7 @@ def edits(config: EditsConfig) -> ManipulationSplits:
 
 
 def read_edits(folder: Path, unseen: tuple[str, ...] = ()) -> ManipulationSplits:
-    """The splits of a finished data set.
+    """Read the splits of a finished data set.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -54,7 +54,7 @@ def read_edits(folder: Path, unseen: tuple[str, ...] = ()) -> ManipulationSplits
 
 
 def _read(folder: Path, split: str) -> ManipulationSet:
-    """A split; it may be empty, where its share of the photographs is 0."""
+    """Read a split; it may be empty, where its share of the photographs is 0."""
     path = folder / f"{split}.jsonl"
     if path.is_file() and not path.stat().st_size:
         return ManipulationSet.of(split, (), folder, VOCABULARY)

@@ -18,7 +18,7 @@ LARGEST = 0.2
 
 
 def inpaint(photo: Pixels, mask: np.ndarray, method: str = "telea") -> Pixels:
-    """The photograph with a region filled in.
+    """Fill in a region of the photograph.
 
     Args:
         photo: (H, W, 3) uint8.
@@ -34,7 +34,7 @@ def inpaint(photo: Pixels, mask: np.ndarray, method: str = "telea") -> Pixels:
 
 
 def remove(method: str, photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A region filled in."""
+    """Remove a region by filling it in."""
     mask = region(rng, photo.shape[:2], high=LARGEST)
     return Change(inpaint(photo, mask, method), mask)
 

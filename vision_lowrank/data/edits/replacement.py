@@ -18,7 +18,7 @@ LARGEST = 0.15
 
 
 def replace(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A region filled in, and an object or a part of another photograph in its place."""
+    """Fill in a region, and put an object or a part of another photograph in its place."""
     gap = region(rng, photo.shape[:2], 0.03, LARGEST, two=0)
     if not gap.any():
         return Change(photo, gap)

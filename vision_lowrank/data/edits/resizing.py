@@ -14,7 +14,7 @@ from .shapes import centre_of, feather_width, moved, region, soft
 
 
 def resize(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A region larger or smaller than it was, with a soft edge."""
+    """Enlarge or shrink a region, with a soft edge."""
     shape = photo.shape[:2]
     old = region(rng, shape, 0.03, 0.15, two=0)
     if not old.any():

@@ -21,7 +21,7 @@ MARGIN = 0.12
 def region(
     rng: np.random.Generator, shape: tuple[int, int], low: float = 0.02, high: float = 0.3, two: float = TWO_PARTS
 ) -> np.ndarray:
-    """A random region, (H, W) bool, of one part or sometimes two.
+    """Draw a random region, (H, W) bool, of one part or sometimes two.
 
     Args:
         rng: source of randomness.
@@ -44,7 +44,7 @@ def region(
 
 
 def soft(mask: np.ndarray, width: int) -> np.ndarray:
-    """A mask with a soft edge, (H, W) float32 in [0, 1].
+    """Soften the edge of a mask, to (H, W) float32 in [0, 1].
 
     Args:
         mask: (H, W) bool.
@@ -56,7 +56,7 @@ def soft(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def feather_width(rng: np.random.Generator, shape: tuple[int, int]) -> int:
-    """A feather that suits the picture's size, in pixels."""
+    """Draw a feather that suits the picture's size, in pixels."""
     return int(np.clip(round(rng.uniform(0.015, 0.05) * min(shape)), MIN_FEATHER, MAX_FEATHER))
 
 
@@ -74,7 +74,7 @@ def moved(
     angle: float = 0.0,
     mirror: bool = False,
 ) -> np.ndarray:
-    """A picture whose point `about` lies at `to`, scaled and turned about it; black where nothing was.
+    """Move a picture so that its point `about` lies at `to`, scaled and turned about it; black where nothing was.
 
     Args:
         picture: (H, W, 3) uint8 or (H, W) bool; a shift by whole pixels alone copies values exactly.

@@ -23,19 +23,19 @@ SILHOUETTES = 0.15
 
 
 def splice_hard(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A region of another photograph, cut by a random outline or by an object's silhouette."""
+    """Splice in a region of another photograph, cut by a random outline or by an object's silhouette."""
     mask = cut(photo, donor, rng)
     return Change(np.where(mask[..., None], covering(donor, photo, rng), photo), mask)
 
 
 def splice_feather(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A region of another photograph with a soft edge."""
+    """Splice in a region of another photograph with a soft edge."""
     alpha = soft(cut(photo, donor, rng), feather_width(rng, photo.shape[:2]))
     return Change(blend(photo, covering(donor, photo, rng), alpha), alpha > 0.5)
 
 
 def splice_poisson(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A region of another photograph, its gradients continued from the surroundings."""
+    """Splice in a region of another photograph, its gradients continued from the surroundings."""
     cv2 = opencv()
     mask = cut(photo, donor, rng)
     mask[:MARGIN] = mask[-MARGIN:] = mask[:, :MARGIN] = mask[:, -MARGIN:] = False
@@ -51,7 +51,7 @@ def splice_poisson(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Cha
 
 
 def paste_object(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A cut-out object."""
+    """Paste a cut-out object."""
     height, width = photo.shape[:2]
     x, y = (int(rng.uniform(0.1, 0.9) * side) for side in (width, height))
     name, new, alpha = placed_object(photo, donor, rng, (x, y), float(rng.uniform(0.2, 0.6)))
@@ -63,7 +63,7 @@ def paste_object(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Chang
 def placed_object(
     photo: Pixels, donor: Donor, rng: np.random.Generator, centre: tuple[int, int], share: float
 ) -> tuple[str, np.ndarray, np.ndarray]:
-    """An object drawn onto an empty picture of the photograph's size, lit and grained as the photograph.
+    """Draw an object onto an empty picture of the photograph's size, lit and grained as the photograph.
 
     Args:
         photo: (H, W, 3) uint8.
@@ -91,7 +91,7 @@ def placed_object(
 
 
 def cut(photo: Pixels, donor: Donor, rng: np.random.Generator) -> np.ndarray:
-    """A region to cut, (H, W) bool: a random outline, or sometimes an object's silhouette."""
+    """Draw a region to cut, (H, W) bool: a random outline, or sometimes an object's silhouette."""
     shape = photo.shape[:2]
     if donor.objects is None or rng.random() >= SILHOUETTES:
         return region(rng, shape)
@@ -103,8 +103,10 @@ def cut(photo: Pixels, donor: Donor, rng: np.random.Generator) -> np.ndarray:
 
 
 def covering(donor: Donor, photo: Pixels, rng: np.random.Generator) -> Pixels:
-    """A random part of the donor's photograph as large as `photo`, at its own scale where it is large enough and in
-    half of the cases, else enlarged or reduced; sometimes mirrored."""
+    """Crop a random part of the donor's photograph as large as `photo`, sometimes mirrored.
+
+    It comes at its own scale where it is large enough and in half of the cases, else enlarged or reduced.
+    """
     assert donor.photo is not None
     height, width = photo.shape[:2]
     picture = Image.fromarray(donor.photo)
@@ -120,7 +122,7 @@ def covering(donor: Donor, photo: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def grain(photo: Pixels) -> float:
-    """Standard deviation of a photograph's noise in grey levels, robust against its content."""
+    """Estimate the standard deviation of a photograph's noise in grey levels, robust against its content."""
     grey = photo @ LUMA
     rows = grey[:-2] - 2 * grey[1:-1] + grey[2:]
     laplacian = rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]
@@ -128,7 +130,7 @@ def grain(photo: Pixels) -> float:
 
 
 def _lit(photo: Pixels, new: np.ndarray, where: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """New pixels with the luminance of their place, a gradient of light and the photograph's grain."""
+    """Give new pixels the luminance of their place, a gradient of light and the photograph's grain."""
     if not where.any():
         return new
     place, own = (photo[where] @ LUMA).mean(), (new[where] @ LUMA).mean()

@@ -28,7 +28,7 @@ def add_text(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
 
 
 def replace_text(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """A rectangle filled in from its surroundings, and words drawn into it."""
+    """Fill in a rectangle from its surroundings, and draw words into it."""
     words, alpha = _lettering(rng, photo.shape[:2])
     patch = np.zeros(alpha.shape, dtype=bool)
     margin = max(2, round(0.02 * min(patch.shape)))
@@ -61,14 +61,14 @@ def _lettering(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[str, n
 
 
 def _colour(photo: Pixels, where: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A colour, (1, 1, 3), dark on bright places and bright on dark ones."""
+    """Draw a colour, (1, 1, 3), dark on bright places and bright on dark ones."""
     dark = bool(where.any()) and photo[where].mean() > 128
     low, high = (0, 90) if dark else (165, 256)
     return rng.integers(low, high, (1, 1, 3)).astype(np.float32)
 
 
 def _extent(mask: np.ndarray) -> tuple[tuple[float, float, float, float], ...]:
-    """The box around everything in a mask; none where it is empty."""
+    """Find the box around everything in a mask; none where it is empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return ()

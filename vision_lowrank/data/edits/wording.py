@@ -28,7 +28,7 @@ ENDINGS = ("", "", "The rest of the picture was left as it was.", "Nothing else 
 
 
 def where(mask: np.ndarray, boxes: Sequence[Box] | None = None) -> str:
-    """The place of an edit in words, by the third of the picture in which the centre of each large part lies.
+    """Say where an edit lies, by the third of the picture in which the centre of each large part lies.
 
     Args:
         mask: (H, W) bool.
@@ -54,7 +54,7 @@ def explain(
     signs_of_cues: Sequence[Sequence[str]],
     area: float,
 ) -> str:
-    """What was done, the signs of each cue in random order, and the size of the edited area, a share of the picture."""
+    """Say what was done, the signs of each cue in random order, and the edited area's size, a share of the picture."""
     share = max(1, round(100 * area))
     signs = [_pick(rng, signs_of_cues[number]) for number in rng.permutation(len(signs_of_cues))]
     size = _pick(rng, SIZES).format(share=share)
