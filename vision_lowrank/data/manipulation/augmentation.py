@@ -55,7 +55,7 @@ class Change:
     seed: int
 
     def __call__(self, image: Image.Image, mask: np.ndarray | None = None, boxes: Boxes = None) -> Sample:
-        """Changed picture, mask and boxes.
+        """Change picture, mask and boxes.
 
         Args:
             image: RGB.
@@ -72,7 +72,7 @@ class Augmentation(Protocol):
     """What draws changes."""
 
     def draw(self, rng: Rng) -> Change:
-        """A change, from a generator, which moves on, or from a seed."""
+        """Draw a change, from a generator, which moves on, or from a seed."""
         ...
 
 
@@ -173,7 +173,7 @@ AUGMENTATIONS: dict[str, type[TwinAugmentation] | type[ImdlAugmentation]] = {
 
 
 def augmentation(name: str) -> Augmentation:
-    """A recipe by name, with its standard values.
+    """Build a recipe by name, with its standard values.
 
     Raises:
         UserError: there is none of that name.
@@ -185,7 +185,7 @@ def augmentation(name: str) -> Augmentation:
 
 
 def label_of(label: int, mask: np.ndarray | None) -> int:
-    """The label after augmentation: a real picture is edited once its mask says so."""
+    """Label a picture after augmentation: a real one is edited once its mask says so."""
     return EDITED if label == REAL and mask is not None and bool(mask.any()) else label
 
 
@@ -216,7 +216,7 @@ def _flip_x(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def _quarter(sample: Sample) -> Sample:
-    """A quarter turn to the left: (x, y) goes to (y, width - x)."""
+    """Turn a quarter to the left: (x, y) goes to (y, width - x)."""
     image, mask, boxes = sample
     width = image.width
     return (
@@ -249,7 +249,7 @@ def _lit(brightness: float, contrast: float) -> Step:
 
 
 def _new_region(edit: Callable[..., np.ndarray], sides: tuple[float, float]) -> Step:
-    """An edit of a random rectangle, which goes into the mask and, where boxes are annotated, is one more of them."""
+    """Build the edit of a random rectangle, which goes into the mask and, where boxes are annotated, is one of them."""
 
     def step(sample: Sample, rng: np.random.Generator) -> Sample:
         image, mask, boxes = sample

@@ -46,7 +46,7 @@ class CocoBoxesConfig(HeldOut):
 
 @register("data", "coco_boxes", summary="COCO-style boxes of edited regions", config=CocoBoxesConfig)
 def coco_boxes(config: CocoBoxesConfig) -> ManipulationSplits:
-    """The splits of one annotation file or of several.
+    """Load the splits of one annotation file or of several.
 
     Raises:
         DataError: a file is missing or contradicts itself.
@@ -59,7 +59,7 @@ def coco_boxes(config: CocoBoxesConfig) -> ManipulationSplits:
 
 
 def read_coco(path: Path, folder: Path, name: str | None = None) -> ManipulationSet:
-    """The pictures of an annotation file; ids are their file names.
+    """Read the pictures of an annotation file; ids are their file names.
 
     Raises:
         DataError: the file is missing or no such object; a box lies beyond its picture or belongs to none; a picture

@@ -42,7 +42,7 @@ class EditedFoldersConfig(HeldOut):
     "data", "edited_folders", summary="pictures in folders real, edited and perhaps masks", config=EditedFoldersConfig
 )
 def edited_folders(config: EditedFoldersConfig) -> ManipulationSplits:
-    """The splits of a tree.
+    """Load the splits of a tree.
 
     Raises:
         DataError: a folder is missing or empty, or a mask has no edit.

@@ -62,7 +62,7 @@ class Framing:
             raise UserError(f"framing needs size >= 1 and max_tiles >= 1, not {self.size} and {self.max_tiles}.")
 
     def rectangles(self, width: int, height: int) -> np.ndarray:
-        """What each tile covers of a picture of `width` x `height` pixels, (T, 4) float64: x0, y0, x1, y1."""
+        """Compute what each tile covers of a picture of `width` x `height` pixels, (T, 4) float64: x0, y0, x1, y1."""
         whole = [0.0, 0.0, width, height]
         if self.mode == "resize":
             return np.array([whole], dtype=np.float64)
@@ -75,7 +75,7 @@ class Framing:
         return np.array([*tiles, whole] if len(tiles) > 1 else tiles, dtype=np.float64)
 
     def tiles(self, image: Image.Image) -> list[Image.Image]:
-        """The tiles of an RGB picture, each (size, size), in the order of :meth:`rectangles`."""
+        """Cut an RGB picture into its tiles, each (size, size), in the order of :meth:`rectangles`."""
         return [_seen(image, rectangle, self.size) for rectangle in self.rectangles(*image.size)]
 
     def check(self, asked: Framing) -> None:
@@ -100,7 +100,7 @@ class Framing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Framing:
-        """The inverse of :meth:`to_dict`.
+        """Build the framing from its dictionary, the inverse of :meth:`to_dict`.
 
         Raises:
             UserError: a key is unknown, or `mode` or `size` is missing.
@@ -136,7 +136,7 @@ def token_centres(rectangles: np.ndarray, grid: Grid, width: int, height: int) -
 
 
 def token_targets(mask: np.ndarray, rectangles: np.ndarray, grid: Grid) -> np.ndarray:
-    """What share of the visible part of each token's cell was edited, exactly: edges may lie inside a pixel.
+    """Compute what share of the visible part of each token's cell was edited, exactly: edges may lie inside a pixel.
 
     The integral of a picture of constant pixels is bilinear between the corners of its pixels, so that the sum over a
     rectangle is four look-ups in the table of sums (summed-area table), interpolated.
@@ -193,7 +193,7 @@ def heat_map(values: np.ndarray, rectangles: np.ndarray, grid: Grid, width: int,
 
 
 def _seen(image: Image.Image, rectangle: np.ndarray, size: int) -> Image.Image:
-    """What a tile shows. Only as much padding as the filter reaches is made: a canvas of a panorama could be huge."""
+    """Draw what a tile shows. Only as much padding as the filter reaches is made: a panorama's canvas could be huge."""
     left, top = float(rectangle[0]), float(rectangle[1])
     x_scale, y_scale = ((rectangle[2:] - rectangle[:2]) / size).tolist()
     columns = min(size, ceil((image.width - left) / x_scale))

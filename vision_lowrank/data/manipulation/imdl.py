@@ -44,7 +44,7 @@ CLASSES = ("ManiDataset", "JsonDataset")
 def read_mani(
     folder: Path, name: str | None = None, check_masks: bool = True, source_pattern: str | None = None
 ) -> ManipulationSet:
-    """A ManiDataset; ids are paths below the folder, such as ``Tp/1.png``.
+    """Read a ManiDataset; ids are paths below the folder, such as ``Tp/1.png``.
 
     Raises:
         DataError: ``Tp`` or ``Gt`` is missing or empty, files have no partner (names them), a mask is damaged.
@@ -57,7 +57,7 @@ def read_mani(
 def read_json(
     path: Path, name: str | None = None, check_masks: bool = True, source_pattern: str | None = None
 ) -> ManipulationSet:
-    """A JsonDataset; ids are the pictures' paths as they are written.
+    """Read a JsonDataset; ids are the pictures' paths as they are written.
 
     Raises:
         DataError: the file is no such list, lists a picture twice, or files are missing from both places where they
@@ -71,13 +71,13 @@ def read_json(
 def read_imdl(
     path: Path, name: str | None = None, check_masks: bool = True, source_pattern: str | None = None
 ) -> ManipulationSet:
-    """A JsonDataset where `path` ends in ``.json``, a ManiDataset otherwise."""
+    """Read a JsonDataset where `path` ends in ``.json``, a ManiDataset otherwise."""
     read = read_json if path.suffix.lower() == ".json" else read_mani
     return read(path, name, check_masks, source_pattern)
 
 
 def read_tests(path: Path, check_masks: bool = True) -> dict[str, ManipulationSet]:
-    """The test sets of a list, by their display names.
+    """Read the test sets of a list, by their display names.
 
     Raises:
         DataError: it is no such list, or one of the sets cannot be read.
@@ -100,7 +100,7 @@ def is_balanced(path: Path) -> bool:
 def read_balanced(
     path: Path, draws: int = DRAWS, check_masks: bool = True, source_pattern: str | None = None
 ) -> JoinedSet:
-    """A BalancedDataset: its sets joined, of which an epoch draws `draws` pictures each.
+    """Read a BalancedDataset: its sets joined, of which an epoch draws `draws` pictures each.
 
     Raises:
         DataError: it is no such list, or one of the sets cannot be read.
@@ -118,7 +118,7 @@ def read_balanced(
 
 
 def write_json(path: Path, images: ManipulationSet) -> None:
-    """A set as a JsonDataset whose paths start from the file's folder; masks of annotated boxes are written beside.
+    """Write a set as a JsonDataset whose paths start from the file's folder; masks of annotated boxes go beside it.
 
     Raises:
         DataError: edited pictures have neither mask nor boxes (names them).
@@ -131,7 +131,7 @@ def write_json(path: Path, images: ManipulationSet) -> None:
 
 
 def stored_masks(images: ManipulationSet, root: Path, folder: str) -> list[str | None]:
-    """The path, from `root`, of the mask file of every picture, None for a real one.
+    """List the path, from `root`, of the mask file of every picture, None for a real one.
 
     Where only boxes are annotated they are filled, in PNG files below ``root/folder``.
 
@@ -218,5 +218,5 @@ def _content(path: Path) -> bytes:
 
 
 def _short(path: str) -> str:
-    """A set's name from its path: the folder or file, with its folder where the file alone says little."""
+    """Shorten a path to a set's name: the folder, or the file without its ending."""
     return Path(path).stem if path.lower().endswith(".json") else Path(path).name

@@ -27,7 +27,7 @@ class JoinedSet(ManipulationSet):
     draws: int | None = None
 
     def subset(self, indices: Sequence[int] | np.ndarray, name: str | None = None) -> JoinedSet:
-        """The pictures at `indices`, in that order; they keep their parts."""
+        """Select the pictures at `indices`, in that order; they keep their parts."""
         chosen = super().subset(indices, name)
         assert isinstance(chosen, JoinedSet)
         return replace(chosen, parts=self.parts[np.asarray(indices, dtype=np.int64)])
@@ -51,7 +51,7 @@ class JoinedRecords(Records):
         return self.ends[-1]
 
     def record(self, index: int) -> PictureRecord:
-        """The record of the set that `index` falls into, renamed and relocated."""
+        """Return the record of the set that `index` falls into, renamed and relocated."""
         number = bisect_right(self.ends, index)
         images = self.sets[number]
         record = relocated(images.records[index - (self.ends[number - 1] if number else 0)], images.root, self.root)
@@ -61,7 +61,7 @@ class JoinedRecords(Records):
 
 
 def join(name: str, sets: Sequence[ManipulationSet], draws: int | None = None) -> JoinedSet:
-    """`sets` as one.
+    """Join `sets` into one.
 
     Args:
         name: of the joined set.

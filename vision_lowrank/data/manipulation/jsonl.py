@@ -34,7 +34,7 @@ class ManipulationConfig(HeldOut):
     config=ManipulationConfig,
 )
 def manipulation(config: ManipulationConfig) -> ManipulationSplits:
-    """The splits of a file or folder of the schema.
+    """Load the splits of a file or folder of the schema.
 
     Raises:
         DataError: a file is missing or wrong, twins are in two splits, or an editor or category never occurs.

@@ -25,7 +25,7 @@ EDITOR = "dall-e-2"  # what made the set's edits
 
 
 def read_magicbrush(path: Path, name: str | None = None) -> ManipulationSet:
-    """A file of rows, JSON Lines or one JSON list, whose pictures are paths relative to it.
+    """Read a file of rows, JSON Lines or one JSON list, whose pictures are paths relative to it.
 
     Raises:
         DataError: the file is missing, or a row lacks a key.
@@ -42,7 +42,7 @@ def read_magicbrush(path: Path, name: str | None = None) -> ManipulationSet:
 
 
 def records_of_rows(rows: Iterable[Mapping[str, Any]], root: Path) -> Iterator[PictureRecord]:
-    """The records of rows in any order; an edit whose turn 1 is not among them names a source without a real picture.
+    """Convert rows in any order; an edit whose turn 1 is not among them names a source without a real picture.
 
     Args:
         rows: see the module docstring.
@@ -75,7 +75,7 @@ def _value(row: Mapping[str, Any], *names: str) -> Any:
 
 
 def _stored(picture: str | Image.Image, root: Path, name: str) -> str:
-    """The path of a picture below `root`; one in memory is written as PNG first."""
+    """Return the path of a picture below `root`; one in memory is written as PNG first."""
     if isinstance(picture, str):
         return picture
     path = root / "images" / f"{name}.png"

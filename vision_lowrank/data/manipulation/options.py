@@ -22,14 +22,14 @@ class HeldOut(Section):
 
 
 def splits_of(images: ManipulationSet | Mapping[str, ManipulationSet], config: HeldOut) -> ManipulationSplits:
-    """The splits of one set, by source, or of sets that came in parts named train, test and perhaps val."""
+    """Split one set by source, or take the splits of sets that came in parts named train, test and perhaps val."""
     if isinstance(images, ManipulationSet):
         return split(images, config.unseen_editors, config.leave_out_category)
     return ready_splits(images, config.unseen_editors, config.leave_out_category)
 
 
 def read_parts(root: Path, name: str, read: Callable[[Path, str], ManipulationSet]) -> dict[str, ManipulationSet]:
-    """The parts of a set in ``root/train``, ``root/val`` and ``root/test`` as `name` says; empty without ``train``.
+    """Read a set's parts in ``root/train``, ``root/val`` and ``root/test`` as `name` says; empty without ``train``.
 
     Args:
         root: the folder.

@@ -21,7 +21,7 @@ _READERS = 8
 
 
 def pictures_under(root: Path, folder: str) -> list[str]:
-    """The pictures in ``root/folder`` and below, POSIX paths relative to `root`, sorted; hidden ones are passed over.
+    """List the pictures in ``root/folder`` and below, POSIX paths relative to `root`, sorted, without hidden ones.
 
     Raises:
         DataError: there is no such folder.
@@ -50,7 +50,7 @@ def some_pictures(root: Path, folder: str) -> list[str]:
 
 
 def mask_key(path: str) -> str:
-    """What a picture and its mask share: the path below their folders, without ending and mask suffixes."""
+    """Strip a path to what picture and mask share: the path below their folders, without ending and mask suffixes."""
     below = PurePosixPath(*PurePosixPath(path).parts[1:]).with_suffix("").as_posix()
     for suffix in MASK_SUFFIXES:
         if len(below) > len(suffix):
@@ -72,7 +72,7 @@ def by_mask_key(paths: Sequence[str]) -> dict[str, str]:
 
 
 def paired(root: Path, images: Sequence[str], masks: Sequence[str]) -> list[str]:
-    """The mask of every picture: by stem, or by sorted order, with a warning, where no stem fits at all.
+    """Pair every picture with its mask: by stem, or by sorted order, with a warning, where no stem fits at all.
 
     Raises:
         DataError: their numbers differ, or only some stems fit; names the files without a partner.
@@ -109,7 +109,7 @@ def edited_masks(root: Path, masks: Sequence[str]) -> np.ndarray:
 
 
 def original_of(stem: str, stems: dict[str, str]) -> str | None:
-    """The path of an edit's original: of the same stem, or of the longest one that starts it before ``_ - .`` or space.
+    """Find an edit's original: of the same stem, or of the longest one that starts it before ``_ - .`` or space.
 
     Args:
         stem: of the edit's file name, such as ``a1_e3``.

@@ -71,7 +71,7 @@ class Degradation:
         return self.level == 0
 
     def apply(self, image: Image.Image, key: str = "") -> Image.Image:
-        """The degraded RGB picture.
+        """Degrade an RGB picture.
 
         Args:
             image: RGB, as stored.
@@ -84,7 +84,7 @@ class Degradation:
         return (width, height) if self.clean else _KINDS[self.name].size(width, height, self.level)
 
     def apply_mask(self, mask: np.ndarray) -> np.ndarray:
-        """The mask (H, W) bool of the degraded picture."""
+        """Resize a mask (H, W) bool to that of the degraded picture."""
         size = self.size(mask.shape[1], mask.shape[0])
         if size == mask.shape[::-1]:
             return mask
@@ -110,7 +110,7 @@ class Degradation:
 
 
 def parse(text: str) -> Degradation:
-    """The degradation that `text` names, such as ``jpeg-70``; ``social`` and ``screenshot`` need no level.
+    """Parse the degradation that `text` names, such as ``jpeg-70``; ``social`` and ``screenshot`` need no level.
 
     Raises:
         UserError: it names none.
@@ -128,12 +128,12 @@ def parse(text: str) -> Degradation:
 
 
 def curves() -> dict[str, tuple[Degradation, ...]]:
-    """The standard levels of every degradation, from weak to strong, without the clean picture they all start from."""
+    """List the standard levels of every degradation, from weak to strong, without the clean picture they start from."""
     return {name: tuple(Degradation(name, level) for level in kind.standard) for name, kind in _KINDS.items()}
 
 
 def encoded(image: Image.Image, encoding: str, **options: Any) -> Image.Image:
-    """An RGB picture saved in memory with Pillow's `encoding` and `options`, and read back.
+    """Encode an RGB picture in memory with Pillow's `encoding` and `options`, and decode it again.
 
     Raises:
         DataError: the format cannot hold a picture of this size (WebP ends at 16383 pixels a side).

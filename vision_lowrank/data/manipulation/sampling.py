@@ -32,16 +32,16 @@ class Draws(Protocol):
     """The pictures of every sample of an epoch."""
 
     def __len__(self) -> int:
-        """Samples per epoch."""
+        """Count the samples per epoch."""
         ...
 
     def draw(self, index: int, position: int) -> tuple[int, ...]:
-        """Indices of the pictures of sample `index`, drawn as number `position`."""
+        """Draw sample `index` as number `position`: the indices of its pictures."""
         ...
 
 
 def draws_of(images: ManipulationSet, seed: int, kind: Kind = "auto") -> Draws:
-    """The rule for a set.
+    """Choose the rule for a set.
 
     Args:
         images: the training pictures.
@@ -174,7 +174,7 @@ class EqualDraws:
         return self.draws * len(self._members)
 
     def draw(self, index: int, position: int) -> tuple[int]:
-        """A random picture of set index // draws."""
+        """Draw a random picture of set index // draws."""
         members = self._members[index // self.draws]
         return (int(members[_generator(self.seed, position).integers(len(members))]),)
 
@@ -212,7 +212,7 @@ def _generator(seed: int, position: int) -> np.random.Generator:
 
 
 def _choice(images: ManipulationSet, indices: np.ndarray) -> Choice:
-    """`indices` by editor and category; not annotated counts as a name of its own."""
+    """Group `indices` by editor and category; not annotated counts as a name of its own."""
     editors, categories = images.editors.codes[indices], images.categories.codes[indices]
     return [
         [

@@ -77,7 +77,7 @@ class JsonLines(Records):
         return len(self.offsets)
 
     def record(self, index: int) -> PictureRecord:
-        """The record of line `index`, read from the file.
+        """Read the record of line `index` from the file.
 
         Raises:
             DataError: the line is not a record.
@@ -104,7 +104,7 @@ class JsonLines(Records):
 
 
 def read_schema(path: Path, name: str | None = None) -> ManipulationSet:
-    """A file of the schema; every line is checked once.
+    """Read a file of the schema; every line is checked once.
 
     Args:
         path: the JSON Lines file.
@@ -152,7 +152,7 @@ def write_schema(path: Path, records: Iterable[PictureRecord], vocabulary: Vocab
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabularies of ``folder/schema.json``, or ManipBench's where there is no such file.
+    """Read the vocabularies of ``folder/schema.json``, or take ManipBench's where there is no such file.
 
     Raises:
         DataError: the file is no valid header.
@@ -217,7 +217,7 @@ def record_of(line: bytes, vocabulary: Vocabulary) -> PictureRecord:
 
 
 def row_of(record: PictureRecord) -> dict[str, Any]:
-    """A record as the object of its line; what is not annotated is left out."""
+    """Convert a record to the object of its line; what is not annotated is left out."""
     row: dict[str, Any] = {}
     for key in KEYS:
         value = getattr(record, key)
@@ -230,7 +230,7 @@ def row_of(record: PictureRecord) -> dict[str, Any]:
 
 
 def clipped(box: Sequence[float], width: int, height: int) -> Box | None:
-    """A box cut at the picture's edges; None where more than 2 px lie beyond them or nothing is left."""
+    """Clip a box to the picture's edges; None where more than 2 px lie beyond them or nothing is left."""
     x0, y0, x1, y1 = box
     if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
         return None
@@ -239,7 +239,7 @@ def clipped(box: Sequence[float], width: int, height: int) -> Box | None:
 
 
 def problems_of(row: Any, vocabulary: Vocabulary) -> list[str]:
-    """What contradicts the schema in one parsed line, a sentence without full stop for each; files are not opened."""
+    """List what contradicts the schema in one parsed line, each a sentence without full stop; files are not opened."""
     if not isinstance(row, dict):
         return ["the line is no JSON object"]
     problems = [f"unknown key '{key}'{_hint(key, KEYS)}" for key in row if key not in KEYS]

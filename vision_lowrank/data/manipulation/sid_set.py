@@ -111,7 +111,7 @@ def write_sid(root: Path, images: ManipulationSet) -> None:
 
 
 def records_of_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[PictureRecord]:
-    """Records of the set's rows, with `image` and `mask` as paths.
+    """Convert the set's rows to records, with `image` and `mask` as paths.
 
     Raises:
         DataError: a label is none of theirs.
@@ -125,7 +125,7 @@ def records_of_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[PictureRecord
 
 
 def rows_of_records(records: Iterable[PictureRecord]) -> Iterator[dict[str, Any]]:
-    """The set's rows of records; keys as theirs, null where nothing is known."""
+    """Convert records to the set's rows; keys as theirs, null where nothing is known."""
     theirs = {ours: label for label, ours in LABELS.items()}
     for record in records:
         yield {

@@ -34,13 +34,13 @@ def bucket(key: str) -> int:
 
 
 def split_of(key: str) -> str:
-    """The split of a source or group without an explicit one."""
+    """Assign a split to a source or group without an explicit one."""
     number = bucket(key)
     return "train" if number < 80 else "val" if number < 90 else "test"
 
 
 def split_codes(images: ManipulationSet) -> np.ndarray:
-    """The split of every picture, (N,) int8, index into ``SPLITS``.
+    """Assign a split to every picture, (N,) int8, index into ``SPLITS``.
 
     Raises:
         DataError: a source or group is in two splits.
@@ -83,7 +83,7 @@ def split(
 def ready_splits(
     parts: Mapping[str, ManipulationSet], unseen_editors: Sequence[str] = (), leave_out_category: str | None = None
 ) -> ManipulationSplits:
-    """The splits of sets that came apart: ``train``, ``test`` and perhaps ``val``, a tenth of train otherwise.
+    """Take the splits of sets that came apart: ``train``, ``test`` and perhaps ``val``, a tenth of train otherwise.
 
     Raises:
         DataError: one of them has pictures of another one's source or group, or no `train` is there; as in
@@ -116,7 +116,7 @@ def check_apart(parts: Mapping[str, ManipulationSet]) -> None:
 
 
 def carve(images: ManipulationSet, share: float) -> tuple[ManipulationSet, ManipulationSet]:
-    """(the rest, `share` of the pictures for validation), by sources and groups, stable like :func:`split_of`."""
+    """Carve off a stable `share` for validation, by sources and groups like :func:`split_of`: (rest, validation)."""
     limit = round(share * 100)
     taken = np.asarray([bucket(record.group or record.source_id) < limit for record in images.records], dtype=bool)
     _check_sources(images, taken.astype(np.int8))
@@ -183,7 +183,7 @@ def _check_known(kind: str, names: Sequence[str], known: Iterable[str]) -> None:
 
 
 def _check_sources(images: ManipulationSet, codes: np.ndarray) -> None:
-    """Groups may tear a source apart that the keys alone would keep together."""
+    """Refuse groups that tear a source apart which the keys alone would keep together."""
     pairs = np.unique(np.stack([images.sources.codes, codes.astype(np.int32)]), axis=1)
     sources, counts = np.unique(pairs[0], return_counts=True)
     torn = sources[counts > 1]

@@ -120,7 +120,7 @@ def validate(path: Path, watch: Callable[[Iterable[int]], Iterable[int]] = iter,
 
 
 def _rows(files: list[Path], vocabulary: Vocabulary, problems: list[Problem]) -> Iterator[_Row]:
-    """The records of all lines that are right; what is wrong with the others goes to `problems`."""
+    """Yield the records of all lines that are right; what is wrong with the others goes to `problems`."""
     for file in files:
         for line, text in numbered(file):
             name = ""
@@ -159,7 +159,7 @@ def _label_problems(row: _Row) -> list[Problem]:
 
 
 def _file_problems(row: _Row) -> list[Problem]:
-    """What is wrong with the picture and the mask of one record."""
+    """List what is wrong with the picture and the mask of one record."""
     record, problems = row.record, []
     if record.source_image is not None and not (row.root / record.source_image).is_file():
         problems.append(row.problem("unreadable", f"original '{record.source_image}' does not exist."))
@@ -199,7 +199,7 @@ def _mask_problems(row: _Row, mask: str, size: tuple[int, int]) -> list[Problem]
 
 
 def _orientation_hint(image: Path, size: tuple[int, ...]) -> str:
-    """A hint where `size` is the picture's before its EXIF orientation is applied."""
+    """Word a hint where `size` is the picture's before its EXIF orientation is applied; empty otherwise."""
     with Image.open(image) as picture:
         turned = picture.getexif().get(ORIENTATION, 1) != 1
         if turned and picture.size == tuple(size):
@@ -262,7 +262,7 @@ class _WholeSet:
         return stem if self._split_of_file and stem in SPLITS else row.record.split
 
     def _needs_twin(self, row: _Row) -> bool:
-        """A picture of another source than itself, unless `source_image` has the original as a file."""
+        """Check whether a picture is of another source than itself and has no original as a file in `source_image`."""
         record = row.record
         if record.source_id == record.id:
             return False
