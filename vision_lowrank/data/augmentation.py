@@ -53,7 +53,7 @@ def training_transform(
     crop: tuple[float, float] = (0.08, 1.0),
     flip: float = 0.5,
 ) -> Transform:
-    """The training pipeline of one arm: RGB picture -> (3, size, size) float.
+    """Build the training pipeline of one arm: RGB picture -> (3, size, size) float.
 
     Args:
         preprocess: what the weights expect.
@@ -94,7 +94,7 @@ class FromTorch:
         self.step = step
 
     def __call__(self, image: Any) -> Any:
-        """What `step` makes of `image`."""
+        """Apply `step` to `image`."""
         python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is what timm draws from
         one, other = torch.randint(2**32, (2,)).tolist()
         random.seed(one)

@@ -47,7 +47,7 @@ class Cifar100Config(Section):
 
 @register("data", "cifar100", summary="CIFAR-100's official folder, fine labels, original order", config=Cifar100Config)
 def cifar100(config: Cifar100Config) -> Splits:
-    """The official train and test pictures in their order; no val; keys such as ``train/00042``.
+    """Load the official train and test pictures in their order; no val; keys such as ``train/00042``.
 
     Raises:
         DataError: a file is missing, damaged, refused, or not CIFAR-100's; the download failed.
@@ -69,7 +69,7 @@ class _Array:
         self.state = state
 
     def uint8(self) -> np.ndarray:
-        """The array, read-only.
+        """Decode the array, read-only.
 
         Raises:
             ValueError: it has another type than uint8, or shape and bytes do not fit.
@@ -124,7 +124,7 @@ def _load(folder: Path, key: str) -> Image.Image:
 
 @lru_cache(maxsize=2)
 def _content(folder: Path, split: str) -> _Content:
-    """A split's arrays, kept in memory (184 MB for both), in worker processes read anew."""
+    """Load a split's arrays, kept in memory (184 MB for both), in worker processes read anew."""
     tree = _tree(folder / split)
     try:
         rows, labels = tree["data"].uint8(), tuple(tree["fine_labels"])

@@ -51,7 +51,7 @@ class CoopConfig(Section):
     paper="arXiv 2109.01134", config=CoopConfig,
 )  # fmt: skip
 def coop(config: CoopConfig) -> Splits:
-    """The published splits of one data set; one test set called ``test``.
+    """Load the published splits of one data set; one test set called ``test``.
 
     Raises:
         DataError: folder, pictures or split file are missing, or the split file is malformed.
@@ -66,7 +66,7 @@ def coop(config: CoopConfig) -> Splits:
 def read_splits(
     spec: CoopSet, root: Path, templates: tuple[str, ...] | None = None, shots_cache: bool = False
 ) -> Splits:
-    """The splits of a data set below `root`.
+    """Read the splits of a data set below `root`.
 
     Args:
         spec: the data set.

@@ -27,14 +27,14 @@ class Datum:
 
 
 def cached_files(folder: Path) -> list[Path]:
-    """The selections below a data set's folder, sorted by name."""
+    """List the selections below a data set's folder, sorted by name."""
     return sorted((folder / FOLDER).glob("shot_*-seed_*.pkl"))
 
 
 def cached_draw(
     folder: Path, train: ImageSet, val: ImageSet, shots: int, seed: int
 ) -> tuple[ImageSet, ImageSet | None] | None:
-    """The selection for `shots` and `seed`, or None where there is no such file.
+    """Read the selection for `shots` and `seed`; None where there is no such file.
 
     Args:
         folder: the data set's folder.
@@ -49,7 +49,7 @@ def cached_draw(
 
 
 def read_selection(path: Path, train: ImageSet, val: ImageSet) -> tuple[ImageSet, ImageSet | None]:
-    """The pictures that a file selects from `train` and `val`, in its order; the latter None where it has none.
+    """Read the pictures that a file selects from `train` and `val`, in its order; the latter None where it has none.
 
     Raises:
         DataError: the file is damaged, holds other objects than few-shot selections do, or names a picture that its

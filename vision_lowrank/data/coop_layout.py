@@ -52,13 +52,13 @@ class Listing(NamedTuple):
 
 
 def locate(spec: CoopSet, root: Path) -> Place | None:
-    """The most complete of the folders that a data set may have below `root`; None where there is none."""
+    """Find the most complete of the folders that a data set may have below `root`; None where there is none."""
     places = [_place(spec, root, root / name) for name in spec.folders if (root / name).is_dir()]
     return max(places, key=lambda place: 2 - place.count(None), default=None)
 
 
 def missing(spec: CoopSet, root: Path, place: Place | None) -> list[str]:
-    """What a data set lacks, one sentence for each thing with where to get it; empty where it is all there."""
+    """List what a data set lacks, one sentence for each thing with where to get it; empty where it is all there."""
     pictures = f"get the pictures from {spec.page}"
     if spec.torchvision:
         pictures += " or let torchvision download them (data.download=true, data check --download)"
@@ -76,7 +76,7 @@ def missing(spec: CoopSet, root: Path, place: Place | None) -> list[str]:
 
 
 def read_listing(spec: CoopSet, place: Place) -> Listing:
-    """The pictures of every split.
+    """Read the pictures of every split.
 
     Args:
         spec: the data set.

@@ -141,7 +141,7 @@ COOP_11 = tuple(spec.key for spec in _ALL if spec.sizes[0])
 
 
 def coop_set(name: str) -> CoopSet:
-    """The data set called `name`.
+    """Look up the data set called `name`.
 
     Raises:
         DataError: there is none.

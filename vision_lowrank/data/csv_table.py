@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 @register("data", "csv", summary="pictures listed in a table with columns image,label[,split]", config=CsvConfig)
 def csv_table(config: CsvConfig) -> Splits:
-    """The splits that a table describes.
+    """Load the splits that a table describes.
 
     Raises:
         DataError: the table is missing, empty, lacks a column or has a bad line; a picture is missing or broken; a
@@ -77,7 +77,7 @@ def csv_table(config: CsvConfig) -> Splits:
 
 
 def read_rows(table: Path, root: Path) -> list[Row]:
-    """The lines of a table, checked.
+    """Read the lines of a table and check them.
 
     Args:
         table: the CSV or TSV file.

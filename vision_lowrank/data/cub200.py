@@ -36,7 +36,7 @@ class Cub200Config(Section):
 
 @register("data", "cub200", summary="CUB-200-2011's official folder and split, original order", config=Cub200Config)
 def cub200(config: Cub200Config) -> Splits:
-    """The official train and test pictures in the order of ``images.txt``; no val; keys are paths below ``images``.
+    """Load the official train and test pictures in ``images.txt``'s order; no val; keys are paths below ``images``.
 
     Raises:
         DataError: a list or a picture is missing, or the lists contradict each other.
@@ -57,7 +57,7 @@ def cub200(config: Cub200Config) -> Splits:
 
 
 def _table(path: Path) -> dict[str, str]:
-    """The lines of a list, id -> value, in order."""
+    """Read the lines of a list, id -> value, in order."""
     rows = [line.strip().partition(" ") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     table = {key: value.strip() for key, _, value in rows if key}
     if len(table) != sum(1 for key, _, _ in rows if key) or not table or "" in table.values():

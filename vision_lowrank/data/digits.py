@@ -33,7 +33,7 @@ class DigitsConfig(Section):
 
 @register("data", "digits", summary="scikit-learn's handwritten digits, dark ink on white", config=DigitsConfig)
 def digits(config: DigitsConfig) -> Splits:
-    """The fixed split of the digits; keys are ``digits/0000`` to ``digits/1796``."""
+    """Load the fixed split of the digits; keys are ``digits/0000`` to ``digits/1796``."""
     labels = tuple(int(label) for label in _arrays()[1])
     keys = tuple(f"digits/{index:04d}" for index in range(len(labels)))
     images = ImageSet("digits", CLASSES, labels, keys, _load)

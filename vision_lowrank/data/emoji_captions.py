@@ -30,7 +30,7 @@ class EmojiCaptionsConfig(Section):
 
 @register("data", "emoji_captions", summary="all emoji of some styles with captions", config=EmojiCaptionsConfig)
 def emoji_captions(config: EmojiCaptionsConfig) -> Splits:
-    """The captioned pictures of `styles`, and one test set per style of `test_styles`.
+    """Load the captioned pictures of `styles`, and one test set per style of `test_styles`.
 
     Raises:
         DataError: the shipped files are missing.

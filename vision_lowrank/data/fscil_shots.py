@@ -41,7 +41,7 @@ CIFAR = """
 
 
 def fixed_shots(dataset: str, train: ImageSet) -> dict[int, tuple[int, ...]]:
-    """The fixed shots of every new class: label -> places in `train`, in the published order.
+    """Look up the fixed shots of every new class: label -> places in `train`, in the published order.
 
     Args:
         dataset: ``cifar100``, ``mini_imagenet`` or ``cub200``.

@@ -51,7 +51,7 @@ class Row(NamedTuple):
     config=MiniImagenetConfig,
 )  # fmt: skip
 def mini_imagenet(config: MiniImagenetConfig) -> Splits:
-    """The train and test pictures in the order of the tables; no val; keys are file names below ``images``.
+    """Load the train and test pictures in the order of the tables; no val; keys are file names below ``images``.
 
     Raises:
         DataError: a table, the file of names or a picture is missing, a table is malformed, the tables have different

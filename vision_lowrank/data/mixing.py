@@ -57,7 +57,7 @@ def cutmix(one: Tensor, other: Tensor, box: Box) -> tuple[Tensor, float]:
 
 
 def random_box(height: int, width: int, share: float, rng: np.random.Generator) -> Box:
-    """A box of about 1 - share of the pixels around a random one, less what sticks out."""
+    """Draw a box of about 1 - share of the pixels around a random one, less what sticks out."""
     side = math.sqrt(1 - share)
     edges = []
     for length in (height, width):
@@ -104,5 +104,5 @@ class MixedImages(Dataset):
         return sample | {"image": image, "label": mixup(label, self._one_hot(partner), torch.tensor(share))}
 
     def _one_hot(self, sample: dict[str, Any]) -> Tensor:
-        """The label as weights (C,)."""
+        """Encode the label as weights (C,)."""
         return F.one_hot(torch.tensor(sample["label"]), len(self.data.images.classes)).float()

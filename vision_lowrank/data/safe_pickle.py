@@ -27,7 +27,7 @@ class _SafeUnpickler(pickle.Unpickler):
         self._known = known
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name.
+        """Look up the stand-in for a name.
 
         Raises:
             _Refused: there is none.
@@ -39,7 +39,7 @@ class _SafeUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path, what: str, known: Known, remedy: str, encoding: str = "ASCII") -> Any:
-    """What a pickle file holds, built from plain containers and stand-ins alone.
+    """Read what a pickle file holds, built from plain containers and stand-ins alone.
 
     Args:
         path: the file.

@@ -164,7 +164,7 @@ def _require(images: ImageSet, needed: int, remedy: str) -> None:
 
 
 def _groups_in_order(images: ImageSet) -> list[list[int]]:
-    """Indices of each class that has pictures, classes in order of their first picture."""
+    """List the indices of each class that has pictures, classes in order of their first picture."""
     return sorted((indices for indices in images.by_class() if indices), key=lambda indices: indices[0])
 
 

@@ -74,7 +74,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
 
 
 def preset(protocol: Protocol, dataset: str | None = None) -> dict[str, Any]:
-    """The options of :class:`~vision_lowrank.data.sessions.SessionOptions` that a protocol and a data set settle.
+    """Look up the options of :class:`~vision_lowrank.data.sessions.SessionOptions` that protocol and data set settle.
 
     Args:
         protocol: one of ``PROTOCOLS``.

@@ -90,7 +90,7 @@ class SessionOptions(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, given: Any) -> Any:
-        """What is given wins over the preset."""
+        """Fill in the preset; what is given wins over it."""
         if not isinstance(given, dict) or given.get("name") not in PROTOCOLS:
             return given
         if given.get("sessions") is not None:
@@ -293,7 +293,7 @@ class _Pool(NamedTuple):
     places: list[list[int]]
 
     def take(self, labels: Sequence[int], part: slice) -> ImageSet:
-        """That part of each class's pictures."""
+        """Take that part of each class's pictures."""
         return self.images.subset([place for label in labels for place in self.places[label][part]])
 
     def require(self, labels: Sequence[int], needed: int, kind: str, options: str) -> None:
@@ -314,7 +314,7 @@ def _class_order(classes: int, seed: int | None) -> list[int]:
 
 
 def _labels(sessions: Sequence[Sequence[str]], classes: Sequence[str]) -> list[int]:
-    """The data set's labels of the listed classes, in order."""
+    """Look up the data set's labels of the listed classes, in order."""
     names = [name for session in sessions for name in session]
     for name in names:
         if name not in classes:
@@ -359,7 +359,7 @@ def _test_set(splits: Splits, name: str | None) -> ImageSet:
 
 
 def _nearest(classes: int, base: int, way: int) -> list[str]:
-    """The nearest values of `base` and of `way`, below and above, that fit with the other unchanged."""
+    """Find the nearest values of `base` and of `way`, below and above, that fit with the other unchanged."""
     new = classes - base
     bases = [each for each in (base + new % way - way, base + new % way) if 0 < each < classes]
     below = [each for each in range(1, way) if new % each == 0][-1:]

@@ -52,7 +52,7 @@ class Preprocess:
             raise UserError(f"unknown resize '{self.resize}': use 'shortest' or 'squash'.")
 
     def evaluation(self) -> Transform:
-        """The deterministic pipeline: resize, centre crop, normalise."""
+        """Build the deterministic pipeline: resize, centre crop, normalise."""
         if self.resize == "squash":
             fit = [v2.Resize((self.size, self.size), self._mode)]
         else:
@@ -67,7 +67,7 @@ class Preprocess:
         picture: Callable[[Image.Image], Image.Image] | None = None,
         pixels: Callable[[Tensor], Tensor] | None = None,
     ) -> Transform:
-        """The few-shot recipe of CoOp and CLIP-LoRA: random resized crop and horizontal flip.
+        """Build the few-shot recipe of CoOp and CLIP-LoRA: random resized crop and horizontal flip.
 
         Args:
             scale: smallest and largest share of the picture's area that a crop keeps.
@@ -80,7 +80,7 @@ class Preprocess:
         return v2.Compose([crop, v2.RandomHorizontalFlip(flip), *before, *self._to_tensor(), *after])
 
     def pretraining(self) -> Transform:
-        """A strong pipeline for contrastive pretraining of small models that must carry over to other drawing styles.
+        """Build a strong pipeline to pretrain small models contrastively that must carry over to other drawing styles.
 
         Shape survives (crops keep half the area or more, rotations stay small, no flip: captions such as "left arrow"
         name a side); palette, outline weight, shading and sharpness do not. Meant for pictures of about 64 px: every
@@ -105,7 +105,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
-        """The inverse of :meth:`to_dict`.
+        """Build the preprocessing from its dictionary, the inverse of :meth:`to_dict`.
 
         Raises:
             UserError: a key is unknown, or `size`, `mean` or `std` is missing.
