@@ -131,7 +131,7 @@ WRITERS: dict[str, Writer] = {"peft": write_peft, "diffusers": write_diffusers, 
 
 
 def writer(format: str, component: str) -> Writer:
-    """What writes `format`.
+    """Look up what writes `format`.
 
     Raises:
         UserError: unknown format or component.
@@ -143,8 +143,9 @@ def writer(format: str, component: str) -> Writer:
 
 
 def _targets(pairs: Mapping[str, Factors], names: Sequence[str]) -> list[str] | str:
-    """The exported layers as PEFT's ``target_modules``: their names, or where PEFT, which compares the ends of names,
-    would take others too, a regular expression.
+    """Name the exported layers as PEFT's ``target_modules``: a list of names, or a regular expression.
+
+    The expression stands where PEFT, which compares the ends of names, would take others too.
     """
     ambiguous = any(name.endswith(f".{key}") for key in pairs for name in names if name not in pairs)
     return "|".join(re.escape(key) for key in sorted(pairs)) if ambiguous else sorted(pairs)

@@ -183,7 +183,7 @@ def effective_delta(layer: nn.Module, name: str) -> Tensor:
 
 
 def truncate(delta: Tensor, rank: int | None, tolerance: float) -> tuple[Factors, float]:
-    """The best approximation of ΔW (out, in) of a rank, or of the smallest rank within a relative error."""
+    """Truncate ΔW (out, in) to its best approximation of a rank, or of the smallest rank within a relative error."""
     U, sigma, Vt = torch.linalg.svd(delta, full_matrices=False)
     total = sigma.square().sum()
     # tail[k] = what is lost by keeping k directions
