@@ -89,6 +89,8 @@ def make_run(run: Path, before=(0.25, 0.25), after=(0.5, 0.6), classes=("cat", "
         (folder / "mistakes.json").write_text(json.dumps([mistake | {"probability": 0.875, "image": PIXEL}]))
         confusion = [[3 if i == j else 0 for j in range(count)] for i in range(count)]
         confusion[0][1] = seed
+        details = {"classes": list(classes), "confusion": {"test/fluent": confusion}}
+        (folder / "details.json").write_text(json.dumps(details))
         seeds[str(seed)] = {
             "seed": seed,
             "baseline": {"test/fluent/accuracy": old, "retention/noto/accuracy": 0.5, "test/fluent/loss": 2.0},
@@ -112,8 +114,6 @@ def make_run(run: Path, before=(0.25, 0.25), after=(0.5, 0.6), classes=("cat", "
                      "gradient_reached": seed == 1},
                 ]
             },
-            "classes": list(classes),
-            "confusion": {"test/fluent": confusion},
         }  # fmt: skip
     result = {
         "name": "demo",
@@ -265,11 +265,11 @@ def test_missing_parts_are_left_out(tmp_path):
 
     def zero_shot(result):
         result["config"].update(adapter=None, task={"type": "zeroshot"})
-        result["seeds"]["1"].update(baseline={}, coverage=None, cost={}, confusion={})
+        result["seeds"]["1"].update(baseline={}, coverage=None, cost={})
         result["seeds"]["1"]["facts"] = {"trainable_parameters": 0, "classes": 3}
 
     edit(run, zero_shot)
-    for name in ("mistakes.json", "metrics.jsonl"):
+    for name in ("details.json", "mistakes.json", "metrics.jsonl"):
         (run / "seed-1" / name).unlink()
     (run / "seed-1" / "artefact").rmdir()
     page = Page(write_report(run))
@@ -287,6 +287,7 @@ def test_unfinished_run_shows_what_was_logged(tmp_path):
     page = Page(write_report(run))
     assert "Not finished" in page.words(None)
     assert "learning" in page.sections
+    assert "cat taken for dog, 87.5%" in page.words("mistakes")  # of a seed that is finished
 
 
 def test_missing_seeds_are_counted(tmp_path):
@@ -333,8 +334,11 @@ def test_damaged_facts_are_named(tmp_path, key, value):
 
 def test_damaged_confusion_is_named(tmp_path):
     run = make_run(tmp_path / "demo")
-    edit(run, lambda result: result["seeds"]["2"]["confusion"]["test/fluent"].pop())
-    with pytest.raises(ArtefactError, match=r"seeds\.2\.confusion\.test/fluent \(not 3 rows"):
+    path = run / "seed-2" / "details.json"
+    details = json.loads(path.read_text())
+    details["confusion"]["test/fluent"].pop()
+    path.write_text(json.dumps(details))
+    with pytest.raises(ArtefactError, match=r"seed-2/details\.json: damaged at confusion\.test/fluent \(not 3 rows"):
         write_report(run)
 
 

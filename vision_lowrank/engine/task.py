@@ -163,8 +163,13 @@ class Task(nn.Module):
         """Write the trained result so that it can be loaded without the training code."""
         raise NotImplementedError
 
-    def write_details(self, folder: Path) -> None:
-        """Write what the last evaluation told beside its metrics, such as a row per picture, into a seed's folder."""
+    def write_details(self, folder: Path, outputs: Mapping[str, Outputs]) -> None:
+        """Write what the last evaluation gave beside its metrics, such as a row per picture, into a seed's folder.
+
+        Args:
+            folder: of the seed; files there are read by the task's section of the report.
+            outputs: name of a set -> the outputs of all its samples, on the CPU.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Facts for the record: split hashes, prompts, trainable parameters, coverage."""

@@ -5,7 +5,7 @@ A run folder::
     config.yaml      the resolved config; another config is refused
     result.json      metrics (mean, spread, n) beside the untrained model's, per-seed results, environment
     report.html      the same for people
-    seed-N/          metrics.jsonl, checkpoints/, artefact/, result.json, mistakes.json, and what the task adds
+    seed-N/          metrics.jsonl, checkpoints/, artefact/, result.json, and what the task adds
 
 Calling :func:`run` again on a folder goes on where it stopped: finished seeds are kept, an unfinished one resumes from
 its newest checkpoint.
@@ -13,8 +13,6 @@ its newest checkpoint.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import shlex
 import sys
@@ -27,21 +25,17 @@ from typing import Any
 import torch
 
 from ..config import RunConfig, environment, to_tree, to_yaml
-from ..data.base import ImageSet
 from ..engine.cost import peak_bytes
 from ..engine.loop import Engine
 from ..engine.runtime import Runtime
 from ..engine.seeding import Stream, seed_everything
-from ..engine.task import Outputs, Task, count, measured_stage
+from ..engine.task import Task, count, measured_stage
 from ..errors import ArtefactError, UserError
 from ..files import write_text
 from ..kernels.linear import recompute_dropout
-from ..metrics.classification import confusion_matrix
 from ..registry import registry
 from ..targets.coverage import coverage
 from ..viz.report import write_report
-
-WORST_MISTAKES = 24
 
 
 def build_task(config: RunConfig, seed: int) -> Task:
@@ -69,6 +63,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     result = {
         "name": config.name,
         "task": config.task.type,
+        **_leading(config),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "config": to_tree(config),
         "environment": environment(),
@@ -80,6 +75,13 @@ def run(config: RunConfig) -> dict[str, Any]:
         write_text(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         write_report(folder)
     return result
+
+
+def _leading(config: RunConfig) -> dict[str, Any]:
+    """Which metrics the task leads with: its headline, its columns in tables and what its states are chosen by."""
+    kind = registry.get("task", config.task.type).target
+    names = ("headline", "columns", "selects_by")
+    return {name: getattr(kind, name) for name in names} if hasattr(kind, "selects_by") else {}
 
 
 def open_run(folder: Path, config: RunConfig) -> None:
@@ -118,11 +120,9 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
         "facts": task.describe(),
         "cost": cost | _step_seconds(folder / "metrics.jsonl"),
         "coverage": _coverage(task),
-        **_details(task, engine.outputs),
     }
     if engine.is_main:
-        write_text(folder / "mistakes.json", json.dumps(_mistakes(task, engine.outputs), ensure_ascii=False) + "\n")
-        task.write_details(folder)
+        task.write_details(folder, engine.outputs)
         task.save_artefact(folder / "artefact", {"config": to_tree(config), "metrics": metrics, **environment()})
         write_text(path, json.dumps(result, ensure_ascii=False) + "\n")
     return result
@@ -181,52 +181,6 @@ def _step_seconds(path: Path) -> dict[str, float]:
 def _coverage(task: Task) -> dict[str, Any] | None:
     model = task.model.backbone
     return coverage(model).to_dict() if hasattr(model, "peft_config") else None
-
-
-def _tests(outputs: Mapping[str, Outputs]) -> dict[str, Outputs]:
-    """Outputs of the test sets, where they are those of a classifier."""
-    return {name: out for name, out in outputs.items() if name.startswith("test/") and "logits" in out}
-
-
-def _details(task: Any, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
-    """Class names, and the confusion matrix of every test set."""
-    matrices = {name: confusion_matrix(o["logits"], o["label"]).tolist() for name, o in _tests(outputs).items()}
-    return {"classes": list(task.model.classes), "confusion": matrices} if matrices else {}
-
-
-def _mistakes(task: Any, outputs: Mapping[str, Outputs]) -> list[dict[str, Any]]:
-    """The most confident wrong predictions of all test sets, worst first, as rows with a thumbnail."""
-    tests = _tests(outputs)
-    images = task.image_sets("test") if tests else {}
-    worst = sorted(((p, name, row) for name, out in tests.items() for p, row in _wrong(out)), key=lambda each: -each[0])
-    return [_mistake(images[name], name, tests[name], row, p) for p, name, row in worst[:WORST_MISTAKES]]
-
-
-def _wrong(outputs: Outputs) -> list[tuple[float, int]]:
-    """(confidence, row) of every wrong prediction of one set."""
-    confidence, predicted = outputs["logits"].float().softmax(dim=-1).max(dim=-1)
-    rows = (predicted != outputs["label"]).nonzero().flatten().tolist()
-    return [(confidence[row].item(), row) for row in rows]
-
-
-def _mistake(images: ImageSet, name: str, outputs: Outputs, row: int, probability: float) -> dict[str, Any]:
-    index = int(outputs["index"][row])
-    return {
-        "set": name,
-        "key": images.keys[index],
-        "true": images.classes[images.labels[index]],
-        "predicted": images.classes[int(outputs["logits"][row].argmax())],
-        "probability": round(probability, 4),
-        "image": _thumbnail(images, index),
-    }
-
-
-def _thumbnail(images: ImageSet, index: int) -> str:
-    picture = images.image(index)
-    picture.thumbnail((96, 96))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _read_json(path: Path) -> Any:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ..files import write_text
 from . import plots
-from .report import template
+from .pages import template
 
 SCALED = {"intruders": "intruders scaled", "shrunk": "ΔW shrunk as much", "random": "random ones scaled"}
 MEASURES = {
@@ -49,7 +49,7 @@ def write_inspection(path: Path, numbers: Mapping[str, Any], layers: LayerPlots 
     Args:
         path: the file.
         numbers: as ``inspect --json`` writes them (``cli/inspect_artefact.py``), and ``name``.
-        layers: None where there is no ΔW to look at; then ``numbers["refused"]`` says why.
+        layers: None where there is no ΔW to look at; then ``numbers["refused"]`` is the reason.
 
     Returns:
         `path`.

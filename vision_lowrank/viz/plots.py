@@ -94,7 +94,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: st
     Args:
         counts: (C, C) numbers of pictures.
         classes: C names.
-        title: what a screen reader says.
+        title: label for screen readers.
     """
     matrix = np.asarray(counts, dtype=float)
     size, names = len(classes), [_short(name) for name in classes]

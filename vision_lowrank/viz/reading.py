@@ -1,6 +1,7 @@
 """What a report reads of what a run left on disk: JSON, checked, with one line that names the place of any damage.
 
-:class:`Result` is ``result.json``; :class:`Mistake`, :class:`Details` and :class:`Group` are in the files of a seed.
+:class:`Result` is ``result.json``. What a task adds to the facts of a seed, and its files in a seed's folder,
+are defined with its section of the report (:mod:`.sections`), which uses :func:`read_checked` too.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..errors import ArtefactError
-from .sections.incremental import SessionFacts
 
 DATA_URI = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=]+")
 T = TypeVar("T")
@@ -34,53 +34,6 @@ class Score(Checked):
     mean: Number
     std: Number = None
     n: int = 1
-
-
-class LayerRow(Checked):
-    """One layer's terms (:mod:`vision_lowrank.tasks.manipulation.layer_discrimination`)."""
-
-    layer: int
-    kl: Number
-    ldr: Number
-    entropy: Number
-    score: Number
-    probe: Number
-
-
-class Layers(Checked):
-    """The layer that the decoders read, of so many, and the table it was chosen from."""
-
-    chosen: int
-    of: int
-    criterion: str | None = None
-    table: list[LayerRow] = []
-
-
-class Contrast(Checked):
-    """How far twins are apart in the vision tower, before or after the contrast."""
-
-    twin_cosine: Number = None
-    probe_auc: Number = None
-
-
-class CalibrationFacts(Checked):
-    """From logits to verdicts."""
-
-    temperature: float
-    threshold: float
-    origin: str
-    uncertain: tuple[float, float] | None = None
-    interval: tuple[float, float] | None = None
-    reals: int
-    edits: int
-
-
-class ManipulationFacts(Checked):
-    """``facts.manipulation`` of a seed."""
-
-    layers: Layers
-    contrast: dict[str, Contrast] | None = None
-    calibration: CalibrationFacts
 
 
 class CoverageRow(Checked):
@@ -107,19 +60,18 @@ class SetFacts(Checked):
 
 
 class Facts(Checked):
-    """What a task says of itself; a task without classes leaves most of it out."""
+    """The facts of a seed that every task may give; a section of the report adds its own in a subclass."""
 
     backbone: dict[str, Any] = {}
-    classes: int | None = Field(None, ge=1)
-    templates: list[str] = []
     train_images: int | None = None
     train_hash: str = ""
     test_hashes: dict[str, str] = {}
     tests: dict[str, SetFacts] = {}
     trainable_parameters: int | None = None
     adapter_parameters: int | None = None
-    incremental: SessionFacts | None = None
-    manipulation: ManipulationFacts | None = None
+
+
+F = TypeVar("F", bound=Facts)
 
 
 class Cost(Checked):
@@ -131,90 +83,40 @@ class Cost(Checked):
     total_parameters: Number = None
 
 
-class SeedResult(Checked):
+class SeedResult(Checked, Generic[F]):
     """What one seed gave."""
 
     seed: int
     baseline: dict[str, Number] = {}
     metrics: dict[str, Number] = {}
-    facts: Facts = Facts()
+    facts: F
     cost: Cost = Cost()
     coverage: Coverage | None = None
-    classes: list[str] = []
-    confusion: dict[str, list[list[int]]] = {}
 
 
-class Result(Checked):
-    """``result.json``."""
+class TaskName(Checked):
+    """The task that ``result.json`` is of, by which everything else in it is read."""
+
+    task: str
+
+
+class Result(TaskName, Generic[F]):
+    """``result.json``.
+
+    Attributes:
+        headline: name of the metric that the report leads with; the first one where it is empty or unknown.
+        selects_by: full name of the validation metric that states are chosen by; any where it is empty or unknown.
+    """
 
     name: str
-    task: str
+    headline: str = ""
+    selects_by: str = ""
     command: str = ""
     config: dict[str, Any] = {}
     environment: dict[str, Any] = {}
     baseline: dict[str, Score] = {}
     metrics: dict[str, Score]
-    seeds: dict[str, SeedResult] = Field(min_length=1)
-
-
-class Mistake(Checked):
-    """One wrongly classified picture."""
-
-    set: str = ""
-    key: str
-    true: str
-    predicted: str
-    probability: float
-    image: Picture = ""
-
-
-class Interval(Checked):
-    """95 % bootstrap interval."""
-
-    low: Number
-    high: Number
-
-
-class Slice(Checked):
-    """Edits of one editor or category."""
-
-    count: float = 0
-    reason: str = ""
-
-
-class SetDetails(Checked):
-    """Of one test set."""
-
-    intervals: dict[str, Interval] = {}
-    slices: dict[str, dict[str, Slice]] = {}
-
-
-class Details(Checked):
-    """``details.json``."""
-
-    sets: dict[str, SetDetails] = {}
-
-
-class Example(Checked):
-    """One picture of the gallery, with what was found drawn on it."""
-
-    set: str
-    id: str
-    editor: str | None = None
-    verdict: str
-    probability: float
-    quality: Number = None
-    measure: str = ""
-    image: Picture = ""
-
-
-class Group(Checked):
-    """Pictures of a kind: how they were chosen, of how many."""
-
-    title: str
-    rule: str
-    count: int
-    pictures: list[Example]
+    seeds: dict[str, SeedResult[F]] = Field(min_length=1)
 
 
 def read_checked(path: Path, kind: type[T]) -> T | None:

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..files import write_text
-from .report import template
+from .pages import template
 
 PICTURES = 500  # rows that are shown with pictures; more would make a page that no browser opens with ease
 VERDICTS = ("edited", "uncertain", "real", "error")

@@ -195,7 +195,7 @@ def test_degraded_test_sets_have_metrics_of_their_own(detection):
     metrics = engine.evaluate("test")
     assert metrics["test/test/screenshot-1/auc"] == metrics["test/test/auc"]
     assert metrics["test/test/resize-0.5/pixel_pictures"] == metrics["test/test/pixel_pictures"]
-    task.write_details(detection.parent)
+    task.write_details(detection.parent, engine.outputs)
     sets = {f"test/test{suffix}" for suffix in ("", "/resize-0.5", "/screenshot-1")}
     assert {row["set"] for row in rows_of(detection.parent)} == sets
     assert set(json.loads((detection.parent / "details.json").read_text())["sets"]) == {"test/test"}

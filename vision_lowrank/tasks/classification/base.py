@@ -23,6 +23,7 @@ from ...metrics.classification import classification_metrics
 from ...modes import preserved
 from ...registry import registry
 from .classifier import ImageClassifier
+from .details import write_confusion, write_mistakes
 from .heads import HeadName
 from .initial_losses import calibration_losses
 
@@ -158,6 +159,12 @@ class ClassificationTask(Task):
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
         """The classifier as an artefact folder."""
         self.model.save(folder, record)
+
+    def write_details(self, folder: Path, outputs: Mapping[str, Outputs]) -> None:
+        """``details.json``: class names and confusion matrices of the test sets; ``mistakes.json``: the worst ones."""
+        tests = {name: found for name, found in outputs.items() if name.startswith("test/")}
+        write_confusion(folder / "details.json", self.model.classes, tests)
+        write_mistakes(folder / "mistakes.json", self.image_sets("test"), tests)
 
     def describe(self) -> dict[str, Any]:
         """Classes, prompts, hashes of the test sets, and the number of trainable parameters."""

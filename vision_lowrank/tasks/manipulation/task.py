@@ -298,7 +298,7 @@ class Manipulation(Task):
         }
         self.model.save(folder, record)
 
-    def write_details(self, folder: Path) -> None:
+    def write_details(self, folder: Path, outputs: Mapping[str, Outputs]) -> None:
         """``pictures.csv``, one row per test picture; ``details.json``: intervals and slices; ``gallery.json``."""
         tests = {name: found for name, found in self._scores.items() if name.startswith("test/")}
         write_gallery(folder, self.model, self.splits.tests, tests)

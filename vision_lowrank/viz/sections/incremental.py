@@ -1,4 +1,4 @@
-"""The report's section "Session after session", of runs that learn classes in sessions 0…T.
+"""The section "Session after session", of runs that learn classes in sessions 0…T, beside a classifier's sections.
 
 It shows the metrics ``session/t/NAME`` (after session t) and ``incremental/NAME`` (of the whole sequence), all
 fractions, which :mod:`vision_lowrank.metrics.incremental` defines, and from ``facts.incremental`` of the first seed::
@@ -11,13 +11,18 @@ fractions, which :mod:`vision_lowrank.metrics.incremental` defines, and from ``f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 from markupsafe import Markup
 from pydantic import BaseModel, Field, model_validator
 
+from ...registry import register
 from .. import plots
+from .base import Row
+from .classification import ClassificationFacts, ClassificationSection
 
 PREFIXES = ("session/", "incremental/")
 LABELS = {
@@ -75,41 +80,71 @@ class SessionFacts(BaseModel):
         return [list(itertools.islice(names, size)) for size in self.matrix.classes]
 
 
-def session_section(rows: Sequence[Mapping[str, Any]], facts: SessionFacts | None) -> dict[str, Any] | None:
-    """What the section shows; None where the run has no sessions.
+class IncrementalFacts(ClassificationFacts):
+    """Facts of a seed, with the sessions."""
 
-    Args:
-        rows: the report's row of every metric: ``name``, ``before``, ``after`` and ``change``.
-        facts: None leaves out the accuracies by group of classes.
-
-    Returns:
-        ``curve`` (markup, None where a mean is unknown), ``summary`` and ``each``, the rows of ``incremental/NAME`` and
-        ``session/t/NAME`` with the ``session`` t, and ``facts``.
-    """
-    named = {row["name"]: row for row in rows}
-    sessions = itertools.takewhile(lambda t: f"session/{t}/accuracy" in named, itertools.count())
-    accuracy = [named[f"session/{t}/accuracy"] for t in sessions]
-    if not accuracy:
-        return None
-    after = _points(accuracy, "after")
-    split = [(name.split("/", 2), row) for name, row in named.items() if name.startswith("session/")]
-    summary = [_labelled(row, name.partition("/")[2]) for name, row in named.items() if name.startswith("incremental/")]
-    order = {metric: place for place, metric in enumerate(LABELS)}
-    return {
-        "curve": Markup(plots.session_curves({"trained": after}, _points(accuracy, "before"))) if after else None,
-        "summary": sorted(summary, key=lambda row: order.get(row["metric"], len(order))),
-        "each": [_labelled(row, parts[2]) | {"session": parts[1]} for parts, row in split if len(parts) == 3],
-        "facts": facts,
-    }
+    incremental: SessionFacts | None = None
 
 
-def _points(rows: Sequence[Mapping[str, Any]], when: str) -> list[tuple[float, float]]:
+@dataclass(frozen=True)
+class SessionRow(Row):
+    """A metric of the session `session`, or of the whole sequence where it is empty."""
+
+    session: str = ""
+
+
+@register("report", "incremental", summary="accuracy after every session, and what a classifier's report shows")
+class IncrementalSection(ClassificationSection[IncrementalFacts]):
+    """Metrics of the sessions, which the general tables leave out."""
+
+    template = "incremental.html.jinja"
+    facts_model = IncrementalFacts
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Those of no session, where there are sessions."""
+        shown = PREFIXES if self._after_sessions else ()
+        return [row for row in self.run.rows if not row.name.startswith(shown)]
+
+    def context(self) -> dict[str, Any]:
+        """A classifier's, and ``sessions``."""
+        return super().context() | {"sessions": self._sessions()}
+
+    @cached_property
+    def _after_sessions(self) -> list[Row]:
+        """The accuracy after session 0, 1, …"""
+        named = {row.name: row for row in self.run.rows}
+        numbers = itertools.takewhile(lambda t: f"session/{t}/accuracy" in named, itertools.count())
+        return [named[f"session/{t}/accuracy"] for t in numbers]
+
+    def _sessions(self) -> dict[str, Any] | None:
+        """Curve, rows of the whole sequence and of each session, and the first seed's facts; None without sessions.
+
+        The curve is None where a mean is unknown. Facts that are None leave out the accuracies by group of classes.
+        """
+        if not self._after_sessions:
+            return None
+        rows = self.run.rows
+        before, after = (_points(self._after_sessions, when) for when in ("before", "after"))
+        split = [(row.name.split("/", 2), row) for row in rows if row.name.startswith("session/")]
+        whole = [_labelled(row, row.name.partition("/")[2]) for row in rows if row.name.startswith("incremental/")]
+        order = {metric: place for place, metric in enumerate(LABELS)}
+        return {
+            "curve": Markup(plots.session_curves({"trained": after}, before)) if after else None,
+            "summary": sorted(whole, key=lambda row: order.get(row.metric, len(order))),
+            "each": [_labelled(row, parts[2], parts[1]) for parts, row in split if len(parts) == 3],
+            "facts": next(iter(self.run.facts.values())).incremental,
+        }
+
+
+def _points(rows: Sequence[Row], when: str) -> list[tuple[float, float]]:
     """(mean, std) of every row; empty where one is unknown."""
-    scores = [row[when] for row in rows]
+    scores = [getattr(row, when) for row in rows]
     known = all(score is not None and score.mean is not None for score in scores)
     return [(score.mean, score.std or 0.0) for score in scores] if known else []
 
 
-def _labelled(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
+def _labelled(row: Row, metric: str, session: str = "") -> SessionRow:
     sign = -1 if metric.endswith(SMALLER_IS_BETTER) else 1
-    return {**row, "metric": metric, "label": LABELS.get(metric, metric.replace("_", " ")), "sign": sign}
+    label = LABELS.get(metric, metric.replace("_", " "))
+    return SessionRow(**vars(row) | {"metric": metric, "label": label, "sign": sign}, session=session)

@@ -1,4 +1,4 @@
-"""The report's section "Manipulation": whether, where and by which signs pictures were found to be edited.
+"""The section "Manipulation": whether, where and by which signs pictures were found to be edited.
 
 It shows metrics ``test/SET/NAME`` (their definitions: :mod:`vision_lowrank.metrics`), those of slices
 (``test/SET/editor/NAME/recall``), of constants that a detector must beat (``test/SET/full_box/…``) and of degraded
@@ -15,15 +15,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from ..reading import Contrast, Details, Group, Layers, ManipulationFacts, SetDetails, read_checked
+from ...registry import register
+from ..reading import read_checked
 from . import manipulation_plots as plots
+from .base import ReportSection, Row
+from .manipulation_reading import Contrast, Details, DetectorFacts, Group, Layers, ManipulationFacts, SetDetails
 from .manipulation_reliability import calibration_error, read_pictures, reliability, uncalibrated
 
 ROWS = {
@@ -57,49 +61,78 @@ SETS = 6  # reliability plots
 THUMBNAILS = 24
 
 
-def manipulation_section(
-    run: Path, rows: Sequence[Mapping[str, Any]], facts: Mapping[str, ManipulationFacts]
-) -> dict[str, Any] | None:
-    """What the section shows; None where no seed has such facts.
+@dataclass(frozen=True)
+class DetectionRow(Row):
+    """A metric with its bootstrap interval and what answers that ignore the picture would score."""
 
-    Args:
-        run: the run folder.
-        rows: the report's row of every metric: ``name``, ``before``, ``after``, ``change``, ``sign`` and ``fraction``.
-        facts: of every seed.
-
-    Raises:
-        ArtefactError: a file is damaged.
-    """
-    if not facts:
-        return None
-    folders = {seed: run / f"seed-{seed}" for seed in facts}
-    found = [read_checked(folder / "details.json", Details) or Details() for folder in folders.values()]
-    named = {row["name"]: row for row in rows}
-    sets = list(dict.fromkeys(name.split("/")[1] for name in named if name.startswith("test/")))
-    pictures = {seed: read_pictures(folder / "pictures.csv") for seed, folder in folders.items()}
-    galleries = (
-        (seed, groups)
-        for seed, folder in folders.items()
-        if (groups := read_checked(folder / "gallery.json", list[Group]))
-    )
-    return {
-        "lead": next((row for name in sets if (row := named.get(f"test/{name}/balanced_accuracy"))), None),
-        "sets": [_scores(name, named, [each.sets.get(f"test/{name}") for each in found]) for name in sets],
-        "slices": [
-            table
-            for name in sets
-            for kind in ("editor", "category")
-            if (table := _slices(f"test/{name}", kind, named, found[0].sets.get(f"test/{name}")))
-        ],
-        "layers": _layers(facts),
-        "contrast": _contrast(list(facts.values())),
-        "calibration": _calibration(sets, named, facts, pictures),
-        "robustness": _robustness(named),
-        "gallery": _gallery(next(galleries, None)),
-    }
+    interval: tuple[float, float] | None = None
+    constants: Sequence[tuple[str, float | None]] = ()
 
 
-def _scores(name: str, named: Mapping[str, Any], details: Sequence[SetDetails | None]) -> dict[str, Any]:
+@register(
+    "report", "manipulation", summary="whether, where and by which signs; layer, calibration, robustness, examples"
+)
+class ManipulationSection(ReportSection[ManipulationFacts]):
+    """Tables by test set instead of the general first table; without a detector's facts, the general report."""
+
+    template = "manipulation.html.jinja"
+    facts_model = ManipulationFacts
+
+    @cached_property
+    def first_table(self) -> list[Row]:
+        """None: the section has tables of its own."""
+        return [] if self._facts else super().first_table
+
+    @property
+    def lead(self) -> Row | None:
+        """Balanced accuracy on the first test set."""
+        named = {row.name: row for row in self.rows}
+        found = (row for name in _sets(named) if (row := named.get(f"test/{name}/balanced_accuracy")))
+        return next(found, None) if self._facts else super().lead
+
+    @cached_property
+    def _facts(self) -> dict[str, DetectorFacts]:
+        """Seed -> the facts of its detector."""
+        return {seed: each.manipulation for seed, each in self.run.facts.items() if each.manipulation}
+
+    def context(self) -> dict[str, Any]:
+        """``manipulation``: what the section shows; None where no seed has such facts."""
+        facts = self._facts
+        if not facts:
+            return {"manipulation": None}
+        folders = {seed: self.run.path / f"seed-{seed}" for seed in facts}
+        found = [read_checked(folder / "details.json", Details) or Details() for folder in folders.values()]
+        named = {row.name: row for row in self.rows}
+        sets = _sets(named)
+        pictures = {seed: read_pictures(folder / "pictures.csv") for seed, folder in folders.items()}
+        galleries = (
+            (seed, groups)
+            for seed, folder in folders.items()
+            if (groups := read_checked(folder / "gallery.json", list[Group]))
+        )
+        shown = {
+            "sets": [_scores(name, named, [each.sets.get(f"test/{name}") for each in found]) for name in sets],
+            "slices": [
+                table
+                for name in sets
+                for kind in ("editor", "category")
+                if (table := _slices(f"test/{name}", kind, named, found[0].sets.get(f"test/{name}")))
+            ],
+            "layers": _layers(facts),
+            "contrast": _contrast(list(facts.values())),
+            "calibration": _calibration(sets, named, facts, pictures),
+            "robustness": _robustness(named),
+            "gallery": _gallery(next(galleries, None)),
+        }
+        return {"manipulation": shown}
+
+
+def _sets(named: Mapping[str, Row]) -> list[str]:
+    """Names of the test sets."""
+    return list(dict.fromkeys(name.split("/")[1] for name in named if name.startswith("test/")))
+
+
+def _scores(name: str, named: Mapping[str, Row], details: Sequence[SetDetails | None]) -> dict[str, Any]:
     """The table of one test set; an interval reaches from the lowest lower to the highest upper end of all seeds."""
     groups = []
     for heading, labels in ROWS.items():
@@ -109,23 +142,22 @@ def _scores(name: str, named: Mapping[str, Any], details: Sequence[SetDetails | 
                 ends = [each.intervals[metric] for each in details if each and metric in each.intervals]
                 known = [end for end in ends if end.low is not None and end.high is not None]
                 interval = (min(end.low for end in known), max(end.high for end in known)) if known else None
-                lines.append(
-                    {**row, "label": label, "interval": interval, "constants": _constants(name, metric, named)}
-                )
+                constants = _constants(name, metric, named)
+                lines.append(DetectionRow(**vars(row) | {"label": label}, interval=interval, constants=constants))
         if lines:
             groups.append((heading, lines))
     return {"name": name, "groups": groups}
 
 
-def _constants(name: str, metric: str, named: Mapping[str, Any]) -> list[tuple[str, float | None]]:
+def _constants(name: str, metric: str, named: Mapping[str, Row]) -> list[tuple[str, float | None]]:
     """What an answer that ignores the picture would score."""
     if metric in CHANCE:
         return [("chance", 0.5)]
     found = [(label, named.get(f"test/{name}/{constant}/{metric}")) for constant, label in CONSTANTS.items()]
-    return [(label, row["after"].mean) for label, row in found if row]
+    return [(label, row.after.mean) for label, row in found if row]
 
 
-def _slices(prefix: str, kind: str, named: Mapping[str, Any], details: SetDetails | None) -> dict[str, Any] | None:
+def _slices(prefix: str, kind: str, named: Mapping[str, Row], details: SetDetails | None) -> dict[str, Any] | None:
     """Recall and AUC of every editor or category, the hardest first."""
     start, end = f"{prefix}/{kind}/", "/recall"
     names = [name[len(start) : -len(end)] for name in named if name.startswith(start) and name.endswith(end)]
@@ -141,12 +173,12 @@ def _slices(prefix: str, kind: str, named: Mapping[str, Any], details: SetDetail
     ]
     if not rows:
         return None
-    rows.sort(key=lambda row: (row["recall"]["after"].mean is not None, row["recall"]["after"].mean, row["name"]))
+    rows.sort(key=lambda row: (row["recall"].after.mean is not None, row["recall"].after.mean, row["name"]))
     return {"set": prefix.removeprefix("test/"), "kind": kind, "rows": rows}
 
 
-def _layers(facts: Mapping[str, ManipulationFacts]) -> dict[str, Any]:
-    """Table and plots of the first seed that chose a layer, and what each seed took."""
+def _layers(facts: Mapping[str, DetectorFacts]) -> dict[str, Any]:
+    """Table and plots of the first seed that chose a layer, and the layer of each seed."""
     seed, layers = next(((seed, each.layers) for seed, each in facts.items() if each.layers.table), (None, None))
     chosen = {seed: each.layers.chosen for seed, each in facts.items()}
     found = {"chosen": chosen, "of": next(iter(facts.values())).layers.of}
@@ -179,7 +211,7 @@ def _zscore(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / spread if spread else np.zeros(len(values))
 
 
-def _contrast(facts: Sequence[ManipulationFacts]) -> list[tuple[str, float | None, float | None]]:
+def _contrast(facts: Sequence[DetectorFacts]) -> list[tuple[str, float | None, float | None]]:
     """(label, before, after), means over seeds, of what stage A changed."""
     runs = [each.contrast for each in facts if each.contrast]
     if not runs:
@@ -195,8 +227,8 @@ def _contrast(facts: Sequence[ManipulationFacts]) -> list[tuple[str, float | Non
 
 def _calibration(
     sets: Sequence[str],
-    named: Mapping[str, Any],
-    facts: Mapping[str, ManipulationFacts],
+    named: Mapping[str, Row],
+    facts: Mapping[str, DetectorFacts],
     pictures: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
 ) -> dict[str, Any]:
     """Thresholds of every seed; ECE before (T = 1) and after, means over seeds; reliability of the first seed."""
@@ -209,7 +241,7 @@ def _calibration(
         before = fmean(calibration_error(uncalibrated(p, each.temperature), y) for p, y, each in own)
         after = fmean(calibration_error(p, y) for p, y, _ in own)
         row = named.get(f"{key}/ece")
-        errors.append((name, before, row["after"].mean if row else after))
+        errors.append((name, before, row.after.mean if row else after))
         figures.append(Markup(plots.reliability(reliability(*own[0][:2]), f"edited share, {name}")))
     return {
         "seeds": {seed: each.calibration for seed, each in facts.items()},
@@ -218,19 +250,19 @@ def _calibration(
     }
 
 
-def _robustness(named: Mapping[str, Any]) -> list[Markup]:
+def _robustness(named: Mapping[str, Row]) -> list[Markup]:
     """A plot per kind of degradation, from the clean pictures to the strongest level."""
     found: dict[str, dict[float, dict[tuple[str, str], Any]]] = {}
     for name, row in named.items():
         if match := DEGRADED.fullmatch(name):
             set_name, kind, level, metric = match.groups()
-            found.setdefault(kind, {}).setdefault(float(level), {})[CURVES[metric], set_name] = row["after"]
+            found.setdefault(kind, {}).setdefault(float(level), {})[CURVES[metric], set_name] = row.after
     figures = []
     for kind, levels in found.items():
         order = sorted(levels, reverse=kind not in GROWING)
         keys = dict.fromkeys(key for level in order for key in levels[level])
         metrics = {label: metric for metric, label in CURVES.items()}
-        clean = {key: row["after"] for key in keys if (row := named.get(f"test/{key[1]}/{metrics[key[0]]}"))}
+        clean = {key: row.after for key in keys if (row := named.get(f"test/{key[1]}/{metrics[key[0]]}"))}
         scores = {key: [clean.get(key), *(levels[level].get(key) for level in order)] for key in keys}
         lines = {
             key: [(s.mean, s.std or 0.0) if s is not None and s.mean is not None else None for s in values]

@@ -70,7 +70,7 @@ def layer_terms(lines: Mapping[str, Points], chosen: int, title: str, *, percent
 
 
 def reliability(bins: Sequence[tuple[float, float, float]], title: str) -> str:
-    """How often pictures of a probability were edited; on the diagonal the probability says just that.
+    """Share of edited pictures against their probability; on the diagonal the two are equal.
 
     Args:
         bins: (mean probability, share that was edited, share of all pictures) of every bin that holds pictures.

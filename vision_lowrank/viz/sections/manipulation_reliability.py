@@ -1,7 +1,7 @@
-"""Do a detector's probabilities say how often it is right? From the rows that a run keeps of every picture.
+"""Reliability of a detector's probabilities, from the rows that a run keeps of every picture.
 
 With 15 bins of equal width over [0, 1], b-th mean probability p_b, share y_b that was edited and share w_b of all
-pictures, ECE = sum of w_b |p_b - y_b|: the definition of :mod:`vision_lowrank.metrics.image_level`, said once more
+pictures, ECE = sum of w_b |p_b - y_b|: the definition of :mod:`vision_lowrank.metrics.image_level`, repeated
 because a report reads results only.
 """
 
