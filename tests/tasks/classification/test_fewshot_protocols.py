@@ -31,8 +31,8 @@ def task_of(recipe, *overrides):
 
 def test_base_to_novel_trains_and_tests_halves(recipe):
     whole, half = task_of(recipe, DIGITS), task_of(recipe, DIGITS, "task.protocol=base_to_novel")
-    classes = whole.classifier.classes
-    assert half.classifier.classes == classes[: -(-len(classes) // 2)]
+    classes = whole.model.classes
+    assert half.model.classes == classes[: -(-len(classes) // 2)]
     assert half.prompted["transfer/novel-digits"].classes == classes[-(-len(classes) // 2) :]
     assert set(half.train_images.keys) < set(whole.train_images.keys)
     sets = half.image_sets("test")
@@ -54,7 +54,7 @@ def test_transfer_sets_have_their_own_classes_and_templates(recipe):
     assert other.classes == images.classes
     assert len(images.classes) == 10
     assert other.templates == ("the digit {}",)
-    assert other.model is task.model.backbone
+    assert other.backbone is task.model.backbone
     task.eval()
     with torch.no_grad():
         task.begin_eval("transfer/digits")

@@ -52,7 +52,7 @@ def test_classes_are_added_to_what_was_trained_and_taken_back(sessions, colours,
     artefact = tmp_path / "runs" / config.name / "seed-1" / "artefact"
     features, labels = load_reference(artefact, 3)
     assert labels.bincount().tolist() == [4, 4, 3]
-    assert features.shape == (11, ImageClassifier.load(artefact).model.embed_dim)
+    assert features.shape == (11, ImageClassifier.load(artefact).backbone.embed_dim)
     before = read_artefact(artefact)
     new = tmp_path / "new"
     shutil.copytree(colours / "red", new / "red")

@@ -88,7 +88,7 @@ def test_what_is_found_does_not_change_while_the_explanation_is_learnt(detection
     before = engine.evaluate("test")  # after stage D, which leaves the model speaking
     plain, plain_engine = trained(detection, *explaining, *LORA, "task.explanation=null", folder="plain")
     assert of_heads(plain_engine.evaluate("test")) == of_heads(before)
-    assert not plain.detector.explains
+    assert not plain.model.explains
 
 
 def test_at_rest_states_are_those_without_the_adapter_and_flags_stay(detection, explaining):
@@ -176,7 +176,7 @@ def test_the_language_model_may_be_all_that_has_an_adapter(detection, explaining
     detector = ManipulationModel.load(detection.parent / "artefact")
     assert set(detector.backbone.peft_config) == {EXPLAIN}
     assert detector.explains
-    torch.testing.assert_close(outputs(detector, task.splits.val), outputs(plain.detector.eval(), task.splits.val))
+    torch.testing.assert_close(outputs(detector, task.splits.val), outputs(plain.model.eval(), task.splits.val))
     detector.inspect([task.splits.val.image(0)], explain=True)
 
 

@@ -181,7 +181,7 @@ def test_test_pictures_decide_nothing(detection, monkeypatch):
     assert (turned.splits.tests["test"].labels != task.splits.tests["test"].labels).all()
     engine.evaluate("test")
     same(turned.trained_state(), task.trained_state())
-    assert turned.detector.calibration == task.model.calibration
+    assert turned.model.calibration == task.model.calibration
 
 
 def test_the_best_state_on_validation_pictures_is_kept(detection):
@@ -290,7 +290,7 @@ def test_a_killed_run_goes_on_bit_for_bit(detection, place, uninterrupted, edite
     assert seen[0] == place[0]
     whole, whole_engine = uninterrupted
     same(task.trained_state(), whole.trained_state())
-    assert task.model.calibration == whole.detector.calibration
+    assert task.model.calibration == whole.model.calibration
     assert engine.evaluate("test") == whole_engine.evaluate("test")
 
 

@@ -83,7 +83,7 @@ def test_only_training_leaves_out_patches(task):
     block = task.model.backbone.get_submodule(task.model.backbone.towers["vision"].blocks[0])
     handle = block.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
     for mode in (True, False):
-        task.train(mode).classifier.backbone.encode_image(torch.randn(1, 3, 48, 48))
+        task.train(mode).model.backbone.encode_image(torch.randn(1, 3, 48, 48))
     handle.remove()
     assert seen == [1 + 18, 1 + 36]
 
