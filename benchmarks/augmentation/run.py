@@ -29,7 +29,8 @@ from vision_lowrank.analysis.separation import separation_under
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.config import environment, load_config
 from vision_lowrank.data.augmentation import training_transform
-from vision_lowrank.data.base import ImageSet, TransformedImages
+from vision_lowrank.data.base import ImageSet
+from vision_lowrank.data.loading import TransformedImages
 from vision_lowrank.data.transforms import Transform
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text

@@ -17,7 +17,8 @@ from vision_lowrank.cli.inspect_evaluate import KEEPS, thinned
 from vision_lowrank.cli.main import main
 from vision_lowrank.config import load_config, to_tree, validate
 from vision_lowrank.config.load import apply_overrides
-from vision_lowrank.data.base import ImageSet, TransformedImages
+from vision_lowrank.data.base import ImageSet
+from vision_lowrank.data.loading import TransformedImages
 from vision_lowrank.metrics.classification import classification_metrics
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 

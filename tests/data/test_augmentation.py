@@ -9,7 +9,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from vision_lowrank.data import augmentation
 from vision_lowrank.data.augmentation import FromTorch, training_transform
-from vision_lowrank.data.base import ImageSet, TransformedImages
+from vision_lowrank.data.base import ImageSet
+from vision_lowrank.data.loading import TransformedImages
 from vision_lowrank.data.transforms import Preprocess
 
 PLAIN = Preprocess(24, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

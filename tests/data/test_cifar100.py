@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+from torchvision.datasets import utils
 
 from vision_lowrank.data import cifar100 as module
 from vision_lowrank.data.cifar100 import Cifar100Config, cifar100
@@ -191,7 +192,7 @@ def test_a_download_is_checked_by_its_hash_and_made_once(tmp_path, monkeypatch):
         calls.append((url, filename, md5))
         plant(tmp_path)
 
-    monkeypatch.setattr(module, "download_and_extract_archive", bring)
+    monkeypatch.setattr(utils, "download_and_extract_archive", bring)
     config = Cifar100Config(root=str(tmp_path), download=True)
     assert cifar100(config).train.hash == cifar100(config).train.hash
     assert [md5 for _, _, md5 in calls] == ["eb9058c3a382ffc7106e4002c42a8d85"]
@@ -201,6 +202,6 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("File not found\nor corrupted.")
 
-    monkeypatch.setattr(module, "download_and_extract_archive", fail)
+    monkeypatch.setattr(utils, "download_and_extract_archive", fail)
     with pytest.raises(DataError, match="download of CIFAR-100 failed: File not found or corrupted"):
         cifar100(Cifar100Config(root=str(tmp_path), download=True))

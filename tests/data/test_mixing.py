@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from vision_lowrank.data.base import ImageSet, TransformedImages
+from vision_lowrank.data.base import ImageSet
+from vision_lowrank.data.loading import TransformedImages
 from vision_lowrank.data.mixing import MixedImages, cutmix, mixup, random_box
 
 H, W, CLASSES = 9, 7, 6

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vision_lowrank.data.base import ImageSet, TransformedImages
+from vision_lowrank.data.base import ImageSet
+from vision_lowrank.data.loading import TransformedImages
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.errors import UserError
 

@@ -23,7 +23,8 @@ from ..analysis.mitigation import Control, sweep
 from ..analysis.separation import separation_under
 from ..config.schema import RunConfig
 from ..data.augmentation import Augmentation, training_transform
-from ..data.base import ImageSet, TransformedImages
+from ..data.base import ImageSet
+from ..data.loading import TransformedImages
 from ..engine.evaluation import evaluate_sets
 from ..engine.progress import Display
 from ..engine.runtime import Runtime

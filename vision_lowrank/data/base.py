@@ -11,9 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -111,25 +109,3 @@ class Splits:
     templates: tuple[str, ...] = ("a photo of a {}.",)
     val_from_train: bool = False
     cached: Callable[[int, int], tuple[ImageSet, ImageSet | None] | None] | None = field(default=None, repr=False)
-
-
-class TransformedImages(Dataset):
-    """Pictures as tensors: ``self[position, index]`` or ``self[index]`` gives
-    ``{"image": (3, H, W) float, "label": int, "index": int}``.
-
-    The random state of a transform is a function of (`seed`, position) alone, so the same picture of the same epoch
-    gets the same augmentation whatever the method, the number of workers or processes, and after a resume.
-    """
-
-    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], torch.Tensor], seed: int = 0) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
-        position, index = item if isinstance(item, tuple) else (item, item)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed((self.seed * 1_000_003 + position) % 2**63)
-            image = self.transform(self.images.image(index))
-        return {"image": image, "label": self.images.labels[index], "index": index}

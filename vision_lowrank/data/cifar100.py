@@ -18,8 +18,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 from pydantic import Field
-from torchvision.datasets import CIFAR100
-from torchvision.datasets.utils import download_and_extract_archive
 
 from ..config.schema import Section
 from ..errors import DataError
@@ -157,6 +155,9 @@ def _fetch(root: Path) -> None:
     """Download by torchvision, which checks the archive's MD5; its own reader, which unpickles, is not used."""
     if (root / FOLDER).is_dir() or (root / "meta").is_file():
         return
+    from torchvision.datasets import CIFAR100  # only here: reading needs no torch
+    from torchvision.datasets.utils import download_and_extract_archive
+
     try:
         download_and_extract_archive(CIFAR100.url, str(root), filename=CIFAR100.filename, md5=CIFAR100.tgz_md5)
     except (OSError, RuntimeError) as error:

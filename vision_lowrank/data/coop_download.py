@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from torchvision import datasets
-
 from ..errors import DataError
 from .coop_layout import SPLITS, locate
 from .coop_sets import CoopSet
@@ -26,6 +24,8 @@ def fetch(spec: CoopSet, root: Path) -> None:
         return
     if not spec.torchvision:
         raise DataError(f"data set '{spec.key}' cannot be downloaded by torchvision: get it from {spec.page}.")
+    from torchvision import datasets  # only here: reading a data set needs no torch
+
     try:
         getattr(datasets, spec.torchvision)(str(root), download=True)
     except (OSError, RuntimeError) as error:

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .base import TransformedImages
+from .loading import TransformedImages
 
 # Keeps a partner's augmentation apart from that of the picture it is mixed into; half the distance between two views.
 PARTNER = 2**27

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from vision_lowrank.config import RunConfig, load_config, to_yaml
-from vision_lowrank.data.base import TransformedImages
+from vision_lowrank.data.loading import TransformedImages
 from vision_lowrank.engine.evaluation import eval_mode
 from vision_lowrank.engine.hooks import Hook
 from vision_lowrank.engine.loop import Engine

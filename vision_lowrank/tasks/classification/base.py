@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from ...attachment.section import attach_section
 from ...backbones.load import load_backbone
 from ...config.schema import RunConfig
-from ...data.base import ImageSet, Splits, TransformedImages
+from ...data.base import ImageSet, Splits
+from ...data.loading import TransformedImages
 from ...engine.task import Batch, Outputs, Task, count
 from ...errors import UserError
 from ...initializers.base import GradientInitializer

@@ -28,7 +28,8 @@ from ...attachment.phases import begin_phase, phases
 from ...backbones.prefix_cache import PrefixCache
 from ...config.schema import RunConfig, Section
 from ...data.augmentation import Augmentation, training_transform
-from ...data.base import ImageSet, TransformedImages
+from ...data.base import ImageSet
+from ...data.loading import TransformedImages
 from ...data.protocols import base_to_novel, check_section, with_transfer
 from ...data.samplers import draw_shots
 from ...engine.task import Batch, Stage

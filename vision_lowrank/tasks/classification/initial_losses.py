@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...data.base import ImageSet, TransformedImages
+from ...data.base import ImageSet
+from ...data.loading import TransformedImages
 from ...data.transforms import Preprocess
 from ...initializers.base import GradientInitializer
 from .heads import CosineHead, HeadName, TextHead

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...data.base import ImageSet, TransformedImages
+from ...data.base import ImageSet
+from ...data.loading import TransformedImages
 from ...data.mixing import MixedImages
 from ...engine.task import Batch
 

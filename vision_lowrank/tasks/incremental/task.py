@@ -35,7 +35,8 @@ from ...attachment.parameters import Parameters, adapter_parameters, backbone_of
 from ...attachment.phases import begin_phase, phases
 from ...config.schema import RunConfig
 from ...data.augmentation import training_transform
-from ...data.base import ImageSet, Splits, TransformedImages, joined
+from ...data.base import ImageSet, Splits, joined
+from ...data.loading import TransformedImages
 from ...data.sessions import Session, make_sessions
 from ...engine.task import Batch, Outputs, Stage, count
 from ...errors import UserError

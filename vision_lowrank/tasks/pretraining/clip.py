@@ -30,7 +30,8 @@ from ...backbones.base import Backbone
 from ...backbones.load import load_backbone
 from ...backbones.weights import save_weights
 from ...config.schema import RunConfig, Section
-from ...data.base import ImageSet, TransformedImages
+from ...data.base import ImageSet
+from ...data.loading import TransformedImages
 from ...engine.task import Batch, Stage
 from ...errors import UserError
 from ...files import write_text
