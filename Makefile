@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EDITS := runs/demo_edits
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo parts test lint clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,9 @@ demo: setup
 	$(BIN)/vision-lowrank make-edits builtin $(EDITS) --crops 1 --size 224 --per-photo 1 --seed 7 --fractions 0,0,1
 	$(BIN)/vision-lowrank scan $(EDITS)/real $(EDITS)/edited --recursive --out runs/demo_scan --overlay
 	@echo "demo: open runs/demo/report.html and runs/demo_scan/report.html"
+
+parts: setup
+	$(BIN)/python tools/index_parts.py
 
 lint: setup
 	$(BIN)/ruff format --check .

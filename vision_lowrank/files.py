@@ -1,4 +1,6 @@
-"""Writing files and folders so that a crash leaves the old one or the new one, never half of it."""
+"""Writing files and folders so that a crash leaves the old one or the new one, never half of it; and which name was
+probably meant where a file is missing.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, near_miss
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,3 +89,12 @@ def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def sibling(path: Path) -> str:
+    """A sentence with the name in the folder of `path` that was probably meant, or nothing."""
+    try:
+        with os.scandir(path.parent) as entries:
+            return near_miss(path.name, [entry.name for entry in islice(entries, 1000)])
+    except OSError:
+        return ""

@@ -15,8 +15,7 @@ from vision_lowrank.analysis.separation import separation
 from vision_lowrank.cli.artefact_task import recorded_config, recorded_splits
 from vision_lowrank.cli.inspect_evaluate import KEEPS, thinned
 from vision_lowrank.cli.main import main
-from vision_lowrank.config import load_config, to_tree, validate
-from vision_lowrank.config.load import apply_overrides
+from vision_lowrank.config import apply_overrides, load_config, to_tree, validate
 from vision_lowrank.data.base import ImageSet
 from vision_lowrank.data.loading import TransformedImages
 from vision_lowrank.metrics.classification import classification_metrics

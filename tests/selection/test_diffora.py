@@ -21,7 +21,7 @@ from torch import nn
 
 import vision_lowrank as vl
 from vision_lowrank.attachment.store import adapter_state
-from vision_lowrank.config.load import validate
+from vision_lowrank.config import validate
 from vision_lowrank.engine import Engine
 from vision_lowrank.engine.task import Task
 from vision_lowrank.errors import ConfigError, UserError

@@ -17,7 +17,7 @@ from fixtures.gated_task import (
 from torch import nn
 
 import vision_lowrank as vl
-from vision_lowrank.config.load import validate
+from vision_lowrank.config import validate
 from vision_lowrank.data.base import ImageSet
 from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.selection.flexora import Flexora

@@ -112,9 +112,11 @@ class AdapterConfig(MethodConfig):
         offset: whether the updates carry an offset; set by :func:`vision_lowrank.attach`.
     """
 
-    r: int = field(default=2, metadata={"help": "rank"})
+    r: int = field(default=2, metadata={"help": "rank", "ge": 1})
     alpha: float = field(default=1.0, metadata={"help": "numerator of the scale"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the adapter; the recipe has 0.25"})
+    dropout: float = field(
+        default=0.0, metadata={"help": "dropout on the input of the adapter; the recipe has 0.25", "ge": 0, "lt": 1}
+    )
     scaling: Literal["rslora", "lora"] = field(default="rslora", metadata={"help": SCALING_HELP})
     initializer: str | None = field(default=None, metadata={"help": "set by attach"})
     offset: bool = field(default=False, metadata={"help": "set by attach"})

@@ -43,7 +43,7 @@ class BlockLoraConfig(AdapterConfig):
         UserError: `r` is not divisible by `blocks`.
     """
 
-    blocks: int = field(default=2, metadata={"help": "number of arms n; r must be divisible by it"})
+    blocks: int = field(default=2, metadata={"help": "number of arms n; r must be divisible by it", "ge": 1})
 
     def __post_init__(self) -> None:
         super().__post_init__()

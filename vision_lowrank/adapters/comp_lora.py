@@ -56,12 +56,14 @@ class CompLoraConfig(AdapterConfig):
         UserError: more than one of them, a value out of range, or an unknown form.
     """
 
-    protect_rank: int | None = field(default=None, metadata={"help": "k itself"})
+    protect_rank: int | None = field(default=None, metadata={"help": "k itself", "ge": 0})
     protect_ratio: float | None = field(
-        default=None, metadata={"help": "k = round(ratio * min(in, out)); 0.5 if none of the three is given"}
+        default=None,
+        metadata={"help": "k = round(ratio * min(in, out)); 0.5 if none of the three is given", "ge": 0, "le": 1},
     )
     protect_energy: float | None = field(
-        default=None, metadata={"help": "smallest k whose squared singular values hold this share of the total"}
+        default=None,
+        metadata={"help": "smallest k whose squared singular values hold this share of the total", "ge": 0, "le": 1},
     )
     form: Literal["basis", "projector"] = field(
         default="basis",

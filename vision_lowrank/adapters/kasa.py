@@ -60,10 +60,10 @@ class KasaConfig(LoraScaledConfig):
 
     exposed = ("r", "alpha", "dropout", "scaling", "beta", "gamma", "reduce")
 
-    r: int = field(default=8, metadata={"help": "rank, and number of singular components removed"})
+    r: int = field(default=8, metadata={"help": "rank, and number of singular components removed", "ge": 1})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
-    beta: float = field(default=1e-4, metadata={"help": "weight of the size penalty on the singular values"})
-    gamma: float = field(default=1e-3, metadata={"help": "weight of the orthogonality penalty"})
+    beta: float = field(default=1e-4, metadata={"help": "weight of the size penalty on the singular values", "ge": 0})
+    gamma: float = field(default=1e-3, metadata={"help": "weight of the orthogonality penalty", "ge": 0})
     reduce: Literal["mean", "sum"] = field(
         default="mean", metadata={"help": "penalty over layers: `mean` (reference code) or `sum` (PEFT)"}
     )

@@ -77,7 +77,7 @@ class KvPrefixConfig(MethodConfig):
     scale: ClassVar[float] = 1.0
     dropout: ClassVar[float] = 0.0
 
-    length: int = field(default=10, metadata={"help": "number of learned keys and values p"})
+    length: int = field(default=10, metadata={"help": "number of learned keys and values p", "ge": 1})
     zero_init_gate: bool = field(
         default=False, metadata={"help": "weigh the prefix by a gate per head that starts at zero, the base model"}
     )

@@ -59,12 +59,12 @@ class LamdaConfig(LoraScaledConfig):
 
     exposed = ("r", "alpha", "dropout", "scaling", "start", "eta", "ranks", "candidates")
 
-    r: int = field(default=16, metadata={"help": "rank; with `ranks: spectrum` the average rank"})
+    r: int = field(default=16, metadata={"help": "rank; with `ranks: spectrum` the average rank", "ge": 1})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
     start: Literal["spectral", "identity", "lora"] = field(
         default="spectral", metadata={"help": "singular vectors of W, the same with a core of ones, or LoRA's"}
     )
-    eta: float = field(default=0.3, metadata={"help": "share of training after which B is frozen"})
+    eta: float = field(default=0.3, metadata={"help": "share of training after which B is frozen", "ge": 0})
     ranks: Literal["equal", "spectrum"] = field(
         default="equal", metadata={"help": "the same rank everywhere, or by the spectrum of each weight (LaMDA++)"}
     )

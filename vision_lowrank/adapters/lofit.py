@@ -74,8 +74,8 @@ class LofitConfig(MethodConfig):
     ranking: Literal["top", "bottom", "random"] = field(
         default="top", metadata={"help": "best, worst or random heads; the latter two are controls"}
     )
-    l1: float = field(default=1e-3, metadata={"help": "weight of Σ|a| in the loss of the selection phase"})
-    init_std: float = field(default=1e-3, metadata={"help": "standard deviation of a and v at the start"})
+    l1: float = field(default=1e-3, metadata={"help": "weight of Σ|a| in the loss of the selection phase", "ge": 0})
+    init_std: float = field(default=1e-3, metadata={"help": "standard deviation of a and v at the start", "ge": 0})
     select_lr: float = field(default=5e-3, metadata={"help": "learning rate of the selection phase"})
     offset_lr: float = field(default=1e-2, metadata={"help": "learning rate of the offset phase"})
     head_dim: int | None = field(default=None, metadata={"help": "width of a head, where the model does not say"})

@@ -51,7 +51,9 @@ CHECKSUM_TOLERANCE = 1e-2
 class LolduConfig(LoraScaledConfig):
     """Options of LoLDU."""
 
-    r: int | None = field(default=None, metadata={"help": "number of diagonal entries; all min(in, out) if not given"})
+    r: int | None = field(
+        default=None, metadata={"help": "number of diagonal entries; all min(in, out) if not given", "ge": 1}
+    )
     train_scaling: bool = field(default=False, metadata={"help": "train the scale too, one number per layer"})
 
     def __post_init__(self) -> None:

@@ -40,9 +40,11 @@ class LoraConfig(peft.LoraConfig):
 
     exposed: ClassVar[tuple[str, ...]] = ("r", *OWN, "init_lora_weights")
 
-    r: int = field(default=2, metadata={"help": "rank"})
+    r: int = field(default=2, metadata={"help": "rank", "ge": 1})
     alpha: float = field(default=1.0, metadata={"help": "numerator of the scale"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the adapter; the recipe has 0.25"})
+    dropout: float = field(
+        default=0.0, metadata={"help": "dropout on the input of the adapter; the recipe has 0.25", "ge": 0, "lt": 1}
+    )
     scaling: Literal["rslora", "lora"] = field(default="rslora", metadata={"help": SCALING_HELP})
     lora_alpha: float = field(init=False, default=1.0)
     lora_dropout: float = field(init=False, default=0.0)

@@ -46,7 +46,7 @@ class LoraXsConfig(LoraScaledConfig):
         UserError: unknown `factors`.
     """
 
-    r: int = field(default=16, metadata={"help": "rank; r² parameters train per linear"})
+    r: int = field(default=16, metadata={"help": "rank; r² parameters train per linear", "ge": 1})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
     factors: Literal["svd", "random"] = field(
         default="svd", metadata={"help": "frozen factors: of the SVD of W, or Kaiming-uniform"}

@@ -121,15 +121,17 @@ class MixLoraConfig(LoraScaledConfig):
     beyond_linears: ClassVar[tuple[str, ...]] = ("mlp",)
     places: ClassVar[tuple[str, ...]] = ("q", "k", "v", "o", "mlp")
 
-    r: int = field(default=8, metadata={"help": "rank of each expert and of attention's LoRA"})
+    r: int = field(default=8, metadata={"help": "rank of each expert and of attention's LoRA", "ge": 1})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
-    experts: int = field(default=8, metadata={"help": "number of experts E in each MLP"})
-    top_k: int = field(default=2, metadata={"help": "number of experts k that a token uses"})
-    balance: float = field(default=1e-2, metadata={"help": "weight of the balance loss"})
+    experts: int = field(default=8, metadata={"help": "number of experts E in each MLP", "ge": 1})
+    top_k: int = field(default=2, metadata={"help": "number of experts k that a token uses", "ge": 1})
+    balance: float = field(default=1e-2, metadata={"help": "weight of the balance loss", "ge": 0})
     aux_scope: Literal["layer", "model"] = field(
         default="layer", metadata={"help": "balance within each layer, or over all layers together"}
     )
-    jitter: float = field(default=0.0, metadata={"help": "training multiplies an MLP's input by 1 ± this much"})
+    jitter: float = field(
+        default=0.0, metadata={"help": "training multiplies an MLP's input by 1 ± this much", "ge": 0, "lt": 1}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

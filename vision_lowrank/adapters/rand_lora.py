@@ -49,9 +49,11 @@ class RandLoraConfig(peft.RandLoraConfig):
 
     exposed: ClassVar[tuple[str, ...]] = ("r", *OWN, "sparse", "very_sparse", "projection_prng_key")
 
-    r: int = field(default=6, metadata={"help": "rank of each random basis: a lower one trains more parameters"})
+    r: int = field(
+        default=6, metadata={"help": "rank of each random basis: a lower one trains more parameters", "ge": 1}
+    )
     alpha: float | None = field(default=None, metadata={"help": "numerator of the scale alpha / r; 2r if not given"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the adapter"})
+    dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the adapter", "ge": 0, "lt": 1})
     sparse: bool = field(default=False, metadata={"help": "bases of -1, 0 and 1, two thirds of them 0"})
     very_sparse: bool = field(default=False, metadata={"help": "bases of -1, 0 and 1, one in sqrt(width) not 0"})
     projection_prng_key: int = field(default=0, metadata={"help": "seed of the bases"})

@@ -43,7 +43,7 @@ class SloraConfig(LoraScaledConfig):
         UserError: unknown `train`.
     """
 
-    r: int = field(default=8, metadata={"help": "rank"})
+    r: int = field(default=8, metadata={"help": "rank", "ge": 1})
     alpha: float = field(default=8.0, metadata={"help": "numerator of the scale"})
     train: Literal["all", "middle"] = field(
         default="all", metadata={"help": "`all` three factors, or the `middle` one only (IntTune)"}

@@ -71,10 +71,10 @@ class SoraConfig(LoraScaledConfig):
         UserError: an unknown `prox` or `threshold`, a negative strength, or `lambdas` that do not increase.
     """
 
-    r: int = field(default=16, metadata={"help": "largest rank of a layer"})
+    r: int = field(default=16, metadata={"help": "largest rank of a layer", "ge": 1})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
     lam: float = field(
-        default=0.2, metadata={"help": "lambda, the strength of sparsity; 0.1 to 0.6 with `threshold: lr`"}
+        default=0.2, metadata={"help": "lambda, the strength of sparsity; 0.1 to 0.6 with `threshold: lr`", "ge": 0}
     )
     lambdas: list[float] | None = field(
         default=None, metadata={"help": "increasing lambdas: a dense phase, then one phase for each; replaces `lam`"}
@@ -85,7 +85,7 @@ class SoraConfig(LoraScaledConfig):
     prox: Literal["true", "reference"] = field(
         default="true", metadata={"help": "soft threshold, or the harder one of the public code"}
     )
-    l1: float = field(default=0.0, metadata={"help": "weight of the mean |gate| in the loss"})
+    l1: float = field(default=0.0, metadata={"help": "weight of the mean |gate| in the loss", "ge": 0})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -73,9 +73,9 @@ class VisualPromptConfig(MethodConfig):
     places: ClassVar[tuple[str, ...]] = ("block",)
     scale: ClassVar[float] = 1.0
 
-    length: int = field(default=10, metadata={"help": "number of prompts p"})
+    length: int = field(default=10, metadata={"help": "number of prompts p", "ge": 0})
     deep: bool = field(default=True, metadata={"help": "new prompts in every block; false: in the first one only"})
-    dropout: float = field(default=0.0, metadata={"help": "dropout on the prompts"})
+    dropout: float = field(default=0.0, metadata={"help": "dropout on the prompts", "ge": 0, "lt": 1})
 
     def __post_init__(self) -> None:
         super().__post_init__()

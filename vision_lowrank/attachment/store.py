@@ -142,7 +142,7 @@ def read_config(folder: Path) -> PeftConfig:
     values = _read_json(folder, CONFIG)
     kind = values.get("peft_type")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        registry.list("adapter")  # methods join PEFT's table when their modules are imported
+        _import_method(str(kind))
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = [getattr(key, "value", key) for key in PEFT_TYPE_TO_CONFIG_MAPPING]
         raise ArtefactError(f"'{folder / CONFIG}' names an unknown method '{kind}'.{near_miss(str(kind), known)}")
@@ -150,6 +150,16 @@ def read_config(folder: Path) -> PeftConfig:
         return PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(folder))
     except (TypeError, ValueError, UserError) as error:
         raise ArtefactError(f"'{folder / CONFIG}' is not valid: {str(error).splitlines()[0]}") from error
+
+
+def _import_method(kind: str) -> None:
+    """Let a method of ours join PEFT's table, as it does when its module is imported: ``LOLDU`` is registered as
+    ``loldu``. All modules are imported for a type that is no registered name, such as ``OFFSET_LORA``.
+    """
+    if kind.lower() in {part.name for part in registry.list("adapter")}:
+        registry.get("adapter", kind.lower()).load()
+    else:
+        registry.load("adapter")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

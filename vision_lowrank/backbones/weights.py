@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..config.marks import WEIGHTS
 from ..errors import ArtefactError, UserError
 
 RANDOM = "random"
 PRETRAINED = "pretrained"
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def is_file(weights: str) -> bool:
     """Whether `weights` means a local file rather than a library tag."""
-    return weights.endswith(SUFFIXES) or "/" in weights or Path(weights).exists()
+    return weights.endswith(WEIGHTS) or "/" in weights or Path(weights).exists()
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 In ``{type: block_lora, towers: [vision], layers: "-4:", modules: [q, v], r: 8, blocks: 2}``, `type` names a registered
 adapter; `towers`, `layers` and `modules` are those of :func:`vision_lowrank.attach`; every other key is an option of
-the method and is checked against it.
+the method. Names, types and limits of options are checked by the index, without importing the method, which says the
+rest when :meth:`AdapterSection.config` makes its config.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import Field, model_serializer, model_validator
 
 from ..registry import Part, registry
-from .options import build, options
+from .options import build, check_options, indexed_options
 from .schema import Section
 
 # Where an adapter sits unless its method or the user says otherwise: logical names of modules.
@@ -22,7 +23,7 @@ PLAIN = (str, int, float, bool, list, tuple, type(None))
 
 
 class AdapterSection(Section):
-    """A checked ``adapter:`` section."""
+    """An ``adapter:`` section whose keys, types and limits are right."""
 
     type: str = Field(description="a registered adapter")
     towers: tuple[str, ...] | None = Field(None, description="towers to adapt; null = all the backbone has")
@@ -36,13 +37,19 @@ class AdapterSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Flat keys -> own keys and options; the method checks its options by building its config."""
+        """Flat keys -> own keys and options."""
         own = {key: value for key, value in values.items() if key in cls.model_fields and key != "options"}
         given = {key: value for key, value in values.items() if key not in own}
         part = registry.get("adapter", str(values["type"]))
-        build(part, given)
-        own.setdefault("modules", getattr(part.target, "places", PLACES))
-        return own | {"options": _defaults(part) | given}
+        known = indexed_options(part)
+        check_options(part.name, known, given, more=_open(part))
+        own.setdefault("modules", places(part))
+        defaults = {
+            name: option.default
+            for name, option in known.items()
+            if option.default is not dataclasses.MISSING and isinstance(option.default, PLAIN)
+        }
+        return own | {"options": defaults | given}
 
     @model_serializer
     def _flatten(self) -> dict[str, Any]:
@@ -52,19 +59,22 @@ class AdapterSection(Section):
     @classmethod
     def keys(cls, type_name: str) -> set[str]:
         """The keys that a section of this type may have."""
-        part = registry.get("adapter", type_name)
-        return set(cls.model_fields) - {"options"} | set(options(part.config or part.target))
+        return set(cls.model_fields) - {"options"} | set(indexed_options(registry.get("adapter", type_name)))
 
     def config(self) -> Any:
-        """The method's config, a dataclass of PEFT's, not yet attached to anything."""
+        """The method's config, a dataclass of PEFT's, not yet attached to anything.
+
+        Raises:
+            ConfigError: the method refuses an option.
+        """
         return build(registry.get("adapter", self.type), self.options)
 
 
-def _defaults(part: Part) -> dict[str, Any]:
-    """Defaults that a record should show: those of methods whose options are known without reading the section."""
-    known = options(part.config or part.target)
-    return {
-        name: option.default
-        for name, option in known.items()
-        if option.default is not dataclasses.MISSING and isinstance(option.default, PLAIN)
-    }
+def places(part: Part) -> tuple[str, ...]:
+    """Logical names of the modules that a registered adapter is for, unless the user names others."""
+    return tuple(part.facts["places"] if part.facts else getattr(part.target, "places", PLACES))
+
+
+def _open(part: Part) -> bool:
+    """Whether the options depend on what is given, as ``peft``'s do: then only the method knows them all."""
+    return part.facts.get("open", False) if part.facts else hasattr(part.config, "options")

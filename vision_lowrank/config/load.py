@@ -10,20 +10,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, UserError, near_miss
-from ..registry import registry
-from .adapter import AdapterSection
+from .check import Tree, check_settings, validate
+from .paths import check_paths
 from .schema import RunConfig
+from .sections import KINDS, LISTS, known_keys
 
-TYPED_SECTIONS = ("task", "data", "adapter", "initializer", "rule", "regularizer", "selection")
-Tree = dict[str, Any]
+
+class Recipe(NamedTuple):
+    """A recipe as it was read, not yet checked.
+
+    Attributes:
+        tree: its settings, bases and overrides merged.
+        origins: key path -> the file or override that set it.
+        source: the file.
+    """
+
+    tree: Tree
+    origins: dict[str, str]
+    source: str
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -36,11 +47,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: every problem found, one line each.
     """
+    return validate(*read_recipe(path, overrides))
+
+
+def check_recipe(path: str | Path, overrides: Sequence[str] = ()) -> None:
+    """Say what is wrong with a recipe, and which files that it names are missing, without importing torch.
+
+    What has time to import torch anyway calls :func:`load_config` afterwards, which checks the rest.
+
+    Raises:
+        ConfigError: every problem found, one line each.
+    """
+    recipe = read_recipe(path, overrides)
+    check_paths(check_settings(*recipe), recipe.origins, recipe.source)
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, and merge its bases and the overrides.
+
+    Raises:
+        ConfigError: a file is missing or no YAML, or an override is malformed.
+    """
     origins: dict[str, str] = {}
     tree = apply_overrides(_read(Path(path), origins, ()), overrides)
     origins |= {override.partition("=")[0].strip(): f"override '{override}'" for override in overrides}
     tree.setdefault("name", Path(path).stem)
-    return validate(tree, origins, str(path))
+    return Recipe(tree, origins, str(path))
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
@@ -55,33 +87,6 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
             tree = _merge(tree, _nested(path, None))
         tree = _merge(tree, _nested(path, value))
     return tree
-
-
-def validate(tree: Mapping[str, Any], origins: Mapping[str, str] | None = None, source: str = "config") -> RunConfig:
-    """Check a plain tree of settings against the schema.
-
-    Args:
-        tree: nested dictionaries as read from YAML.
-        origins: key path -> where it was set, for messages.
-        source: named in messages for keys without an origin.
-
-    Raises:
-        ConfigError: every problem found, one line each.
-    """
-    try:
-        resolved = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([f"{source}: {str(error).splitlines()[0]}"]) from None
-    assert isinstance(resolved, dict)
-    problems: list[str] = []
-    sections: Tree = {str(key): value for key, value in resolved.items()}
-    for name in TYPED_SECTIONS:
-        if sections.get(name) is not None:
-            sections[name] = _typed_section(name, sections[name], problems, origins or {}, source)
-    config = _check(RunConfig, sections, (), problems, origins or {}, source)
-    if problems:
-        raise ConfigError(problems)
-    return config
 
 
 def to_tree(config: RunConfig) -> Tree:
@@ -124,17 +129,16 @@ def _merge(below: Tree, above: Tree) -> Tree:
         if not (isinstance(old, dict) and isinstance(value, dict)):
             merged[key] = value
             continue
-        if key in TYPED_SECTIONS and value.get("type", old.get("type")) != old.get("type"):
+        if key in KINDS and key not in LISTS and value.get("type", old.get("type")) != old.get("type"):
             known = _known_keys(key, value["type"])
             old = {name: entry for name, entry in old.items() if name in known}
         merged[key] = _merge(old, value)
     return merged
 
 
-def _known_keys(kind: str, type_name: str) -> set[str]:
+def _known_keys(name: str, type_name: str) -> set[str]:
     try:
-        model: Any = _section_model(kind, type_name)
-        return model.keys(type_name) if kind == "adapter" else set(model.model_fields)
+        return known_keys(name, type_name)
     except UserError:  # an unknown type is reported once, by validate
         return set()
 
@@ -171,75 +175,3 @@ def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"
-
-
-def _section_model(kind: str, type_name: str) -> type[BaseModel]:
-    """The model that checks a section. Adapters share one, since their options are those of PEFT dataclasses."""
-    part = registry.get(kind, type_name)
-    if kind == "adapter":
-        return AdapterSection
-    return part.config or part.target
-
-
-def _typed_section(
-    name: str, section: Any, problems: list[str], origins: Mapping[str, str], source: str
-) -> BaseModel | None:
-    """Validate a section by the model that the registry holds for its ``type``; None where that failed."""
-    if not isinstance(section, dict) or "type" not in section:
-        options = ", ".join(part.name for part in registry.list(name))
-        problems.append(f"{_where(name, origins, source)}: needs a `type`, one of: {options}")
-        return None
-    try:
-        model = _section_model(name, str(section["type"]))
-    except UserError as error:
-        problems.append(f"{_where(name + '.type', origins, source)}: {error}")
-        return None
-    return _check(model, section, (name,), problems, origins, source)
-
-
-def _check(
-    model: type[BaseModel],
-    values: Mapping[str, Any],
-    path: tuple[str, ...],
-    problems: list[str],
-    origins: Mapping[str, str],
-    source: str,
-) -> Any:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        for item in error.errors():
-            location = [*path, *(str(part) for part in item["loc"] if not str(part).startswith("function-"))]
-            problems.append(f"{_where('.'.join(location), origins, source)}: {_reason(item, model)}")
-    except ConfigError as error:
-        problems += [f"{_where('.'.join(path), origins, source)}: {problem}" for problem in error.problems]
-    except UserError as error:
-        problems.append(f"{_where('.'.join(path), origins, source)}: {error}")
-    return None
-
-
-def _where(key: str, origins: Mapping[str, str], source: str) -> str:
-    """``file: key``, with the file (or override) that set the key or the nearest key above or below it."""
-    parts = key.split(".")
-    for length in range(len(parts), 0, -1):
-        prefix = ".".join(parts[:length])
-        for known, origin in origins.items():
-            if known == prefix or known.startswith(prefix + "."):
-                return f"{origin}: {key}"
-    return f"{source}: {key}"
-
-
-def _reason(item: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """pydantic's message in our words, with the nearest valid key for an unknown one."""
-    if item["type"] == "extra_forbidden":
-        fields: Any = model
-        for part in item["loc"][:-1]:
-            fields = fields.model_fields[part].annotation
-        keys = fields.model_fields
-        hint = near_miss(str(item["loc"][-1]), keys)
-        return f"unknown key.{hint or ' Known: ' + ', '.join(keys) + '.'}"
-    if item["type"] == "missing":
-        return "required, but not given"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    shown = repr(item["input"])
-    return f"{message[0].lower()}{message[1:]} (got {shown if len(shown) < 60 else shown[:57] + '...'})"

@@ -1,7 +1,7 @@
 """The typed schema of a run: every key, its type, its description and its only default.
 
-``task``, ``data``, ``adapter``, ``initializer``, ``rule``, ``regularizer`` and ``selection`` sections are validated by
-the type that the registry holds for their ``type``; unknown keys are errors everywhere.
+``task``, ``data``, ``adapter``, ``initializer``, ``rule``, ``regularizer``, ``selection`` and each of ``hooks`` are
+validated by the type that the registry holds for their ``type``; unknown keys are errors everywhere.
 :mod:`vision_lowrank.config.load` turns files and overrides into a :class:`RunConfig`.
 """
 
@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from ..errors import UserError
+from ..registry import registry
+from .marks import FileOrTag
 
 
 class Section(BaseModel):
@@ -22,7 +27,7 @@ class BackboneConfig(Section):
     """Which pretrained model to adapt."""
 
     name: str = Field(description="`tiny-clip`, `open_clip:<arch>`, `timm:<model>` or `hf:<multimodal LLM>`")
-    weights: str | None = Field(
+    weights: FileOrTag | None = Field(
         None,
         description="library tag (`openai`), `pretrained`, `random` or a file; null = shipped (tiny-clip) or random",
     )
@@ -39,6 +44,16 @@ class BackboneConfig(Section):
     crop_pct: float | None = Field(
         None, gt=0, le=1, description="evaluation resizes to size / this before its centre crop; null = the model's own"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        """Refuse a family that is not registered."""
+        try:
+            registry.get("backbone", name.partition(":")[0])
+        except UserError as error:
+            raise PydanticCustomError("part", "{reason}", {"reason": str(error)}) from None
+        return name
 
     @property
     def options(self) -> dict[str, Any]:
@@ -98,12 +113,13 @@ class RunConfig(Section):
     rule: Any = Field(None, description="`type` names a registered gradient rule; null = plain training")
     regularizer: Any = Field(None, description="`type` names a registered regulariser; null = the task's loss alone")
     selection: Any = Field(None, description="`type` names a registered selection; null = the adapter sits as it says")
+    hooks: tuple[Any, ...] = Field((), description="sections whose `type` names a registered hook of the training loop")
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig())
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
         """Every section that has something against another says so."""
-        for section in (self.task, self.rule, self.regularizer, self.selection):
+        for section in (self.task, self.rule, self.regularizer, self.selection, *self.hooks):
             if section is not None and self.task is not None and hasattr(section, "check"):
                 section.check(self)  # a task section that was refused is None here
         return self

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
+from ..config.marks import Folder
 from ..config.schema import Section
 from ..errors import DataError
 from ..registry import register
@@ -38,7 +39,7 @@ class Cifar100Config(Section):
     """Options of ``data: {type: cifar100}``."""
 
     type: Literal["cifar100"] = "cifar100"
-    root: str = Field(description="folder that holds `cifar-100-python`, or that folder itself")
+    root: Folder = Field(description="folder that holds `cifar-100-python`, or that folder itself")
     templates: Templates = Field(("a photo of a {}.",), description="prompt templates, {} = class name")
     download: bool = Field(False, description="download and unpack the official archive below `root` if it is missing")
 

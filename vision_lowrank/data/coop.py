@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from ..config.marks import Folder
 from ..config.schema import Section
 from ..errors import DataError
 from ..registry import register
@@ -33,7 +34,7 @@ class CoopConfig(Section):
     """Options of ``data: {type: coop}``."""
 
     type: Literal["coop"] = "coop"
-    root: str = Field(description="folder that holds the data sets' folders, $DATA in CoOp's instructions")
+    root: Folder = Field(description="folder that holds the data sets' folders, $DATA in CoOp's instructions")
     name: Name = Field(
         description="which data set: imagenet, caltech101, oxford_pets, … as `vision-lowrank data check`"
     )

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from ..config.marks import File, Folder
 from ..config.schema import Section
 from ..errors import DataError, near_miss
 from ..registry import register
@@ -29,8 +30,10 @@ class CsvConfig(Section):
     """Options of ``data: {type: csv}``."""
 
     type: Literal["csv"] = "csv"
-    file: str = Field(description="the table")
-    root: str | None = Field(None, description="folder that the paths in `image` start from; null = the table's folder")
+    file: File = Field(description="the table")
+    root: Folder | None = Field(
+        None, description="folder that the paths in `image` start from; null = the table's folder"
+    )
     fractions: Fractions = Field((0.7, 0.1, 0.2), description="shares of train, val and test without a split column")
     seed: int = Field(0, ge=0, description="seed of that split")
     templates: Templates = Field(("a photo of a {}.",), description="prompt templates, {} = class name")

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ..config.marks import Folder
 from ..config.schema import Section
 from ..errors import DataError
 from ..registry import register
@@ -30,7 +31,7 @@ class Cub200Config(Section):
     """Options of ``data: {type: cub200}``."""
 
     type: Literal["cub200"] = "cub200"
-    root: str = Field(description="folder that holds `CUB_200_2011`, or that folder itself")
+    root: Folder = Field(description="folder that holds `CUB_200_2011`, or that folder itself")
     templates: Templates = Field(("a photo of a {}, a type of bird.",), description="prompt templates, {} = class name")
 
 

@@ -22,6 +22,7 @@ from typing import Literal
 from PIL import Image
 from pydantic import Field, model_validator
 
+from ..config.marks import Folder
 from ..config.schema import Section
 from ..errors import DataError, near_miss
 from ..registry import register
@@ -37,12 +38,12 @@ class FolderConfig(Section):
     """Options of ``data: {type: folder}``: either `root`, or `train` and `test`."""
 
     type: Literal["folder"] = "folder"
-    root: str | None = Field(
+    root: Folder | None = Field(
         None, description="one tree to split by `fractions`, or a folder of trees train, test and perhaps val"
     )
-    train: str | None = Field(None, description="tree of training pictures, where splits are ready-made")
-    val: str | None = Field(None, description="tree of validation pictures; null = none")
-    test: str | None = Field(None, description="tree of test pictures")
+    train: Folder | None = Field(None, description="tree of training pictures, where splits are ready-made")
+    val: Folder | None = Field(None, description="tree of validation pictures; null = none")
+    test: Folder | None = Field(None, description="tree of test pictures")
     fractions: Fractions = Field((0.7, 0.1, 0.2), description="shares of train, val and test when `root` is split")
     seed: int = Field(0, ge=0, description="seed of that split")
     templates: Templates = Field(("a photo of a {}.",), description="prompt templates, {} = class name")

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from ..config.marks import File, Folder
 from ..config.schema import Section
 from ..errors import DataError
 from ..registry import register
@@ -31,8 +32,8 @@ class MiniImagenetConfig(Section):
     """Options of ``data: {type: mini_imagenet}``."""
 
     type: Literal["mini_imagenet"] = "mini_imagenet"
-    root: str = Field(description="folder that holds `miniimagenet`, or that folder itself")
-    names: str | None = Field(
+    root: Folder = Field(description="folder that holds `miniimagenet`, or that folder itself")
+    names: File | None = Field(
         None,
         description="file with one 'wnid name' per line, such as CoOp's classnames.txt; null = wnids are the names",
     )

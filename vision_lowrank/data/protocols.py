@@ -15,9 +15,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from pydantic import ValidationError
-
-from ..config.schema import Section
 from ..errors import DataError
 from ..registry import registry
 from .base import ImageSet, Splits
@@ -66,21 +63,3 @@ def with_transfer(splits: Splits, sections: Iterable[Any]) -> Splits:
                 other.templates,
             )
     return replace(splits, transfer=transfer)
-
-
-def check_section(value: Any) -> Any:
-    """A mapping with a registered ``type`` -> its checked data section.
-
-    Raises:
-        ValueError: it is no mapping, or has an unknown key or a bad value.
-        UserError: the type is not registered.
-    """
-    if isinstance(value, Section):
-        return value
-    if not isinstance(value, dict) or "type" not in value:
-        raise ValueError("needs a `type`, as in {type: digits}")
-    try:
-        return registry.get("data", str(value["type"])).config.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

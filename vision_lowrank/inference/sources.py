@@ -14,11 +14,11 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from ..data.images import SUFFIXES
-from ..errors import DataError, near_miss
+from ..errors import DataError
+from ..files import sibling
 
 # Beside those that data sets may hold: what cameras write and Pillow may or may not read, but nobody wants left out.
 PICTURE_SUFFIXES = (*SUFFIXES, ".jpe", ".jfif", ".avif", ".heic", ".heif")
@@ -71,7 +71,7 @@ def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path |
     bases, others = [], 0
     for given in paths:
         if not os.path.lexists(given):
-            raise DataError(f"'{given}' does not exist.{_sibling(given)}")
+            raise DataError(f"'{given}' does not exist.{sibling(given)}")
         is_folder = os.path.isdir(given)
         base = given.resolve() if is_folder else given.parent.resolve()
         bases.append(str(base))
@@ -145,12 +145,3 @@ def _identity(folder: Path) -> object:
     except OSError:
         return folder  # the walk meets the same error and reports it
     return status.st_dev, status.st_ino
-
-
-def _sibling(path: Path) -> str:
-    """A sentence with the name in the same folder that was probably meant."""
-    try:
-        with os.scandir(path.parent) as entries:
-            return near_miss(path.name, [entry.name for entry in islice(entries, 1000)])
-    except OSError:
-        return ""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ...config.marks import Folder
 from ...config.schema import Section
 from ...errors import DataError
 from ..options import Fractions
@@ -20,7 +21,7 @@ CROPS, CROP_SIZE, WHOLE_SIZE = 16, 192, 512
 class EditOptions(Section):
     """What a data set of edits is made of, and how."""
 
-    photos: str = Field(BUILTIN, description="folder of photographs, or builtin: scikit-image's")
+    photos: Folder = Field(BUILTIN, description="folder of photographs, or builtin: scikit-image's")
     per_photo: int = Field(4, ge=1, description="edits per real picture; as many again of unseen kinds in the test set")
     kinds: Kinds = Field(tuple(KINDS), description="kinds of edit, including the unseen ones")
     unseen_kinds: Kinds = Field((), description="kinds that are in no picture of train and val, only in the test set")
@@ -31,7 +32,7 @@ class EditOptions(Section):
     crops: int | None = Field(
         None, ge=0, description="squares per photograph at most, 0 = whole ones; null = 16 if builtin, else 0"
     )
-    objects: str | None = Field(None, description="folder of pictures with transparency to paste; null = emoji")
+    objects: Folder | None = Field(None, description="folder of pictures with transparency to paste; null = emoji")
     fractions: Fractions = Field((0.7, 0.1, 0.2), description="shares of the photographs in train, val and test")
     quality: tuple[int, int] = Field((75, 95), description="range of the JPEG quality, one per real picture")
 

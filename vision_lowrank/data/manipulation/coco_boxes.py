@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ...config.marks import File, Folder
 from ...config.schema import Section
 from ...errors import DataError
 from ...registry import register
@@ -31,17 +32,17 @@ OWN_KEYS = ("source_id", "group", "editor", "split")
 class CocoParts(Section):
     """Annotation files of ready-made splits."""
 
-    train: str = Field(description="annotations of the training pictures")
-    test: str = Field(description="annotations of the test pictures")
-    val: str | None = Field(None, description="annotations of the validation pictures; null = a tenth of train")
+    train: File = Field(description="annotations of the training pictures")
+    test: File = Field(description="annotations of the test pictures")
+    val: File | None = Field(None, description="annotations of the validation pictures; null = a tenth of train")
 
 
 class CocoBoxesConfig(HeldOut):
     """Options of ``data: {type: coco_boxes}``."""
 
     type: Literal["coco_boxes"] = "coco_boxes"
-    images: str = Field(description="folder that `file_name` starts from")
-    annotations: str | CocoParts = Field(description="one JSON file to split by source, or {train, test, val}")
+    images: Folder = Field(description="folder that `file_name` starts from")
+    annotations: File | CocoParts = Field(description="one JSON file to split by source, or {train, test, val}")
 
 
 @register("data", "coco_boxes", summary="COCO-style boxes of edited regions", config=CocoBoxesConfig)

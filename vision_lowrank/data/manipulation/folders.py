@@ -19,6 +19,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ...config.marks import Folder
 from ...errors import DataError
 from ...registry import register
 from ..images import listed
@@ -32,7 +33,7 @@ class EditedFoldersConfig(HeldOut):
     """Options of ``data: {type: edited_folders}``."""
 
     type: Literal["edited_folders"] = "edited_folders"
-    root: str = Field(
+    root: Folder = Field(
         description="folder with `real`, `edited` and perhaps `masks`, split by source; or of such folders "
         "named train, test and perhaps val"
     )

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from ...config.marks import FileOrFolder
 from ...errors import DataError
 from ...registry import register
 from ..images import listed
@@ -23,7 +24,7 @@ class ManipulationConfig(HeldOut):
     """Options of ``data: {type: manipulation}``."""
 
     type: Literal["manipulation"] = "manipulation"
-    path: str = Field(description="FILE.jsonl, or a folder with train.jsonl, test.jsonl and perhaps val.jsonl")
+    path: FileOrFolder = Field(description="FILE.jsonl, or a folder with train.jsonl, test.jsonl and perhaps val.jsonl")
 
 
 @register(

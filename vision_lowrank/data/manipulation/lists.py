@@ -26,6 +26,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from ...config.marks import FileOrFolder, Folder
 from ...config.schema import Section
 from ...errors import DataError
 from ...registry import register
@@ -105,11 +106,11 @@ class ImdlConfig(Section):
 
     type: Literal["imdl"] = "imdl"
     protocol: Literal["mvss", "cat", "custom"] = Field("custom", description="whose lists; custom = `train`, `tests`")
-    root: str | None = Field(None, description="mvss and cat: folder that holds the data sets' folders")
-    train: tuple[str, ...] = Field(
+    root: Folder | None = Field(None, description="mvss and cat: folder that holds the data sets' folders")
+    train: tuple[FileOrFolder, ...] = Field(
         (), description="custom: folders with Tp and Gt, JSON lists of pairs, or one BalancedDataset JSON"
     )
-    tests: dict[str, str] = Field(
+    tests: dict[str, FileOrFolder] = Field(
         {}, description="custom: name -> folder or JSON list; otherwise added to the protocol's"
     )
     draws: int | None = Field(

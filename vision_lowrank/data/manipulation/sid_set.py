@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from ...config.marks import Folder
 from ...errors import DataError
 from ...registry import register
 from ..images import listed
@@ -36,7 +37,7 @@ class SidSetConfig(HeldOut):
     """Options of ``data: {type: sid_set}``."""
 
     type: Literal["sid_set"] = "sid_set"
-    root: str = Field(description="folder that holds `train` and `validation`")
+    root: Folder = Field(description="folder that holds `train` and `validation`")
     synthetic: bool = Field(True, description="keep fully synthetic pictures, label 2: they need three classes")
 
 

@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from ...attachment.phases import begin_phase, phases
 from ...backbones.prefix_cache import PrefixCache
+from ...config.marks import OfKind
 from ...config.schema import RunConfig, Section
 from ...data.augmentation import Augmentation, training_transform
 from ...data.base import ImageSet
 from ...data.loading import TransformedImages
-from ...data.protocols import base_to_novel, check_section, with_transfer
+from ...data.protocols import base_to_novel, with_transfer
 from ...data.samplers import draw_shots
 from ...engine.task import Batch, Stage
 from ...errors import UserError
@@ -45,7 +46,7 @@ from .pretrained import PROBE, PretrainedClassifier
 from .views import rows, training_images
 
 SEARCH = "search"
-DataSection = Annotated[Any, BeforeValidator(check_section)]
+DataSection = Annotated[Any, OfKind("data")]
 
 
 class FewShotConfig(Section):

@@ -1,0 +1,68 @@
+"""What an option means beyond its type: that it names something on the disk, or a registered part.
+
+The marks are part of a type, ``root: Folder`` or ``transfer: tuple[Annotated[Any, OfKind("data")], ...]``, so they are
+found wherever the type is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+from ..registry import registry
+
+# Endings of weight files: text without one and without a slash is a library's tag.
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Marks text that names what must exist before anything can run; :func:`.paths.check_paths` looks.
+
+    Attributes:
+        kind: ``folder``, ``file``, ``either``, or ``weights``: a file where it looks like one, otherwise a tag.
+    """
+
+    kind: Literal["folder", "file", "either", "weights"]
+
+
+Folder = Annotated[str, OnDisk("folder")]
+File = Annotated[str, OnDisk("file")]
+FileOrFolder = Annotated[str, OnDisk("either")]
+FileOrTag = Annotated[str, OnDisk("weights")]
+
+
+@dataclass(frozen=True)
+class OfKind:
+    """Marks a section inside a section, ``{type: NAME, …}``, that the part registered as NAME validates.
+
+    Attributes:
+        kind: of the part, any but ``adapter``.
+    """
+
+    kind: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check the section before anything else sees it."""
+        return core_schema.no_info_before_validator_function(self.check, handler(source))
+
+    def check(self, value: Any) -> Any:
+        """A mapping with a registered ``type`` -> its checked section.
+
+        Raises:
+            ValueError: it is no mapping, or has an unknown key or a bad value.
+            UserError: the type is not registered.
+        """
+        if isinstance(value, BaseModel):
+            return value
+        if not isinstance(value, dict) or "type" not in value:
+            raise ValueError("needs a `type`, as in {type: digits}")
+        part = registry.get(self.kind, str(value["type"]))
+        try:
+            return (part.config or part.target).model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
