@@ -34,7 +34,8 @@ from vision_lowrank.data.loading import TransformedImages
 from vision_lowrank.data.transforms import Transform
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
-from vision_lowrank.studies.comparison import Entry, Sweep, compare
+from vision_lowrank.studies.comparison import Sweep, compare
+from vision_lowrank.studies.variants import Entry
 from vision_lowrank.tasks.classification.base import load_splits
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 

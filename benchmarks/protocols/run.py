@@ -25,8 +25,9 @@ from typing import Any
 from vision_lowrank.config import environment, load_config
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
-from vision_lowrank.studies.comparison import Entry, Sweep, compare
+from vision_lowrank.studies.comparison import Sweep, compare
 from vision_lowrank.studies.grid import UNTRAINED
+from vision_lowrank.studies.variants import Entry
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

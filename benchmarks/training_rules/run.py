@@ -22,7 +22,8 @@ from typing import Any
 from vision_lowrank.config import RunConfig, environment, load_config
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
-from vision_lowrank.studies.comparison import Entry, Sweep, compare, step_times
+from vision_lowrank.studies.comparison import Sweep, compare, step_times
+from vision_lowrank.studies.variants import Entry
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -11,7 +11,8 @@ from vision_lowrank.errors import UserError
 from vision_lowrank.registry import registry
 from vision_lowrank.studies import comparison
 from vision_lowrank.studies import run as experiment
-from vision_lowrank.studies.comparison import Entry, Sweep, compare, entries, table
+from vision_lowrank.studies.comparison import Sweep, compare, table
+from vision_lowrank.studies.variants import Entry, entries
 
 SHORT = ("engine.steps=2", "task.seeds=[1]", "engine.checkpoint_every=0")
 

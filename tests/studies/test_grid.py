@@ -7,8 +7,9 @@ import pytest
 
 from vision_lowrank.errors import UserError
 from vision_lowrank.metrics.classification import harmonic_mean
-from vision_lowrank.studies.comparison import Sweep, entries
+from vision_lowrank.studies.comparison import Sweep
 from vision_lowrank.studies.grid import Grid, benchmark, latex, tables
+from vision_lowrank.studies.variants import entries
 
 SHORT = ("engine.steps=2", "task.seeds=[1,2]", "adapter={type: lora, r: 2, layers: [0]}")
 

@@ -28,94 +28,23 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from ..config import RunConfig, environment, load_config, to_tree
 from ..config.adapter import PLACES, AdapterSection
 from ..engine.loop import Engine
 from ..engine.task import measured_stage
-from ..errors import UserError, near_miss
+from ..errors import UserError
 from ..files import write_text
 from ..registry import registry
 from ..viz.plots import pareto
 from ..viz.text import csv_text, markdown, percent
 from .run import build_task, open_run, run_seed
 from .trials import each_method, every_seed
+from .variants import OTHERS, Budget, Entry, check_budget
 
-Budget = Literal["defaults", "rank", "parameters"]
-# What a method may have beside its adapter: sections of a config, in the order in which they are written.
-OTHERS = ("initializer", "rule", "regularizer", "selection")
-NONE = "none"
-BUDGETS = ("defaults", "rank", "parameters")
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROUNDS = 10
-
-
-class Entry(NamedTuple):
-    """One method of a comparison.
-
-    Attributes:
-        adapter: a registered adapter; None trains without one.
-        initializer: a registered initialiser, or None.
-        others: further parts as (section of the config, registered name), such as ``("rule", "glad")``.
-    """
-
-    adapter: str | None
-    initializer: str | None = None
-    others: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, config: RunConfig) -> Entry:
-        """The method of a recipe."""
-        chosen = {name: getattr(config, name).type for name in OTHERS if getattr(config, name) is not None}
-        adapter = config.adapter.type if config.adapter else None
-        return cls(adapter, chosen.pop("initializer", None), tuple(sorted(chosen.items())))
-
-    @property
-    def name(self) -> str:
-        """``lora``, ``lora+pissa`` or ``lora+pissa+glad``."""
-        parts = [self.adapter or NONE, self.initializer, *(name for _, name in self.others)]
-        return "+".join(part for part in parts if part)
-
-
-def entries(methods: str, initializers: str = NONE) -> list[Entry]:
-    """From what the command line says to the methods of a sweep, each once, in order.
-
-    Args:
-        methods: ``all`` registered adapters of ours, or comma-separated methods: an adapter or ``none``, and after
-            plus signs the names of an initialiser, a gradient rule and so on, at most one of each kind.
-        initializers: comma-separated initialisers, ``none`` among them, or ``all`` (with none); each is combined with
-            every method that names nothing beside its adapter.
-
-    Raises:
-        UserError: an unknown name, or two parts of one kind.
-    """
-    ours = [part.name for part in registry.list("adapter") if part.name != "peft"]
-    starts = [NONE, *(part.name for part in registry.list("initializer"))]
-    starts = starts if initializers == "all" else _split(initializers)
-    found = []
-    for method in ours if methods == "all" else _split(methods):
-        adapter, *parts = method.split("+")
-        if adapter != NONE:
-            registry.get("adapter", adapter)
-        found += [_entry(adapter, parts)] if parts else [_entry(adapter, [start]) for start in starts]
-    return list(dict.fromkeys(found))
-
-
-def _entry(adapter: str, names: Sequence[str]) -> Entry:
-    """The method of an adapter and the names after it."""
-    known = {part.name: section for section in OTHERS for part in registry.list(section)}
-    chosen: dict[str, str] = {}
-    for name in names:
-        if name == NONE:
-            continue
-        if name not in known:
-            raise UserError(f"unknown part '{name}'.{near_miss(name, known)} Known: {', '.join(sorted(known))}.")
-        if known[name] in chosen:
-            raise UserError(f"{adapter}+{'+'.join(names)}: two of kind {known[name]}; name one of them.")
-        chosen[known[name]] = name
-    start = chosen.pop("initializer", None)
-    return Entry(None if adapter == NONE else adapter, start, tuple(sorted(chosen.items())))
 
 
 @dataclass(frozen=True)
@@ -146,8 +75,7 @@ class Sweep:
         Raises:
             UserError: an unknown budget, or a recipe without an adapter.
         """
-        if self.budget not in BUDGETS:
-            raise UserError(f"unknown budget '{self.budget}'.{near_miss(self.budget, BUDGETS)} Known: {BUDGETS}.")
+        check_budget(self.budget)
         config = load_config(self.recipe, self.overrides)
         if not hasattr(config.task, "seeds") or (config.adapter is None and config.rule is None):
             raise UserError(f"{self.recipe}: compare needs a few-shot recipe with an adapter.")
@@ -342,10 +270,3 @@ def _step_ratio(sweep: Sweep, entry: Entry, config: RunConfig) -> dict[str, floa
 
 def _dumped(section: Any) -> Any:
     return None if section is None else section.model_dump(mode="json")
-
-
-def _split(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise UserError("compare: name at least one method, such as --methods lora,block_lora or --methods all.")
-    return names

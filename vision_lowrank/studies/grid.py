@@ -19,18 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 from ..config import environment
-from ..errors import UserError
 from ..files import write_text
 from ..metrics.classification import harmonic_mean
-from ..registry import registry
 from ..viz.text import csv_text, markdown, percent
 from .comparison import Sweep, compare
+from .variants import Protocol, check_protocol, data_override
 
-Protocol = Literal["fewshot", "base_to_novel", "transfer"]
-PROTOCOLS = ("fewshot", "base_to_novel", "transfer")
 UNTRAINED = "zero-shot"
 Cell = Mapping[str, float]
 Table = tuple[str, list[str], list[list[str]]]
@@ -68,13 +65,7 @@ class Grid:
         return found
 
     def _data_override(self, name: str) -> list[str]:
-        if not self.data:
-            return []
-        if name in {part.name for part in registry.list("data")}:
-            return [f"data={json.dumps({'type': name})}"]
-        if self.data_root is None:
-            raise UserError(f"data set '{name}': give --data-root, the folder that holds the data sets of CoOp.")
-        return [f"data={json.dumps({'type': 'coop', 'name': name, 'root': self.data_root})}"]
+        return [data_override(name, self.data_root)] if self.data else []
 
 
 def benchmark(grid: Grid, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -86,8 +77,7 @@ def benchmark(grid: Grid, say: Callable[[str], None] = lambda line: None) -> dic
     Raises:
         UserError: an unknown protocol or data set, or a comparison in which no method could run.
     """
-    if grid.protocol not in PROTOCOLS:
-        raise UserError(f"unknown protocol '{grid.protocol}'. Known: {', '.join(PROTOCOLS)}.")
+    check_protocol(grid.protocol)
     rows, cells = [], grid.cells()
     for index, (data, shots, sweep) in enumerate(cells):
         say(f"{data}, {shots} shots ({index + 1} of {len(cells)})")
