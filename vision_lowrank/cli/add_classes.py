@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.progress import track
@@ -14,9 +15,11 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..files import write_text
-from ..tasks.classification.growing import add_classes, undo
-from ..tasks.classification.growth import Growth, OldClasses
+from .checks import check_artefact
 from .tables import print_table
+
+if TYPE_CHECKING:
+    from ..tasks.classification.growth import Growth, OldClasses
 
 
 def add_classes_command(
@@ -35,6 +38,11 @@ def add_classes_command(
     """
     if (pictures is not None) == take_back:
         raise UserError("add-classes: give either the FOLDER of the new classes' pictures, or --undo.")
+    check_artefact(artefact)
+    if pictures is not None and not pictures.is_dir():
+        raise UserError(f"folder '{pictures}' does not exist: give the folder of the new classes' folders.")
+    from ..tasks.classification.growing import add_classes, undo  # torch, only now
+
     if pictures is None:
         names = undo(artefact, dry_run=dry_run)
         numbers = {"undone": list(names)}

@@ -7,15 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config import validate
-from ..config.load import apply_overrides
 from ..config.schema import RunConfig
 from ..data.base import ImageSet, Splits
 from ..data.protocols import base_to_novel, with_transfer
 from ..engine.task import Task
 from ..errors import UserError
-from ..tasks.artefact import read_about
 from ..tasks.classification.base import ClassificationTask, load_splits
 from ..tasks.classification.classifier import ImageClassifier
+from .checks import recorded_recipe
 
 
 def recorded_config(folder: Path, overrides: list[str]) -> RunConfig:
@@ -24,10 +23,7 @@ def recorded_config(folder: Path, overrides: list[str]) -> RunConfig:
     Raises:
         UserError: the artefact was not saved by a run, or a setting is wrong.
     """
-    tree = read_about(folder).get("record", {}).get("config")
-    if tree is None:
-        raise UserError(f"{folder}: does not say which data it belongs to: evaluate an artefact that `train` wrote.")
-    return validate(apply_overrides(tree, overrides), source=str(folder / "artefact.json"))
+    return validate(*recorded_recipe(folder, overrides))
 
 
 def recorded_splits(config: RunConfig) -> Splits:

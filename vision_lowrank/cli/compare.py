@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..config import check_recipe
 from ..data.coop_sets import COOP_11
-from ..studies.comparison import Budget, Sweep, compare, entries, table
-from ..studies.grid import Grid, Protocol, benchmark, tables
+from ..studies.variants import Budget, Protocol, check_budget, check_protocol, data_override, entries
 from .sweeps import numbers, print_results, resumable
 
 
@@ -30,11 +30,19 @@ def compare_command(
     is_grid = bool(shots or data or data_root or protocol != "fewshot")
     name = f"benchmark-{config.stem}-{protocol}" if is_grid else f"compare-{config.stem}"
     folder = out or Path("runs") / (name if budget == "defaults" else f"{name}-{budget}")
-    sweep = Sweep(config, entries(methods, initializers), folder, overrides, budget, numbers("--lr", rates, float))
+    check_budget(budget)
+    check_protocol(protocol)
+    names = [each.strip() for each in (data or "").split(",") if each.strip()]
+    names = list(COOP_11) if names == ["coop"] else names
+    chosen, few, lrs = entries(methods, initializers), numbers("--shots", shots, int), numbers("--lr", rates, float)
+    for given in [[data_override(name, data_root)] for name in names] or [[]]:
+        check_recipe(config, [*overrides, *given])
+    from ..studies.comparison import Sweep, compare, table  # torch, only now
+    from ..studies.grid import Grid, benchmark, tables
+
+    sweep = Sweep(config, chosen, folder, overrides, budget, lrs)
     if is_grid:
-        names = [each.strip() for each in (data or "").split(",") if each.strip()]
-        names = list(COOP_11) if names == ["coop"] else names
-        grid = Grid(sweep, protocol, numbers("--shots", shots, int), names, data_root)
+        grid = Grid(sweep, protocol, few, names, data_root)
         shown = tables(resumable(benchmark, grid))
         files = [f"benchmark.{suffix}" for suffix in ("md", "csv", "tex", "json")]
     else:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..config import load_config
-from ..config.schema import RunConfig
-from ..engine.loop import Engine
-from ..engine.task import Task
+from ..config import RunConfig, check_recipe, load_config
 from ..files import write_text
-from ..studies.run import build_task
-from ..tasks.classification.classifier import ImageClassifier
-from .artefact_task import artefact_task, detector_task, recorded_config
+from .checks import check_recorded
 from .tables import print_table, values_table
+
+if TYPE_CHECKING:
+    from ..engine.task import Task
 
 
 def evaluate_command(target: Path, overrides: list[str], json_path: Path | None) -> None:
     """Evaluate `target` on its test sets and print the table."""
     saved = target.is_dir()
+    check = check_recorded if saved else check_recipe
+    check(target, overrides)
+    from ..engine.loop import Engine  # torch, only now
+
     task, config = _artefact_task(target, overrides) if saved else _recipe_task(target, overrides)
     with tempfile.TemporaryDirectory() as scratch:
         engine = Engine(config.engine, task, Path(scratch), seed=config.seed)
@@ -30,12 +33,17 @@ def evaluate_command(target: Path, overrides: list[str], json_path: Path | None)
 
 
 def _recipe_task(path: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
+    from ..studies.run import build_task
+
     config = load_config(path, overrides)
     return build_task(config, config.seed), config
 
 
 def _artefact_task(folder: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
     """The saved model on the data it was trained for, or on data of the same classes given by overrides."""
+    from ..tasks.classification.classifier import ImageClassifier
+    from .artefact_task import artefact_task, detector_task, recorded_config
+
     config = recorded_config(folder, overrides)
     if config.task.type == "manipulation":
         return detector_task(folder, config), config

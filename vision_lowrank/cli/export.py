@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from ..errors import UserError, near_miss
-from ..export.lora import ExportReport, export_lora
-from ..export.merged import export_merged
-from ..export.onnx import export_onnx
-from ..tasks.classification.classifier import ImageClassifier
+from .checks import check_artefact
 from .tables import print_table
+
+if TYPE_CHECKING:
+    from ..export.lora import ExportReport
 
 # What --format offers -> the LoRA format of export_lora; None for what is no LoRA.
 FORMATS = {"lora": "peft", "diffusers": "diffusers", "kohya": "kohya", "merged": None, "onnx": None}
@@ -30,6 +31,12 @@ def export_command(
         raise UserError(f"unknown format '{format}'.{near_miss(format, FORMATS)} Known: {', '.join(FORMATS)}.")
     if FORMATS[format] is None and (rank is not None or tolerance is not None or fuse_qkv):
         raise UserError(f"--rank, --tolerance and --fuse-qkv are for LoRA files: --format {format} has none of them.")
+    check_artefact(artefact)
+    from ..export.lora import export_lora  # torch, only now
+    from ..export.merged import export_merged
+    from ..export.onnx import export_onnx
+    from ..tasks.classification.classifier import ImageClassifier
+
     classifier = ImageClassifier.load(artefact)
     if format == "onnx":
         print(export_onnx(classifier, out))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..studies.incremental import Study, shared_prefix, study, tables
+from ..config import check_recipe
+from ..errors import UserError
 from .sweeps import numbers, print_results, resumable
 
 FILES = (*(f"incremental.{suffix}" for suffix in ("md", "csv", "tex", "json")), "sessions.svg", "report.html")
@@ -20,8 +21,15 @@ def incremental_command(given: list[str], seeds: str | None, rates: str | None, 
         out: the study's folder; None = one under ``runs`` with what the recipes' names share.
     """
     recipes = [Path(each) for each in given if "=" not in each]
+    overrides = [each for each in given if "=" in each]
+    drawn, lrs = numbers("--seeds", seeds, int), numbers("--lr", rates, float)
+    if not recipes:
+        raise UserError("incremental: name at least one recipe.")
+    for recipe in recipes:
+        check_recipe(recipe, overrides)
+    from ..studies.incremental import Study, shared_prefix, study, tables  # torch, only now
+
     name = f"incremental-{shared_prefix(recipes)}".rstrip("_-")
     folder = out or Path("runs") / name
-    overrides = [each for each in given if "=" in each]
-    plan = Study(recipes, folder, overrides, numbers("--seeds", seeds, int), numbers("--lr", rates, float))
+    plan = Study(recipes, folder, overrides, drawn, lrs)
     print_results(tables(resumable(study, plan)), [folder / file for file in FILES])

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import UserError
+from ..registry import PACKAGES
 from ..version import __version__
 
 app = typer.Typer(
@@ -294,8 +295,8 @@ def make_edits(
 
 
 @app.command("list")
-def list_parts(kind: Annotated[Optional[str], typer.Argument(help="adapter, backbone, data or task")] = None) -> None:  # noqa: UP045
-    """List the registered adapters, backbones, data sets and tasks."""
+def list_parts(kind: Annotated[Optional[str], typer.Argument(help=", ".join(PACKAGES))] = None) -> None:  # noqa: UP045
+    """List what is registered and can be named in a recipe: adapters, data sets, tasks and all other kinds of parts."""
     from .listing import list_command
 
     list_command(kind)

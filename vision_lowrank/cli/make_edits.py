@@ -12,7 +12,6 @@ from ..data.edits.kinds import KINDS, check_kinds
 from ..data.edits.options import EditOptions
 from ..data.edits.reader import read_edits
 from ..data.manipulation.base import ManipulationSet, ManipulationSplits, PictureRecord
-from ..data.manipulation.shortcut_audit import shortcut_audit
 from ..data.manipulation.splits import SPLITS
 from ..errors import DataError
 from .tables import print_table
@@ -53,6 +52,8 @@ def make_edits_command(
         print(f"left out: {len(skipped)} pictures; {out / 'manifest.json'} says which and why")
     print(f"data set in {out}, SHA-256 {manifest['sha256'][:16]}")
     if check:
+        from ..data.manipulation.shortcut_audit import shortcut_audit  # scikit-learn, only for this
+
         print(shortcut_audit(_all(read_edits(out), out.name)))
 
 

@@ -6,18 +6,21 @@ import glob
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.progress import track
 from rich.table import Table
 
 from ..data.images import SUFFIXES, read_image
 from ..errors import DataError
 from ..files import write_text
-from ..tasks.classification.classifier import ImageClassifier
-from ..viz.text import csv_text
+from .checks import check_artefact
 from .tables import print_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..tasks.classification.classifier import ImageClassifier
 
 
 def predict_command(
@@ -31,6 +34,10 @@ def predict_command(
 ) -> None:
     """Predict, then print a table or write the files asked for."""
     paths = find_images(images)
+    check_artefact(artefact)
+    from ..tasks.classification.classifier import ImageClassifier  # torch, only now
+    from ..viz.text import csv_text
+
     classifier = ImageClassifier.load(artefact)
     rows = predict(classifier, paths, top, batch_size, skip_broken)
     if json_path:
@@ -70,6 +77,8 @@ def predict(
     Raises:
         DataError: a file is no readable picture and `skip_broken` is off.
     """
+    from torch import stack
+
     transform, rows = classifier.backbone.transform, []
     starts = range(0, len(paths), batch_size)
     for start in track(starts, "predicting", disable=len(starts) < 3 or not sys.stderr.isatty()):
@@ -83,7 +92,7 @@ def predict(
                     raise DataError(f"{error} Use --skip-broken to go on without it.") from None
                 print(f"skipped: {error}", file=sys.stderr)
         if names:
-            rows += _rows(classifier, names, torch.stack(pixels), top)
+            rows += _rows(classifier, names, stack(pixels), top)
     return rows
 
 

@@ -9,26 +9,25 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from ..engine.signals import SignalWatch
 from ..errors import UserError, near_miss
-from ..inference.header import finished, make_header
 from ..inference.journal import ScanRow
 from ..inference.predictor import Detector, Threshold
-from ..inference.run import JOURNAL, Options, scan
 from ..inference.sources import find_files
 from ..inference.tables import write_csv, write_json
 from ..paths import shipped
-from ..viz.scan_report import write_scan_report
+from .checks import check_artefact
 from .tables import print_table
+
+if TYPE_CHECKING:
+    import torch
 
 FAIL_ON = {"edited": ("edited",), "uncertain": ("edited", "uncertain")}
 _LISTED = 20  # rows shown on the terminal
@@ -62,10 +61,14 @@ def scan_command(
         raise UserError(f"--fail-on '{fail_on}': give edited or uncertain.{near_miss(fail_on, FAIL_ON)}")
     asked = Threshold.parse(threshold)
     json, csv, html = (json, csv, html) if json or csv or html else (True, True, True)
-    place = compute_device(device)
     found = find_files(paths, recursive, leave_out=out)
-    _make_folder(out)
     model = model or shipped("data") / "manipulation_detector"
+    check_artefact(model)
+    from ..inference.header import finished, make_header  # torch, only now
+    from ..inference.run import Options, scan
+
+    place = compute_device(device)
+    _make_folder(out)
     detector = load_detector(model, place)
     calibration = asked.of(detector.calibration)
     header = make_header(
@@ -100,6 +103,8 @@ def compute_device(name: str) -> torch.device:
     Raises:
         UserError: there is no such device.
     """
+    import torch
+
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
         return accelerator or torch.device("cpu")
@@ -137,6 +142,8 @@ def _resuming(command: str) -> str:
 
 def _watched(batches: Generator[list[ScanRow], None, None], total: int) -> list[ScanRow]:
     """The rows, with a progress bar; those so far where SIGINT or SIGTERM comes."""
+    from ..engine.signals import SignalWatch
+
     rows: list[ScanRow] = []
     start = time.perf_counter()
     with SignalWatch() as watch, _bar(total) as bar, warnings.catch_warnings(), closing(batches):
@@ -160,6 +167,9 @@ def _bar(total: int) -> Progress:
 
 def _write(out: Path, header: dict[str, Any], rows: Sequence[ScanRow], json: bool, csv: bool, html: bool) -> list[Path]:
     """Write the results asked for; their paths."""
+    from ..inference.run import JOURNAL
+    from ..viz.scan_report import write_scan_report
+
     files = []
     try:
         if json:

@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 import typer
 from rich.table import Table
 
-from ..engine import Interrupted
-from ..engine.progress import say
 from ..errors import UserError
 from .tables import print_table
 
@@ -25,6 +23,9 @@ def resumable(function: Callable[..., dict[str, Any]], argument: Any) -> dict[st
     Raises:
         typer.Exit: with code 130, it was interrupted.
     """
+    from ..engine import Interrupted
+    from ..engine.progress import say
+
     try:
         return function(argument, say)
     except Interrupted as stop:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import typer
 
-from ..config import load_config
-from ..engine import Interrupted, Runtime
+from ..config import check_recipe, check_settings, load_config, read_recipe
 from ..errors import UserError
-from ..studies.run import run, run_folder
+from ..files import sibling
 from .tables import metrics_table, print_table
 
 
@@ -22,9 +21,24 @@ def train_command(config: Path | None, overrides: list[str], resume: Path | None
     """
     if (config is None) == (resume is None):
         raise UserError("train: give either a recipe (such as configs/fewshot/emoji_lora.yaml) or --resume RUN_FOLDER.")
-    if resume is not None and not (resume / "config.yaml").is_file():
-        raise UserError(f"{resume}: no run to resume here (config.yaml is missing).")
-    settings = load_config(resume / "config.yaml" if resume else config, overrides)  # type: ignore[arg-type]
+    if config is not None:
+        check_recipe(config, overrides)
+        _run(config, overrides)
+    elif resume is not None:
+        path = resume / "config.yaml"
+        if not path.is_file():
+            hint = "" if resume.is_dir() else sibling(resume)
+            raise UserError(f"{resume}: no run to resume here (config.yaml is missing).{hint}")
+        check_settings(*read_recipe(path, overrides))  # a finished run is shown though its data may be gone
+        _run(path, overrides)
+
+
+def _run(path: Path, overrides: list[str]) -> None:
+    """Run a recipe that was checked; torch is imported from here on."""
+    from ..engine import Interrupted, Runtime
+    from ..studies.run import run, run_folder
+
+    settings = load_config(path, overrides)
     folder = run_folder(settings)
     try:
         result = run(settings)

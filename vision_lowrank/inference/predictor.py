@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from PIL import Image
-
-from ..data.manipulation.framing import Framing
 from ..errors import UserError
-from ..metrics.calibration import Calibration
-from ..tasks.manipulation.finding import Finding
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..data.manipulation.framing import Framing
+    from ..metrics.calibration import Calibration
+    from ..tasks.manipulation.finding import Finding
 
 
 class Detector(Protocol):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,6 @@ from ..backbones.base import fingerprint
 from ..backbones.load import load_backbone
 from ..data.transforms import Preprocess
 from ..errors import ArtefactError
-
-KEYS = frozenset({"backbone", "fingerprint", "preprocess", "adapter"})
 
 
 class AdaptedModel(nn.Module):
@@ -155,32 +153,3 @@ def load_part(module: nn.Module, path: Path, what: str) -> None:
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ArtefactError(f"{path}: the {what} cannot be read ({reason}): the artefact is damaged.") from None
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """The content of ``artefact.json``, whatever the task.
-
-    Raises:
-        ArtefactError: the file is missing or not valid, or lacks one of :data:`KEYS`.
-    """
-    path = folder / "artefact.json"
-    if not path.is_file():
-        hint = sorted(str(found.parent) for found in folder.rglob("artefact.json")) if folder.is_dir() else []
-        raise ArtefactError(
-            f"{folder}: no artefact here (artefact.json is missing)." + (f" Did you mean {hint[0]}?" if hint else "")
-        )
-    try:
-        about = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        about = None
-    if not isinstance(about, dict):
-        raise ArtefactError(f"{path}: not valid JSON: the artefact is damaged.")
-    check_about(folder, about, KEYS)
-    return about
-
-
-def check_about(folder: Path, about: Mapping[str, Any], keys: Collection[str]) -> None:
-    """Raise ArtefactError where the ``artefact.json`` of `folder`, read as `about`, lacks one of `keys`."""
-    if missing := set(keys) - about.keys():
-        path = folder / "artefact.json"
-        raise ArtefactError(f"{path}: lacks {', '.join(sorted(missing))}: the artefact is damaged or of another kind.")

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ArtefactError
-from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about, save_part
+from ..about import check_about, read_about
+from ..artefact import AdaptedModel, load_model, load_part, save_part
 from .heads import HeadName, TextHead, make_head
 
 

@@ -29,7 +29,8 @@ from ...data.manipulation.framing import Framing, heat_map
 from ...data.manipulation.regions import mask_of_boxes
 from ...errors import ArtefactError, UserError
 from ...metrics.calibration import Calibration
-from ..artefact import AdaptedModel, check_about, load_model, load_part, read_about, save_part
+from ..about import check_about, read_about
+from ..artefact import AdaptedModel, load_model, load_part, save_part
 from .decoders import Decoded, decode_boxes, make_decoder
 from .explainer import EXPLAIN, deactivate_explainer, explainer_active
 from .explanation import question, reconcile, template

@@ -1,0 +1,36 @@
+"""What commands say of an artefact before they import torch; ``check_recipe`` of the config package is for recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import Recipe, apply_overrides, check_paths, check_settings
+from ..errors import UserError
+from ..tasks.about import read_about
+
+
+def check_artefact(folder: Path) -> None:
+    """Raise ArtefactError where there is no artefact in `folder`, or a damaged one."""
+    read_about(folder)
+
+
+def check_recorded(folder: Path, overrides: list[str]) -> None:
+    """Refuse an artefact without a run, settings that are wrong, and data that is not where they say.
+
+    Raises:
+        UserError: as :func:`recorded_recipe`; or every problem found, one line each.
+    """
+    recipe = recorded_recipe(folder, overrides)
+    check_paths(check_settings(*recipe), recipe.origins, recipe.source)
+
+
+def recorded_recipe(folder: Path, overrides: list[str]) -> Recipe:
+    """The settings of the run that wrote an artefact, with other ones, such as ``data.root=…``, where given.
+
+    Raises:
+        UserError: the artefact was not saved by a run, or an override is malformed.
+    """
+    tree = read_about(folder).get("record", {}).get("config")
+    if tree is None:
+        raise UserError(f"{folder}: does not say which data it belongs to: evaluate an artefact that `train` wrote.")
+    return Recipe(apply_overrides(tree, overrides), {}, str(folder / "artefact.json"))
