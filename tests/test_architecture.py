@@ -76,7 +76,7 @@ def imports_of(module):
             found |= {a.name.partition(".")[2] for a in node.names if a.name.startswith(f"{PACKAGE.name}.")}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             match = re.fullmatch(rf"(?:{PACKAGE.name})?\.([a-z_]+(?:\.[a-z_]+)*)", node.value)
-            if match and match[1] in FILES:
+            if match and match[1] in FILES and match[1] != "__init__":  # an ending, no module
                 found.add(match[1])
     return {name for name in found - {module, ""} if name in FILES}
 
