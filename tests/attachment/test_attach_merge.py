@@ -10,9 +10,9 @@ from vision_lowrank.adapters.peft_method import peft_method
 from vision_lowrank.adapters.tuner import tuner_layers
 from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attachment.merge import merge
-from vision_lowrank.backbones.base import fingerprint
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
+from vision_lowrank.identity import fingerprint
 
 
 def backbone(dtype=torch.float32):

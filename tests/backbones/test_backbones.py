@@ -16,11 +16,11 @@ from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attachment.store import load, save
 from vision_lowrank.attention.split import split_attention
-from vision_lowrank.backbones.base import fingerprint
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.backbones.open_clip import wrap_open_clip
 from vision_lowrank.backbones.tiny_clip import FOLDER, build_tiny_clip
 from vision_lowrank.errors import ArtefactError, UserError
+from vision_lowrank.identity import fingerprint
 from vision_lowrank.targets.coverage import coverage
 from vision_lowrank.targets.select import select
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
@@ -91,7 +91,7 @@ def test_what_was_trained_on_a_file_of_weights_is_saved_and_loads(kind, tiny_wei
     save(model, tmp_path / "adapter")
     load(tmp_path / "adapter", load_backbone("tiny-clip", weights=kind(tiny_weights)))
     ImageClassifier(model, "linear", ["a", "b"], ["a {}."]).save(tmp_path / "artefact", {})
-    assert ImageClassifier.load(tmp_path / "artefact").model.weights == str(tiny_weights)
+    assert ImageClassifier.load(tmp_path / "artefact").backbone.weights == str(tiny_weights)
 
 
 @pytest.mark.parametrize("make", [partial(load_backbone, "timm:test_vit"), small_open_clip])

@@ -85,7 +85,7 @@ def test_what_all_share(recipe):
     config, protocol, dataset, _ = recipe
     task, engine, adapter = config.task, config.engine, config.adapter
     assert config.backbone.name == "timm:vit_base_patch16_224"
-    assert config.backbone.pooler
+    assert config.backbone.options.pooler
     assert (task.type, task.head, task.cit_variant, task.select) == ("incremental", "prototype", "code", "last")
     assert (task.contrastive, task.consistency, task.temperature, task.projection) == (1.0, 1.0, 0.07, "none")
     assert (task.teacher_momentum, task.consistency_model, len(task.seeds)) == (0.999, "base", 3)

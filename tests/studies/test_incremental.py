@@ -149,7 +149,7 @@ def test_settings_in_which_methods_differ_are_told(recipes, tmp_path, runs):
     [
         ("shots: 4", "shots: 3", "task.protocol.shots"),
         ("[0.5, 0.2, 0.3]", "[0.4, 0.3, 0.3]", "data.fractions"),
-        ("name: tiny-clip", "name: tiny-clip, pooler: true", "backbone.pooler"),
+        ("name: tiny-clip", "name: tiny-clip, image_size: 96", "backbone.image_size"),
         ("seeds: [1, 2]", "seeds: [1]", "task.seeds"),
     ],
 )

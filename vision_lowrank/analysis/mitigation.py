@@ -35,7 +35,7 @@ from ..adapters.base import Factors
 from ..adapters.lora import OffsetLoraConfig
 from ..adapters.tuner import AdapterLayer, AdapterTuner, layer_factors, tuner_layers
 from ..attention.split import fuse_attention
-from ..backbones.base import Backbone, fingerprint
+from ..backbones.base import Backbone
 from ..errors import UserError, near_miss
 from ..export.lora import truncate
 from ..modes import preserved
@@ -145,7 +145,7 @@ def merge_reduced(model: PeftModel, deltas: Mapping[str, Tensor]) -> nn.Module:
     fuse_attention(plain)
     plain.requires_grad_(False)
     if isinstance(plain, Backbone):
-        plain.fingerprint = fingerprint(plain.model)
+        plain.take_identity()
     return plain
 
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 
 from ..adapters.tuner import AdapterTuner, tuner_layers
 from ..attention.split import fuse_attention
-from ..backbones.base import Backbone, fingerprint
+from ..backbones.base import Backbone
 from ..errors import UserError
 
 
@@ -49,5 +49,5 @@ def merge(model: PeftModel, in_place: bool = False) -> Backbone:
         base.to(dtype)
     fuse_attention(backbone)
     backbone.requires_grad_(False)
-    backbone.fingerprint = fingerprint(backbone.model)
+    backbone.take_identity()
     return backbone

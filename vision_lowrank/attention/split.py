@@ -35,6 +35,7 @@ from timm.models.vision_transformer import Attention as TimmAttention
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..identity import keep_identity
 from .core import DotProductAttention
 from .fused_qkv import fuse_qkv, linear_of, owns_qkv, split_qkv, split_qkvs, stack, thirds
 from .library_core import give_cores, library_cores, take_cores
@@ -57,6 +58,7 @@ def split_attention(module: nn.Module) -> nn.Module:
         reason = _obstacle(path, child)
         if reason:
             raise UserError(f"attention '{path or type(child).__name__}' cannot be split: {reason}.")
+    keep_identity(module)
     split_qkv(module)
     give_cores(module)
     module = _swap(module, can_split, lambda child: SPLITS[type(child)](child))

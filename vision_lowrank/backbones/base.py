@@ -1,23 +1,21 @@
 """What every backbone is: a pretrained model behind one small protocol.
 
 A backbone keeps the library's own module untouched in ``self.model`` and says where its towers, blocks and linears
-are, so that adapters, tasks and reports never ask which library a model came from.
+are, so that adapters, tasks and reports never ask which library a model came from. What it can do beside that are its
+roles, :mod:`.roles`: a task asks ``isinstance(backbone, TextEncoder)``, never for a name.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..data.transforms import Preprocess
-from ..errors import UserError
-from .image_states import TokenLayout, check_tiles, join_tiles, states_after, valid_places
+from ..errors import UserError, near_miss
+from ..identity import Identified
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Tower:
     """One transformer inside a backbone.
 
     Attributes:
-        name: ``vision`` or ``text``.
+        name: such as ``vision`` or ``text``.
         blocks: module path of every residual block inside the backbone, first to last,
             such as ``model.visual.transformer.resblocks.0``.
         modules: logical name (``q k v o fc1 fc2``) -> module path inside a block once attention is split,
@@ -37,8 +35,8 @@ class Tower:
     modules: dict[str, str]
 
 
-class Backbone(nn.Module):
-    """A pretrained model with named towers.
+class Backbone(Identified):
+    """A pretrained model with named towers, known by the fingerprint of its weights: adapters refuse another base.
 
     Attributes:
         name: the name it was loaded by, such as ``open_clip:ViT-B-16``.
@@ -46,10 +44,6 @@ class Backbone(nn.Module):
         options: further arguments that it was loaded with.
         model: the library's own module.
         towers: towers by name.
-        preprocess: size, mean, std and interpolation the weights expect.
-        embed_dim: width of ``encode_image``'s output.
-        tokenizer: list of strings -> token ids (N, L) int64; None without a text tower.
-        fingerprint: first 16 hex digits of a SHA-256 over the base weights: adapters refuse another base.
     """
 
     def __init__(
@@ -59,29 +53,16 @@ class Backbone(nn.Module):
         name: str,
         weights: str | None,
         towers: Sequence[Tower],
-        preprocess: Preprocess,
-        embed_dim: int,
-        tokenizer: Callable[[Sequence[str]], Tensor] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         self.name, self.weights, self.options = name, weights, dict(options or {})
-        self.model = model
         self.towers = {tower.name: tower for tower in towers}
-        self.preprocess = preprocess
-        self.embed_dim = embed_dim
-        self.tokenizer = tokenizer
-        self.fingerprint = fingerprint(model)
 
     @property
     def spec(self) -> dict[str, Any]:
         """What ``load_backbone(**spec)`` needs to build this backbone again; random weights come out different."""
         return {"name": self.name, "weights": self.weights, **self.options}
-
-    @property
-    def transform(self) -> Callable[[Any], Tensor]:
-        """PIL image -> (3, H, W) float tensor as the weights expect it, without augmentation."""
-        return self.preprocess.evaluation()
 
     def tower_of(self, path: str) -> str | None:
         """Name of the tower that a parameter of this name belongs to; None where there is no tower.
@@ -98,92 +79,44 @@ class Backbone(nn.Module):
         """Names of the towers of which something requires a gradient."""
         return {self.tower_of(name) for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        """Image embeddings, not normalised: (B, 3, H, W) -> (B, embed_dim)."""
-        raise NotImplementedError
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Text embeddings, not normalised: (B, L) int -> (B, embed_dim).
+    def tower_fingerprint(self, name: str) -> str:
+        """The fingerprint of the weights that belong to one tower alone, by :meth:`tower_of`.
 
         Raises:
-            UserError: the backbone has no text tower.
+            UserError: there is no such tower, or its weights changed before this was first asked for.
+        """
+        if name not in self.towers:
+            known = f"{near_miss(name, self.towers)} Known: {', '.join(self.towers) or 'none'}."
+            raise UserError(f"backbone '{self.name}' has no tower '{name}'.{known}")
+        return self.fingerprint_of(name)
+
+    def belongs(self, name: str, part: str) -> bool:
+        """Whether the tensor called `name` in ``model`` belongs to the tower `part`; all belong to ""."""
+        return not part or self.tower_of(f"model.{name}") == part
+
+    def probe(self) -> dict[str, Tensor]:
+        """All outputs that a task may train on, by name, of one run on random inputs from torch's generator."""
+        return {}
+
+    def signature(self) -> dict[str, Tensor]:
+        """Outputs (1, n) by name on inputs that never change: what tells whether a model computes what it did."""
+        return {}
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Text embeddings: what a :class:`~vision_lowrank.backbones.roles.TextEncoder` gives.
+
+        Raises:
+            UserError: the backbone is none.
         """
         raise UserError(
             f"backbone '{self.name}' has no text tower: use an open_clip model, or a linear or cosine head."
         )
 
-    def image_tokens(self, pixels: Tensor) -> Tensor:
-        """Final patch tokens without prefix tokens: (B, 3, H, W) -> (B, N, width)."""
-        raise NotImplementedError
-
-    def token_layout(self) -> TokenLayout:
-        """What the tokens of the vision tower are.
-
-        Raises:
-            UserError: the backbone has no vision tower whose blocks all hold the same patch tokens.
-        """
-        raise UserError(
-            f"backbone '{self.name}' has no vision tower whose blocks all hold the same patch tokens, so it has no "
-            "states to read: use a vision transformer, such as 'tiny-clip' or 'timm:vit_small_patch16_224'."
-        )
-
-    @property
-    def state_layers(self) -> int:
-        """L: number of layers that :meth:`image_states` can be asked for beside layer 0."""
-        self.token_layout()
-        return len(self.towers["vision"].blocks)
-
-    @property
-    def state_width(self) -> int:
-        """d: channels of every state."""
-        return self.token_layout().width
-
-    @property
-    def token_grid(self) -> tuple[int, int]:
-        """Rows and columns of the tokens of one tile of ``preprocess.size`` pixels a side."""
-        return self.token_layout().grid
-
-    def image_states(self, tiles: Tensor, counts: Sequence[int], layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """States of the image tokens after some layers; blocks above the highest of them do not run.
-
-        Args:
-            tiles: (M, 3, S, S) with S = ``preprocess.size``: the tiles of all pictures, one picture after another.
-            counts: number of tiles of each of the B pictures, with sum M.
-            layers: 0 for the embedded patches, l for the output of block l before any final norm, up to
-                ``state_layers``.
-
-        Returns:
-            One tensor (B, N, d) per entry of `layers`, N = max(counts) · tokens of a tile, tile by tile and row by row,
-            without class token, zeros behind shorter pictures; and a bool tensor (B, N), False at those zeros.
-
-        Raises:
-            UserError: the backbone has no such tower, or an argument is out of range.
-        """
-        layout = self.token_layout()
-        check_tiles(tiles, counts, self.preprocess.size)
-        blocks = [self.get_submodule(path) for path in self.towers["vision"].blocks]
-        tokens = slice(layout.prefix, layout.prefix + layout.grid[0] * layout.grid[1])
-        states = states_after(blocks, layers, lambda: self.encode_image(tiles))
-        valid = valid_places(counts, layout.grid[0] * layout.grid[1], tiles.device)
-        return [join_tiles(state[:, tokens], counts) for state in states], valid
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """``encode_image``."""
-        return self.encode_image(pixels)
-
     @property
     def logit_scale(self) -> Tensor:
-        """Scalar multiplier of cosine similarities (already exponentiated)."""
+        """Multiplier of cosine similarities: what a :class:`~vision_lowrank.backbones.roles.TextEncoder` has.
+
+        Raises:
+            UserError: the backbone is none.
+        """
         raise UserError(f"backbone '{self.name}' has no logit scale: it has no text tower.")
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Identity of a module's weights: SHA-256 over (name, dtype, shape, bytes), first 16 hex digits.
-
-    Splitting attention renames tensors: take the fingerprint of the library's own layout, before any change.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -14,14 +14,17 @@ from typing import Any
 import open_clip
 from open_clip.factory import load_checkpoint
 from open_clip.pretrained import get_pretrained_cfg
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..data.transforms import Preprocess
 from ..errors import UserError, near_miss
 from ..registry import register
-from .base import Backbone, Tower
+from .base import Tower
 from .image_states import TokenLayout, check_image_size
+from .roles import ImageEncoder, TextEncoder
 from .timm import timm_layout, timm_tower
+from .trunk import OpenClipTrunk, TimmTrunk, Trunk, is_plain_vit
 from .weights import PRETRAINED, RANDOM, check_keys, downloading, is_file, reading
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -53,7 +56,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
 }
 
 
-class OpenClipBackbone(Backbone):
+class OpenClipBackbone(ImageEncoder, TextEncoder):
     """An ``open_clip`` CLIP, CustomTextCLIP or CoCa."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -84,6 +87,15 @@ class OpenClipBackbone(Backbone):
         if "vision" not in self.towers:
             return super().token_layout()
         return TokenLayout(tuple(visual.grid_size), 1, visual.conv1.out_channels)
+
+    @property
+    def trunk(self) -> Trunk:
+        """The vision tower in pieces; UserError where it is no plain ViT."""
+        visual = self.model.visual
+        if type(visual) is VisionTransformer:
+            return OpenClipTrunk(visual)
+        inner = getattr(visual, "trunk", None)
+        return TimmTrunk(inner) if inner is not None and is_plain_vit(inner) else super().trunk
 
     @property
     def logit_scale(self) -> Tensor:

@@ -19,13 +19,16 @@ from ..attention.split import can_split
 from ..data.transforms import Preprocess
 from ..errors import UserError, near_miss
 from ..registry import register
-from .base import Backbone, Tower
+from .base import Tower
 from .image_states import TokenLayout, check_image_size
+from .options import TimmOptions
+from .roles import ImageEncoder
+from .trunk import TimmTrunk, Trunk, is_plain_vit
 from .vit_pooler import add_pooler, timm_names
 from .weights import PRETRAINED, RANDOM, downloading, is_file, load_strict, read_weights, reading
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(ImageEncoder):
     """A timm model without classifier: `encode_image` gives the pooled features before it."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -44,8 +47,16 @@ class TimmBackbone(Backbone):
         """What the tokens of the vision tower are; UserError where its blocks do not all hold the same patches."""
         return timm_layout(self.model) or super().token_layout()
 
+    @property
+    def trunk(self) -> Trunk:
+        """The model in pieces; UserError where it is no plain ViT."""
+        return TimmTrunk(self.model) if is_plain_vit(self.model) else super().trunk
 
-@register("backbone", "timm", summary="vision models of timm without classifier: `timm:vit_small_patch14_dinov2`")
+
+@register(
+    "backbone", "timm", summary="vision models of timm without classifier: `timm:vit_small_patch14_dinov2`",
+    config=TimmOptions,
+)  # fmt: skip
 def load_timm(
     arch: str,
     weights: str | None = None,

@@ -39,6 +39,7 @@ def check_settings(tree: Mapping[str, Any], origins: Mapping[str, str] | None = 
     settings = _resolved(tree, source)
     for key, kind, content in typed_sections(settings):
         _typed_section(found, first_model, key, kind, content)
+    _family_options(found, first_model, settings)
     found.check(RunConfig, settings, ())
     found.stop()
     return settings
@@ -66,6 +67,7 @@ def validate(tree: Mapping[str, Any], origins: Mapping[str, str] | None = None, 
             checked[key[0]] = section
         else:
             checked.setdefault(key[0], []).append(section)
+    checked |= _family_options(found, own_model, settings)
     config = found.check(RunConfig, settings | checked, ())
     found.stop()
     return config
@@ -145,6 +147,19 @@ def _typed_section(
         return None
     model = found.attempt(lambda: model_of(kind, str(content["type"])), (*key, "type"))
     return None if model is None else found.check(model, content, key)
+
+
+def _family_options(found: Findings, model_of: Callable[[str, str], type[BaseModel]], settings: Tree) -> Tree:
+    """The backbone's section with its ``options`` checked by the model of its family; empty where it has none."""
+    backbone = settings.get("backbone")
+    if not isinstance(backbone, dict) or backbone.get("options") is None:
+        return {}
+    try:
+        model = model_of("backbone", str(backbone.get("name")).partition(":")[0])
+    except UserError:
+        return {}  # an unknown family is told with the other keys of the section
+    options = found.check(model, backbone["options"], ("backbone", "options"))
+    return {"backbone": backbone | {"options": options}}
 
 
 def _reason(item: Any, model: type[BaseModel]) -> str:

@@ -27,7 +27,7 @@ def outline(part: Part) -> type[BaseModel]:
     models: dict[str, type[BaseModel]] = {}
     for name, options in part.facts.get("sections", {}).items():  # inner ones come first
         models[name] = _model(name, options, models)
-    return _model(part.name, part.facts["options"], models)
+    return _model(part.name, part.facts.get("options", {}), models)
 
 
 def _model(

@@ -1,7 +1,8 @@
 """The typed schema of a run: every key, its type, its description and its only default.
 
 ``task``, ``data``, ``adapter``, ``initializer``, ``rule``, ``regularizer``, ``selection`` and each of ``hooks`` are
-validated by the type that the registry holds for their ``type``; unknown keys are errors everywhere.
+validated by the type that the registry holds for their ``type``, and ``backbone.options`` by the one that it holds for
+the family that ``backbone.name`` begins with; unknown keys are errors everywhere.
 :mod:`vision_lowrank.config.load` turns files and overrides into a :class:`RunConfig`.
 """
 
@@ -31,18 +32,16 @@ class BackboneConfig(Section):
         None,
         description="library tag (`openai`), `pretrained`, `random` or a file; null = shipped (tiny-clip) or random",
     )
-    pooler: bool = Field(False, description="timm ViTs: end with the tanh pooler of Hugging Face's ViT files")
     image_size: int | None = Field(
         None, ge=1, description="side of the input in pixels, positions resampled to it; null = the model's own"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="`hf` models: type of the frozen weights; adapters stay fp32; null = float32"
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="`hf` models: compute blocks again in the backward pass: less memory, same results"
-    )
     crop_pct: float | None = Field(
         None, gt=0, le=1, description="evaluation resizes to size / this before its centre crop; null = the model's own"
+    )
+
+    options: Any = Field(
+        None,
+        description="those of the family that `name` begins with, such as `{pooler: true}` of timm",
     )
 
     @field_validator("name")
@@ -56,10 +55,10 @@ class BackboneConfig(Section):
         return name
 
     @property
-    def options(self) -> dict[str, Any]:
-        """What ``load_backbone`` takes beside name and weights."""
-        asked = {name: getattr(self, name) for name in ("pooler", "image_size", "dtype", "gradient_checkpointing")}
-        return {name: value for name, value in asked.items() if value}
+    def arguments(self) -> dict[str, Any]:
+        """The keywords of ``load_backbone``."""
+        size = {} if self.image_size is None else {"image_size": self.image_size}
+        return {"name": self.name, "weights": self.weights, **size, **dict(self.options or {})}
 
 
 class EngineConfig(Section):

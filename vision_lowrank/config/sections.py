@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from ..registry import Part, registry
 from .adapter import AdapterSection
 from .outline import outline
+from .schema import Section
 
 # Section -> the kind of part that its `type` names.
 KINDS = {
@@ -59,8 +60,8 @@ def own_model(kind: str, type_name: str) -> type[BaseModel]:
 
 
 def own_type(part: Part) -> type[BaseModel]:
-    """What a part's section becomes."""
-    return part.config or part.target
+    """What a part's section becomes; a backbone without options of its own accepts none."""
+    return part.config or (Section if part.kind == "backbone" else part.target)
 
 
 def known_keys(name: str, type_name: str) -> set[str]:

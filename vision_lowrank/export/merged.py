@@ -16,7 +16,7 @@ from peft import PeftModel
 
 from ..attachment.merge import merge
 from ..attention.split import fuse_attention
-from ..backbones.base import Backbone, fingerprint
+from ..backbones.base import Backbone
 from .tensors import file_in, save_tensors
 
 MODEL = "model.safetensors"
@@ -37,7 +37,7 @@ def export_merged(model: PeftModel | Backbone, out: str | os.PathLike) -> Path:
     """
     if isinstance(model, Backbone):
         plain = fuse_attention(copy.deepcopy(model))
-        plain.fingerprint = fingerprint(plain.model)
+        plain.take_identity()
     else:
         plain = merge(model)
     about = {"backbone": plain.name, "fingerprint": plain.fingerprint}

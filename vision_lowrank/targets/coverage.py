@@ -91,9 +91,8 @@ def coverage(model: nn.Module, probe: Probe | None = None, *, strict: bool = Tru
     Args:
         model: a model with PEFT tuner layers.
         probe: ``probe(model)`` runs the model and returns its outputs (a tensor, or a sequence or mapping of them).
-            Default, for a :class:`Backbone` inside `model`: two random pictures, and two short texts where there is a
-            text tower; two answers about them where there is an LLM, from the pictures through projector and LLM to
-            its head.
+            Default, for a :class:`Backbone` inside `model`: :meth:`Backbone.probe`, such as two random pictures and
+            two short texts.
         strict: raise where an adapter is dead.
 
     Raises:
@@ -160,19 +159,7 @@ def _default_probe(model: nn.Module) -> Probe:
     backbone = next((child for child in model.modules() if isinstance(child, Backbone)), None)
     if backbone is None:
         raise UserError(f"{type(model).__name__} holds no Backbone: give coverage a probe, such as lambda m: m(x).")
-
-    def probe(_: nn.Module) -> list[Tensor]:
-        weight = next(p for p in backbone.parameters() if p.is_floating_point())
-        size = backbone.preprocess.size
-        pixels = torch.randn(2, 3, size, size, device=weight.device, dtype=weight.dtype)
-        outputs = [backbone.encode_image(pixels)]
-        if "llm" in backbone.towers:
-            outputs.append(backbone.answer_loss(pixels, [1, 1], ["What is it?"] * 2, ["a photo", "a red apple"]))
-        elif backbone.tokenizer is not None:
-            outputs.append(backbone.encode_text(backbone.tokenizer(["a photo", "a red apple"]).to(weight.device)))
-        return outputs
-
-    return probe
+    return lambda _: backbone.probe()
 
 
 def _weighted_sum(outputs: Any) -> Tensor:

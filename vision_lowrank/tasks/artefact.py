@@ -28,7 +28,6 @@ from ..attachment.store import checksum
 from ..attachment.store import load as load_adapter
 from ..attachment.store import save as save_adapter
 from ..attention.split import fuse_attention
-from ..backbones.base import fingerprint
 from ..backbones.load import load_backbone
 from ..data.transforms import Preprocess
 from ..errors import ArtefactError
@@ -84,7 +83,8 @@ class AdaptedModel(nn.Module):
         plain = self.backbone
         if hasattr(plain, "peft_config"):
             plain = fuse_attention(copy.deepcopy(plain).unload())  # an adapter has split attention and wrapped layers
-            self._belongs_to(fingerprint(plain.model))
+            plain.take_identity()
+            self._belongs_to(plain.fingerprint)
         return {n: p.detach().contiguous() for n, p in plain.named_parameters() if n in self.trained_base}
 
     def _belongs_to(self, weights: str) -> None:
@@ -133,7 +133,7 @@ def _load_base(path: Path, backbone: nn.Module, expected: str) -> set[str]:
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
-    backbone.fingerprint = fingerprint(backbone.model)
+    backbone.take_identity()
     return set(state)
 
 

@@ -10,12 +10,12 @@ from fixtures.multimodal import picture, shared, tiles_for
 from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attachment.store import load, save
-from vision_lowrank.backbones.base import fingerprint
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.backbones.multimodal import load as multimodal_load
 from vision_lowrank.backbones.multimodal.families import FAMILIES
 from vision_lowrank.backbones.multimodal.sizes import PUBLISHED, TINY
 from vision_lowrank.errors import ArtefactError, UserError
+from vision_lowrank.identity import fingerprint
 
 
 @pytest.fixture(params=TINY)

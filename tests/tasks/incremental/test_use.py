@@ -95,7 +95,7 @@ def test_two_processes_give_the_result_of_one(sessions, tmp_path):
 
 def test_a_timm_vit_with_its_pooler_goes_through_all_sessions(sessions, tmp_path):
     overrides = [
-        "backbone={name: 'timm:vit_tiny_patch16_224', weights: random, pooler: true}",
+        "backbone={name: 'timm:vit_tiny_patch16_224', weights: random, options: {pooler: true}}",
         "adapter.layers=[10,11]",
     ]
     config = load_config(sessions, [*overrides, "task.l_ft=11", "task.epochs=1", "task.e_ft=0", "task.cosine=false"])

@@ -24,20 +24,21 @@ from torch import Tensor, nn
 
 from ...data.transforms import Preprocess
 from ...errors import UserError
-from ..base import Backbone, Tower
+from ..base import Tower
 from ..image_states import check_tiles, states_after, valid_places
+from ..roles import PROBE_TEXTS, SIGNATURE_TEXT, ImageEncoder, LanguageModel
 from .families import LLM, Family
 from .native import native_places
 
 IGNORED = -100
 
 
-class MultimodalBackbone(Backbone):
+class MultimodalBackbone(ImageEncoder, LanguageModel):
     """A ``…ForConditionalGeneration`` of one of the six families.
 
     Attributes:
         family: where the parts of the model are.
-        text: the ``PreTrainedTokenizer``; ``tokenizer`` calls it, padded at the right.
+        text: the ``PreTrainedTokenizer``; :meth:`tokenizer` calls it.
         native: the library's processor, None where a package that it needs is missing.
     """
 
@@ -64,7 +65,6 @@ class MultimodalBackbone(Backbone):
             ],
             preprocess=preprocess,
             embed_dim=family.width(model.config),
-            tokenizer=self._tokens,
             options=options,
         )
 
@@ -89,6 +89,22 @@ class MultimodalBackbone(Backbone):
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """The tower's output, patch by patch in rows: (B, 3, S, S) -> (B, (S / p)², embed_dim)."""
         return self.family.patches(self.model, pixels.to(self.model.dtype))
+
+    def probe(self) -> dict[str, Tensor]:
+        """The embeddings of two random pictures, and the loss of two answers: from them through projector and LLM."""
+        pixels = self._random_pictures()
+        questions = ["What is it?"] * len(pixels)
+        answers = self.answer_loss(pixels, [1] * len(pixels), questions, PROBE_TEXTS)
+        return {"image": self.encode_image(pixels), "answer": answers}
+
+    def signature(self) -> dict[str, Tensor]:
+        """The embeddings of a picture of one wave and of one sentence."""
+        tokens = self.tokenizer([SIGNATURE_TEXT]).to(self.model.device)
+        return super().signature() | {"text": self.encode_text(tokens)}
+
+    def tokenizer(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (N, L) int64, padded at the right."""
+        return _padded([self._ids(text) for text in texts], self.text.pad_token_id, "right", torch.device("cpu"))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """State of the LLM at the last token after its final norm: (B, L) int, padded -> (B, state_width).
@@ -117,7 +133,7 @@ class MultimodalBackbone(Backbone):
         return side, side
 
     def image_states(self, tiles: Tensor, counts: Sequence[int], layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """As :meth:`Backbone.image_states`, with the layers of the LLM; 0 for the projected features.
+        """As :meth:`ImageEncoder.image_states`, with the layers of the LLM; 0 for the projected features.
 
         States are in the type of the weights.
         """
@@ -248,10 +264,6 @@ class MultimodalBackbone(Backbone):
         """
         return native_places(self.model.config, self.family, self.token_grid, inputs)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """``encode_image``."""
-        return self.encode_image(pixels)
-
     def _llm(self, **inputs: Tensor) -> Tensor:
         """Last states of the model without its head: (B, T, d)."""
         check_inputs(inputs)
@@ -259,9 +271,6 @@ class MultimodalBackbone(Backbone):
 
     def _ids(self, text: str) -> list[int]:
         return self.text(text, add_special_tokens=False)["input_ids"]
-
-    def _tokens(self, texts: Sequence[str]) -> Tensor:
-        return _padded([self._ids(text) for text in texts], self.text.pad_token_id, "right", torch.device("cpu"))
 
 
 def check_inputs(inputs: Mapping[str, Any]) -> None:

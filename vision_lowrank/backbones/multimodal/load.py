@@ -14,15 +14,17 @@ from ...data.transforms import Preprocess
 from ...errors import ArtefactError, UserError, near_miss
 from ...registry import register
 from ..image_states import check_image_size
+from ..options import DTYPES, MultimodalOptions
 from ..weights import PRETRAINED, RANDOM, check_keys, downloading, is_file, read_weights, reading
 from .backbone import MultimodalBackbone
 from .families import FAMILIES, Family
 from .sizes import PUBLISHED, SIZES, TINY, Size
 
-DTYPES = ("float32", "bfloat16", "float16")
 
-
-@register("backbone", "hf", summary="multimodal LLMs of transformers: `hf:OpenGVLab/InternVL3_5-1B-HF`")
+@register(
+    "backbone", "hf", summary="multimodal LLMs of transformers: `hf:OpenGVLab/InternVL3_5-1B-HF`",
+    config=MultimodalOptions,
+)  # fmt: skip
 def load_multimodal(
     arch: str,
     weights: str | None = None,

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from ...attachment.parameters import backbone_of
 from ...attachment.section import attach_section
 from ...backbones.load import load_backbone
+from ...backbones.roles import TextEncoder
 from ...config.schema import RunConfig
 from ...data.base import ImageSet, Splits
 from ...data.loading import TransformedImages
@@ -50,8 +52,8 @@ def load_frozen(config: RunConfig, head: HeadName) -> nn.Module:
     Raises:
         UserError: a text head was asked of a backbone without a text tower.
     """
-    backbone = load_backbone(config.backbone.name, config.backbone.weights, **config.backbone.options)
-    if head == "text" and "text" not in backbone.towers:
+    backbone = load_backbone(**config.backbone.arguments)
+    if head == "text" and not isinstance(backbone, TextEncoder):
         raise UserError(f"backbone '{backbone.name}' has no text tower: set task.head=linear or task.head=cosine.")
     if config.backbone.crop_pct:
         backbone.preprocess = replace(backbone.preprocess, crop_pct=config.backbone.crop_pct)
@@ -111,7 +113,7 @@ class ClassificationTask(Task):
         super().__init__()
         self.model, self.splits, self.val_images = classifier, splits, val
         self.prompted = nn.ModuleDict()
-        if "text" in classifier.backbone.towers:
+        if isinstance(backbone_of(classifier.backbone), TextEncoder):
             for name, (images, templates) in prompted_sets(splits).items():
                 self.prompted[name] = ImageClassifier(classifier.backbone, "text", images.classes, templates)
         self._evaluated = classifier

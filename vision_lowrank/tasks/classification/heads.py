@@ -23,8 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...attachment.parameters import backbone_of
 from ...attachment.watch import Watch
 from ...backbones.prefix_cache import PrefixCache
+from ...backbones.roles import TextEncoder
 from ...errors import UserError
 from ...modes import preserved
 from .prototypes import CosinePrototypeHead, PrototypeHead
@@ -150,7 +152,7 @@ def text_rows(model: nn.Module, names: Sequence[str], templates: Sequence[str], 
     Raises:
         UserError: `model` has no text tower.
     """
-    if "text" not in model.towers:
+    if not isinstance(backbone_of(model), TextEncoder):
         raise UserError(f"backbone '{model.name}' has no text tower: start the head from prototypes.")
     with preserved(model):
         model.eval()

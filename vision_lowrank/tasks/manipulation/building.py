@@ -10,9 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from ...attachment.parameters import Parameters, adapter_parameters, encoder_parameters
+from ...attachment.parameters import Parameters, adapter_parameters, backbone_of, encoder_parameters
 from ...attachment.phases import phases
 from ...attachment.section import attach_section
+from ...backbones.roles import LanguageModel
 from ...config.adapter import AdapterSection
 from ...config.schema import RunConfig
 from ...data.manipulation.base import ManipulationSplits
@@ -122,7 +123,7 @@ def tower_width(model: nn.Module) -> int:
 
 
 def _attach_explanation(model: nn.Module, options: ManipulationConfig) -> nn.Module:
-    if "llm" not in model.towers:
+    if not isinstance(backbone_of(model), LanguageModel):
         raise UserError(
             f"task.explanation: '{model.name}' has no language model: use a multimodal LLM, such as "
             "backbone.name=hf:OpenGVLab/InternVL3_5-1B-HF, or leave it out for template explanations."

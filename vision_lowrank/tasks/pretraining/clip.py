@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 
 from ...backbones.base import Backbone
 from ...backbones.load import load_backbone
+from ...backbones.roles import TextEncoder
 from ...backbones.weights import save_weights
 from ...config.schema import RunConfig, Section
 from ...data.base import ImageSet
@@ -127,8 +128,8 @@ class PretrainClip(ClassificationTask):
 
     def __init__(self, config: RunConfig, seed: int) -> None:
         splits = load_splits(config)
-        backbone = load_backbone(config.backbone.name, config.backbone.weights, **config.backbone.options)
-        if "text" not in backbone.towers:
+        backbone = load_backbone(**config.backbone.arguments)
+        if not isinstance(backbone, TextEncoder):
             raise UserError(f"backbone '{backbone.name}' has no text tower: contrastive pretraining needs two towers.")
         if config.task.patch_dropout:
             drop_patches(backbone, config.task.patch_dropout)

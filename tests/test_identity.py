@@ -1,0 +1,138 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import vision_lowrank as vl
+from vision_lowrank import identity
+from vision_lowrank.attachment.merge import merge
+from vision_lowrank.attention.split import fuse_attention, split_attention
+from vision_lowrank.backbones.load import load_backbone
+from vision_lowrank.errors import ArtefactError, UserError
+from vision_lowrank.export.merged import export_merged
+from vision_lowrank.tasks.classification.classifier import ImageClassifier
+
+CLASSES = (["a", "b"], ("a {}.",))
+
+
+@pytest.fixture
+def base(tiny_weights):
+    return load_backbone("tiny-clip", str(tiny_weights))
+
+
+@pytest.fixture
+def own(base):
+    """The fingerprint that the base has in truth."""
+    return identity.fingerprint(base.model)
+
+
+def change(backbone):
+    with torch.no_grad():
+        backbone.model.visual.proj.mul_(2)
+    return backbone
+
+
+def test_loading_hashes_nothing_and_asking_hashes_once(tiny_weights, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(identity, "fingerprint", lambda weights: hashed.append(weights) or "f00d")
+    backbone = load_backbone("tiny-clip", str(tiny_weights))
+    backbone.encode_image(torch.zeros(1, 3, 48, 48))
+    backbone.to("cpu").eval().requires_grad_(False)
+    assert not hashed
+    assert backbone.fingerprint == backbone.fingerprint == "f00d"
+    assert len(hashed) == 1
+
+
+def test_whoever_changes_the_layout_or_the_type_asks_before(base, own):
+    changes = {
+        "split": lambda b: split_attention(b),
+        "fused again": lambda b: fuse_attention(split_attention(b)),
+        "attached": lambda b: vl.attach(b, vl.LoraConfig(r=2)).get_base_model(),
+        "doubled": lambda b: b.double(),
+        "halved inside another module": lambda b: nn.ModuleList([b]).half()[0],
+        "split in a copy": lambda b: split_attention(copy.deepcopy(b)),
+    }
+    for name, make in changes.items():
+        assert make(copy.deepcopy(base)).fingerprint == own, name
+
+
+def test_an_adapter_and_an_artefact_name_the_base_as_it_was_loaded(base, own, tmp_path):
+    attached = vl.attach(copy.deepcopy(base), vl.LoraConfig(r=2))
+    assert attached.attachments["default"].fingerprint == own
+    classifier = ImageClassifier(base, "text", *CLASSES)
+    change(base)
+    assert classifier.fingerprint == base.fingerprint == own
+
+
+@pytest.mark.parametrize("ask", [
+    lambda b, folder: b.fingerprint,
+    lambda b, folder: copy.deepcopy(b).fingerprint,
+    lambda b, folder: b.double().fingerprint,
+    lambda b, folder: split_attention(b).fingerprint,
+    lambda b, folder: vl.attach(b, vl.LoraConfig(r=2)),
+    lambda b, folder: vl.load(folder / "adapter", b),
+    lambda b, folder: ImageClassifier(b, "text", *CLASSES),
+    lambda b, folder: ImageClassifier.load(folder / "artefact", b),
+])  # fmt: skip
+def test_weights_that_changed_unasked_are_given_no_identity(tiny_weights, tmp_path, ask):
+    model = vl.attach(load_backbone("tiny-clip", str(tiny_weights)), vl.LoraConfig(r=2))
+    vl.save(model, tmp_path / "adapter")
+    ImageClassifier(model, "text", *CLASSES).save(tmp_path / "artefact", {})
+    changed = change(load_backbone("tiny-clip", str(tiny_weights)))
+    with pytest.raises(UserError, match=r"changed before their fingerprint was asked for.*take_identity\(\)"):
+        ask(changed, tmp_path)
+
+
+def test_changed_weights_can_be_made_the_base(base, own, tiny_weights, tmp_path):
+    change(base).take_identity()
+    model = vl.attach(base, vl.LoraConfig(r=2))
+    assert model.fingerprint != own
+    vl.save(model, tmp_path / "adapter")
+    with pytest.raises(ArtefactError, match=f"{model.fingerprint}.*not on tiny-clip .*{own}"):
+        vl.load(tmp_path / "adapter", load_backbone("tiny-clip", str(tiny_weights)))
+
+
+def test_merging_takes_a_new_identity_of_the_merged_weights(base, own):
+    merged = merge(vl.attach(base, vl.LoraConfig(r=2, init_lora_weights=False)))
+    assert merged.fingerprint == identity.fingerprint(merged.model) != own
+
+
+def test_a_trained_base_without_identity_can_still_be_exported(base, tmp_path):
+    path = export_merged(change(base), tmp_path)
+    again = load_backbone("tiny-clip", path)
+    assert torch.equal(again.model.visual.proj, base.model.visual.proj)
+
+
+def test_buffers_that_move_are_no_change_and_buffers_that_a_forward_updates_are_one():
+    backbone = load_backbone("timm:resnet10t").to(memory_format=torch.channels_last)
+    expected = identity.fingerprint(backbone.model)
+    moved = backbone.to("cpu", non_blocking=True)
+    assert copy.deepcopy(moved).fingerprint == expected
+    moved.train()(torch.randn(2, 3, 64, 64))
+    with pytest.raises(UserError, match="changed before"):
+        _ = moved.fingerprint
+
+
+def test_towers_have_fingerprints_of_their_own(base, own):
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other.model.visual.proj.mul_(2)
+    other.take_identity()
+    assert base.tower_fingerprint("vision") != other.tower_fingerprint("vision")
+    assert base.tower_fingerprint("text") == other.tower_fingerprint("text") != own
+    state = base.model.state_dict()
+    vision = {name: tensor for name, tensor in state.items() if name.startswith("visual.")}
+    assert base.tower_fingerprint("vision") == identity.fingerprint(vision)
+    assert base.tower_fingerprint("text") == identity.fingerprint({k: v for k, v in state.items() if k not in vision})
+    with pytest.raises(UserError, match=r"no tower 'vison'.* Did you mean 'vision'"):
+        base.tower_fingerprint("vison")
+
+
+def test_one_tower_may_change_while_the_identity_of_another_is_asked_for(base):
+    expected = copy.deepcopy(base).tower_fingerprint("text")
+    change(base)
+    assert base.tower_fingerprint("text") == expected
+    for ask in (lambda: base.tower_fingerprint("vision"), lambda: base.fingerprint):
+        with pytest.raises(UserError, match="changed before"):
+            ask()

@@ -1,0 +1,129 @@
+"""Whose weights are these? A fingerprint that is hashed when it is first asked for, and never after they changed.
+
+A fingerprint is the SHA-256 over (name, type, shape, bytes) of all tensors, in the library's own layout. Hashing takes
+about a second per gigabyte, so nothing is hashed until somebody asks. Whoever changes weights, types or layout calls
+:func:`keep_identity` before; if weights changed all the same, asking is an error rather than another identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+Mark: TypeAlias = tuple[torch.dtype, torch.Size, int]
+
+
+class Identified(nn.Module):
+    """A module around ``model``, which is known by its weights as they were given.
+
+    Attributes:
+        model: whose weights are meant.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.take_identity()
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the hash of all weights.
+
+        Raises:
+            UserError: they changed before it was first asked for.
+        """
+        return self.fingerprint_of("")
+
+    @fingerprint.setter
+    def fingerprint(self, value: str) -> None:
+        self._fingerprints[""] = value
+
+    def fingerprint_of(self, part: str) -> str:
+        """The fingerprint of the tensors that belong to a part, "" for all.
+
+        Raises:
+            UserError: there are none, or they changed before it was first asked for.
+        """
+        if part not in self._fingerprints:
+            if not self._unchanged(part):
+                raise UserError(
+                    "the weights changed before their fingerprint was asked for: ask for it right after loading, or "
+                    "call take_identity() if the present weights are what an adapter shall belong to."
+                )
+            state = {name: tensor for name, tensor in self.model.state_dict().items() if self.belongs(name, part)}
+            if not state:
+                raise UserError(f"'{part}' has no weights: ask for the fingerprint of a part that has.")
+            self._fingerprints[part] = fingerprint(state)
+        return self._fingerprints[part]
+
+    def belongs(self, name: str, part: str) -> bool:
+        """Whether the tensor called `name` in ``model`` belongs to `part`; all belong to ""."""
+        return not part
+
+    def take_identity(self) -> None:
+        """Let the weights as they are now be those that fingerprints belong to."""
+        self._fingerprints: dict[str, str] = {}
+        self._marks = marks(self.model)
+
+    def keep_identity(self) -> None:
+        """Take the fingerprint now, as something is about to change; nothing where something changed already."""
+        if self._unchanged():
+            self.fingerprint_of("")
+
+    def _unchanged(self, part: str = "") -> bool:
+        """Whether names, types and values are those of :meth:`take_identity`."""
+        now, before = (
+            {name: mark for name, mark in each.items() if self.belongs(name, part)}
+            for each in (marks(self.model), self._marks)
+        )
+        return now == before
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Identified:
+        """What ``to``, ``half`` and the like call: another type is other bytes, another device is not."""
+        unchanged = self._unchanged()
+        kinds = {tensor.dtype for tensor in self.model.state_dict().values()}
+        if unchanged and any(fn(torch.empty(0, dtype=kind)).dtype != kind for kind in kinds):
+            self.fingerprint_of("")
+        super()._apply(fn, recurse)
+        if unchanged:
+            self._marks = marks(self.model)  # tensors that moved count their changes anew
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_marks": self._unchanged()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's tensors count their changes anew; what had changed before has no identity there either."""
+        super().__setstate__(state)
+        self._marks = marks(self.model) if state["_marks"] else {}
+
+
+def keep_identity(module: nn.Module) -> None:
+    """Take the fingerprints inside `module` that nobody asked for yet: its weights, types or layout will change."""
+    for child in module.modules():
+        if isinstance(child, Identified):
+            child.keep_identity()
+
+
+def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """SHA-256 over (name, type, shape, bytes) of a module's state, or of tensors by name; first 16 hex digits."""
+    digest = hashlib.sha256()
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def marks(model: nn.Module) -> dict[str, Mark]:
+    """What tells by name that a tensor is another one, or was written to: type, shape, torch's count of writes."""
+    return {
+        name: (tensor.dtype, tensor.shape, 0 if tensor.is_inference() else tensor._version)
+        for name, tensor in model.state_dict().items()
+    }
