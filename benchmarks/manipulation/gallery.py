@@ -107,8 +107,7 @@ def _pair(detector: ManipulationModel, pictures: ManipulationSet, index: int) ->
     outlined = np.array(image)
     if mask is not None:
         outlined[binary_dilation(mask, iterations=2) & ~mask] = OUTLINE
-    boxes = [(box.xyxy, box.score) for box in finding.boxes]
-    both = Image.fromarray(outlined), overlay(image, finding.heatmap, boxes, "")
+    both = Image.fromarray(outlined), overlay(image, finding.heatmap, finding.boxes, "")
     pair = Image.new("RGB", (2 * SIDE + GAP // 2, SIDE), "white")
     for place, each in enumerate(both):
         pair.paste(each.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (place * (SIDE + GAP // 2), 0))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vision_lowrank.data.boxes import Boxes
 from vision_lowrank.data.manipulation.framing import Framing
 from vision_lowrank.metrics.calibration import Calibration
-from vision_lowrank.tasks.manipulation.finding import Finding, ScoredBox
+from vision_lowrank.tasks.manipulation.finding import Finding
 
 
 class MeanDetector:
@@ -33,10 +34,10 @@ class MeanDetector:
         probability = float("nan") if image.size == (78, 78) else float(grey.mean())
         verdict = calibration.verdict(probability)
         width, height = image.size
-        box = ScoredBox((width / 4, height / 4, width / 2, height / 2), 0.9)
+        boxes = Boxes([(width / 4, height / 4, width / 2, height / 2)], [0.9], size=image.size)
         text, by = ("<b>words</b>", "model") if explain else (f"It is {verdict}.", "template")
         found = verdict != "real"
-        return Finding(verdict, probability, (box,) * found, (("texture", 0.7),) * found, text, by, grey)
+        return Finding(verdict, probability, boxes[: int(found)], (("texture", 0.7),) * found, text, by, grey)
 
 
 @pytest.fixture

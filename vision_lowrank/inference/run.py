@@ -224,10 +224,7 @@ def _row(read: _Read, photo: Photo, finding: Finding | str, out: Path, options: 
         facts,
         verdict=finding.verdict,
         probability=round(float(finding.probability), 6),
-        boxes=tuple(
-            {"xyxy": [round(float(edge), 2) for edge in box.xyxy], "score": round(float(box.score), 6)}
-            for box in finding.boxes
-        ),
+        boxes=tuple(finding.boxes.to_rows()),
         cues=tuple({"name": name, "prob": round(float(probability), 6)} for name, probability in finding.cues),
         explanation=finding.explanation,
         explained_by=finding.explained_by,
@@ -243,10 +240,9 @@ def _write_files(name: str, image: Image.Image, finding: Finding, out: Path, opt
     if options.npy:
         files["npy"] = names["npy"][0]
         np.save(out / files["npy"], np.asarray(finding.heatmap, dtype=np.float32), allow_pickle=False)
-    boxes = [(box.xyxy, box.score) for box in finding.boxes]
     legend = f"{finding.verdict}, likelihood {100 * finding.probability:.0f}%"
     if options.overlay:
-        files["overlay"] = _save(overlay(image, finding.heatmap, boxes, legend), out, names["overlay"][0])
+        files["overlay"] = _save(overlay(image, finding.heatmap, finding.boxes, legend), out, names["overlay"][0])
     if options.thumbnails:
         files["thumbnails"] = _write_thumbnails(names["thumbnails"], image, finding, out)
     return files
@@ -256,10 +252,8 @@ def _write_thumbnails(names: Sequence[str], image: Image.Image, finding: Finding
     """The picture and its overlay, drawn at the small size so that lines stay visible; the page states the number."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
-    x, y = small.width / image.width, small.height / image.height
     heat = Image.fromarray(heat_levels(finding.heatmap)).resize(small.size, Image.Resampling.BILINEAR)
-    boxes = [((box.xyxy[0] * x, box.xyxy[1] * y, box.xyxy[2] * x, box.xyxy[3] * y), box.score) for box in finding.boxes]
-    shown = overlay(small, np.asarray(heat, dtype=np.float32) / 255, boxes, "")
+    shown = overlay(small, np.asarray(heat, dtype=np.float32) / 255, finding.boxes.resize(small.size), "")
     return _save(small, out, names[0]), _save(shown, out, names[1])
 
 

@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..data.boxes import Boxes
 from ..errors import UserError
-from .localisation.boxes import pairwise_iou
 from .text_overlap import bleu4, cider_d, rouge_l, words
 
 Box = tuple[float, float, float, float]
@@ -177,7 +177,7 @@ def faithfulness(rows: Sequence[Explained], iou: float = 0.5) -> dict[str, float
     cues = [float(cue in found.cues) for said, found in pairs for cue in set(said.cues)]
     regions = []
     for said, found in pairs:
-        overlap = pairwise_iou(*(np.asarray(each.boxes, dtype=np.float64).reshape(-1, 4) for each in (said, found)))
+        overlap = Boxes(said.boxes).iou(Boxes(found.boxes))
         regions += (overlap.max(axis=1, initial=0.0) >= iou).astype(float).tolist()
     real = [float(row.said.verdict == "real") for row in rows if row.said is not None and row.edited is False]
     return {

@@ -16,6 +16,8 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.boxes import Boxes
+
 ALPHA = 0.45
 COLOURS = "viridis"
 _LEAST_TEXT = 10  # pixels
@@ -24,7 +26,7 @@ _LEAST_TEXT = 10  # pixels
 def overlay(
     picture: Image.Image,
     heat: np.ndarray,
-    boxes: Sequence[tuple[Sequence[float], float]],
+    boxes: Boxes,
     legend: str,
 ) -> Image.Image:
     """The picture, at its size, with what was found in it.
@@ -32,7 +34,7 @@ def overlay(
     Args:
         picture: RGB.
         heat: (H, W) in [0, 1], one value per pixel.
-        boxes: ((left, top, right, bottom) in pixels, score).
+        boxes: in pixels of the picture, with scores to write beside them or without.
         legend: such as ``edited 93%``; empty for no strip.
     """
     levels = heat_levels(heat)
@@ -42,8 +44,9 @@ def overlay(
     draw = ImageDraw.Draw(shown)
     size = max(_LEAST_TEXT, min(picture.size) // 28)
     font = ImageFont.load_default(size)
-    for xyxy, score in boxes:
-        _draw_box(draw, xyxy, f"{score:.2f}", font, max(1, min(picture.size) // 250))
+    texts = [""] * len(boxes) if boxes.scores is None else [f"{score:.2f}" for score in boxes.scores]
+    for xyxy, text in zip(boxes, texts, strict=True):
+        _draw_box(draw, xyxy, text, font, max(1, min(picture.size) // 250))
     if legend:
         _draw_legend(shown, levels, legend, font, size)
     return shown
@@ -75,7 +78,7 @@ def _draw_box(
     draw.rectangle((left - line, top - line, right + line, bottom + line), outline="black", width=3 * line)
     draw.rectangle((left, top, right, bottom), outline="white", width=line)
     _, _, wide, high = draw.textbbox((0, 0), text, font)
-    if right - left > 2 * wide and bottom - top > 2 * high:
+    if text and right - left > 2 * wide and bottom - top > 2 * high:
         corner = (left + 2 * line, top + 2 * line)
         draw.text(corner, text, fill="white", font=font, stroke_width=max(1, line), stroke_fill="black")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vision_lowrank.data.boxes import Boxes
 from vision_lowrank.data.manipulation.augmentation import (
     AUGMENTATIONS,
     Change,
@@ -16,6 +17,7 @@ from vision_lowrank.data.manipulation.base import EDITED, REAL, SYNTHETIC
 from vision_lowrank.errors import UserError
 
 BOX = (30, 10, 50, 26)
+NONE, ONE = Boxes(size=(80, 48)), Boxes([BOX], size=(80, 48))
 
 
 def twins(width=80, height=48):
@@ -47,7 +49,7 @@ def test_both_twins_get_the_same_and_a_seed_gives_it_again(recipe):
     seen = set()
     for seed in range(12):
         change = augment.draw(seed)
-        one, other = change(real, np.zeros_like(mask), ()), change(edited, mask, (BOX,))
+        one, other = change(real, np.zeros_like(mask), NONE), change(edited, mask, ONE)
         assert change(real)[0] == augment.draw(np.random.default_rng(seed))(real)[0]
         assert one[0].size == other[0].size == one[1].shape[::-1] == other[1].shape[::-1]
         # Away from the edit the twins stay about equal, though a codec spreads its traces a little.
@@ -63,7 +65,7 @@ def test_mask_boxes_and_pixels_stay_together(seed):
     _, edited, mask = twins()
     geometry = quiet(scale=0.2, flip=0.5, turned=0.5)
     for augment in (TwinAugmentation(jpeg=(100, 100), webp=(100, 100)), geometry):
-        image, moved, (box,) = augment.draw(seed)(edited, mask, (BOX,))
+        image, moved, (box,) = augment.draw(seed)(edited, mask, ONE)
         np.testing.assert_allclose(extent(moved), box, atol=1)
         np.testing.assert_allclose(extent(np.asarray(image).min(axis=-1) > 225), box, atol=1.01)
 
@@ -105,9 +107,9 @@ def test_a_flip_comes_before_the_codec():
 def test_copied_rectangles_are_elsewhere_in_the_picture_and_in_the_mask():
     real, *_ = twins()
     rng = np.random.default_rng(5)
-    image, mask, boxes = quiet(copy_move=1).draw(rng)(real, np.zeros((48, 80), dtype=bool), ())
+    image, mask, boxes = quiet(copy_move=1).draw(rng)(real, np.zeros((48, 80), dtype=bool), NONE)
     before, after = np.asarray(real), np.asarray(image)
-    (x0, y0, x1, y1) = (int(value) for value in boxes[0])
+    (x0, y0, x1, y1) = (int(value) for value in boxes.xyxy[0])
     assert extent(mask) == (x0, y0, x1, y1)
     assert mask.sum() == (x1 - x0) * (y1 - y0)
     np.testing.assert_array_equal(after[~mask], before[~mask])
@@ -120,7 +122,7 @@ def test_copied_rectangles_are_elsewhere_in_the_picture_and_in_the_mask():
 def test_inpainting_fills_from_around_and_its_absence_is_said_at_once(monkeypatch):
     pytest.importorskip("cv2")
     real, edited, mask = twins()
-    image, covered, boxes = quiet(inpainting=1).draw(1)(edited, mask, (BOX,))
+    image, covered, boxes = quiet(inpainting=1).draw(1)(edited, mask, ONE)
     new = covered & ~mask
     assert new.any()
     assert len(boxes) == 2

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import correlate1d
 
+from vision_lowrank.data.boxes import Boxes
 from vision_lowrank.data.manipulation.robustness import Degradation, curves, encoded, parse
 from vision_lowrank.errors import DataError, UserError
 
@@ -134,7 +135,8 @@ def test_masks_and_boxes_follow_the_geometry():
     expected[5:10, 15:25] = True
     assert half.apply_mask(mask).dtype == bool
     np.testing.assert_array_equal(half.apply_mask(mask), expected)
-    assert half.apply_boxes([(30, 10, 50, 20)], 60, 40) == ((15, 5, 25, 10),)
+    _, boxes = half.apply_truth(None, Boxes([(30, 10, 50, 20)], size=(60, 40)), 60, 40)
+    assert (list(boxes), boxes.size) == ([(15, 5, 25, 10)], (30, 20))
     for degradation in (Degradation("jpeg", 50), Degradation("gaussian_blur", 23)):
         assert degradation.apply_mask(mask) is mask
     assert Degradation("social", 75).apply_mask(np.ones((4, 4096), dtype=bool)).shape == (2, 2048)

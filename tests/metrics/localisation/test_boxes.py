@@ -3,6 +3,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from vision_lowrank.data.boxes import pairwise_iou
 from vision_lowrank.errors import UserError
 from vision_lowrank.metrics.localisation.boxes import (
     LEVELS,
@@ -11,7 +12,6 @@ from vision_lowrank.metrics.localisation.boxes import (
     box_report,
     judge_boxes,
     mean_box,
-    pairwise_iou,
 )
 
 SIZE = (40, 30)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vision_lowrank.data.boxes import Boxes
 from vision_lowrank.data.manipulation.base import PictureRecord, Region, Vocabulary
 from vision_lowrank.tasks.manipulation.answers import from_grid, parse, stated_verdict, to_grid
 from vision_lowrank.tasks.manipulation.explanation import (
@@ -23,7 +24,7 @@ from vision_lowrank.tasks.manipulation.explanation import (
     reconcile,
     template,
 )
-from vision_lowrank.tasks.manipulation.finding import Finding, ScoredBox
+from vision_lowrank.tasks.manipulation.finding import Finding
 
 CUES = Vocabulary().cues
 WIDTH, HEIGHT = 1024, 768
@@ -42,7 +43,7 @@ def finding(verdict="edited", probability=0.93, boxes=((312, 200, 590, 610),), c
     return Finding(
         verdict,
         probability,
-        tuple(ScoredBox(box, 0.8) for box in boxes),
+        Boxes(boxes, [0.8] * len(boxes), size=(WIDTH, HEIGHT)),
         tuple((name, 0.7) for name in cues),
         "",
         "template",
@@ -228,8 +229,8 @@ def test_a_template_says_what_it_was_given(verdict, boxes, cues):
 
 
 def test_a_template_claims_no_certainty():
-    assert "above 0.99 under" in template("edited", 1.0, (), (), 9, 9)
-    assert "below 0.01 under" in template("real", 0.0, (), (), 9, 9)
+    assert "above 0.99 under" in template("edited", 1.0, Boxes((), ()), (), 9, 9)
+    assert "below 0.01 under" in template("real", 0.0, Boxes((), ()), (), 9, 9)
 
 
 def test_every_cue_has_words_that_name_no_other_cue():

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
+from vision_lowrank.data.boxes import Boxes
 from vision_lowrank.data.manipulation.base import ManipulationSet, PictureRecord, Region
-from vision_lowrank.tasks.manipulation.finding import Finding, ScoredBox
+from vision_lowrank.tasks.manipulation.finding import Finding
 from vision_lowrank.tasks.manipulation.gallery import OUTLINE, choose, drawn, write_gallery
 
 
@@ -52,13 +53,13 @@ def test_box_iou_stands_in_for_masks_and_a_source_appears_once():
 def test_a_drawn_picture_is_small_and_outlines_the_mask_from_outside():
     mask = np.zeros((200, 400), dtype=bool)
     mask[50:100, 100:200] = True
-    shown = np.asarray(drawn(Image.new("RGB", (400, 200), "gray"), np.zeros((200, 400)), [], mask))
+    shown = np.asarray(drawn(Image.new("RGB", (400, 200), "gray"), np.zeros((200, 400)), Boxes(size=(400, 200)), mask))
     assert shown.shape == (80, 160, 3)
     outline = (shown == OUTLINE).all(axis=-1)
     ys, xs = np.nonzero(outline)
     assert (ys.min(), ys.max(), xs.min(), xs.max()) == (18, 41, 38, 81)
     assert not outline[20:40, 40:80].any()
-    plain = np.asarray(drawn(Image.new("RGB", (30, 20)), np.zeros((20, 30)), [], None))
+    plain = np.asarray(drawn(Image.new("RGB", (30, 20)), np.zeros((20, 30)), Boxes(size=(30, 20)), None))
     assert plain.shape == (20, 30, 3)
     assert not (plain == OUTLINE).all(axis=-1).any()
 
@@ -71,7 +72,7 @@ def test_gallery_file(tmp_path):
     for record in records:
         Image.new("RGB", (320, 320), "gray").save(tmp_path / record.image)
     pictures = ManipulationSet.of("seen", records, tmp_path)
-    box = ScoredBox((160.0, 160.0, 300.0, 300.0), 0.9)
+    boxes = Boxes([(160.0, 160.0, 300.0, 300.0)], [0.9], size=(320, 320))
 
     class Detector:
         asked = 0
@@ -82,7 +83,7 @@ def test_gallery_file(tmp_path):
         def inspect(self, images):
             self.asked += len(images)
             assert self.ready
-            return [Finding("edited", 0.9, (box,), (), "", "template", np.zeros((320, 320), dtype=np.float32))]
+            return [Finding("edited", 0.9, boxes, (), "", "template", np.zeros((320, 320), dtype=np.float32))]
 
     own = SimpleNamespace(rows=[row(0, 0, "edited", 0.8, id="real"), row(1, 1, "edited", 0.9, iou=0.0, id="edit")])
     degraded = SimpleNamespace(rows=[row(2, 1, "real", 0.1)] * 2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vision_lowrank.data.boxes import Boxes
 from vision_lowrank.data.manipulation.augmentation import ImdlAugmentation, TwinAugmentation
 from vision_lowrank.data.manipulation.base import ManipulationSet, PictureRecord, Region
 from vision_lowrank.data.manipulation.framing import Framing
@@ -92,7 +93,7 @@ def test_boxes_stand_in_for_a_mask_that_is_not_there():
 
 
 def test_the_largest_boxes_are_kept():
-    boxes = [(0.0, 0.0, 4.0, 4.0), (10.0, 0.0, 30.0, 20.0), (0.0, 0.0, 10.0, 10.0)]
+    boxes = Boxes([(0.0, 0.0, 4.0, 4.0), (10.0, 0.0, 30.0, 20.0), (0.0, 0.0, 10.0, 10.0)])
     sample = annotations().sample(EDIT, IMAGE, None, boxes)
     assert sample["box_count"] == 2
     assert (sample["boxes"][:, 2] * 48).tolist() == pytest.approx([20, 10])

@@ -130,7 +130,7 @@ def test_a_map_of_boxes_stands_in_for_a_token_map(test_set):
 
 def test_constants_are_those_of_the_training_pictures(test_set):
     priors = Priors.of(test_set, CUES)
-    shares = [np.array(boxes_of(r)[0]) / np.tile([r.width, r.height], 2) for r in test_set.records if r.label]
+    shares = [boxes_of(r).xyxy[0] / np.tile([r.width, r.height], 2) for r in test_set.records if r.label]
     np.testing.assert_allclose(priors.box, np.mean(shares, axis=0))
     assert priors.cue.tolist() in ([1, 0, 0], [0, 1, 0], [0, 0, 1])  # each is seen in half of the edits
     reals = test_set.subset(np.flatnonzero(test_set.labels == 0))
@@ -156,7 +156,7 @@ def test_rows_and_details_are_files(test_set, tmp_path):
     with open(tmp_path / "rows.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["set"] for row in rows] == ["test/a"] * 12 + ["test/a/jpeg-50"] * 12
-    assert json.loads(rows[1]["boxes"]) == [[pytest.approx(v, abs=0.06) for v in boxes_of(test_set.records[1])[0]]]
+    assert json.loads(rows[1]["boxes"]) == [[pytest.approx(v, abs=0.06) for v in boxes_of(test_set.records[1]).xyxy[0]]]
     assert json.loads(rows[1]["cues"]) == ["noise", "texture"]
     about = details({"test/a": found, "test/a/jpeg-50": found})
     assert list(about) == ["test/a"]

@@ -22,7 +22,7 @@ boxes go through the same geometry. Everything is drawn from a NumPy generator o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Protocol, TypeAlias
@@ -31,11 +31,11 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError, near_miss
-from .base import EDITED, REAL, Box
+from ..boxes import Boxes
+from .base import EDITED, REAL
 from .robustness import Degradation
 
-Boxes: TypeAlias = Sequence[Box] | None
-Sample: TypeAlias = tuple[Image.Image, np.ndarray | None, Boxes]
+Sample: TypeAlias = tuple[Image.Image, np.ndarray | None, Boxes | None]
 Step: TypeAlias = Callable[[Sample, np.random.Generator], Sample]
 Rng: TypeAlias = np.random.Generator | int
 
@@ -54,13 +54,13 @@ class Change:
     steps: tuple[Step, ...]
     seed: int
 
-    def __call__(self, image: Image.Image, mask: np.ndarray | None = None, boxes: Boxes = None) -> Sample:
+    def __call__(self, image: Image.Image, mask: np.ndarray | None = None, boxes: Boxes | None = None) -> Sample:
         """Change picture, mask and boxes.
 
         Args:
             image: RGB.
             mask: (H, W) bool; None = not annotated, and stays so.
-            boxes: xyxy in pixels; None = not annotated, and stays so.
+            boxes: with the size of the picture; None = not annotated, and stays so.
         """
         rng, sample = np.random.default_rng(self.seed), (image, mask, boxes)
         for step in self.steps:
@@ -207,22 +207,20 @@ def _degrade(degradation: Degradation) -> Step:
 
 def _flip_x(sample: Sample, rng: np.random.Generator) -> Sample:
     image, mask, boxes = sample
-    width = image.width
     return (
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         None if mask is None else np.ascontiguousarray(mask[:, ::-1]),
-        None if boxes is None else tuple((width - x1, y0, width - x0, y1) for x0, y0, x1, y1 in boxes),
+        None if boxes is None else boxes.flip(),
     )
 
 
 def _quarter(sample: Sample) -> Sample:
     """Turn a quarter to the left: (x, y) goes to (y, width - x)."""
     image, mask, boxes = sample
-    width = image.width
     return (
         image.transpose(Image.Transpose.ROTATE_90),
         None if mask is None else np.ascontiguousarray(np.rot90(mask)),
-        None if boxes is None else tuple((y0, width - x1, y1, width - x0) for x0, y0, x1, y1 in boxes),
+        None if boxes is None else boxes.turn(),
     )
 
 
@@ -260,8 +258,8 @@ def _new_region(edit: Callable[..., np.ndarray], sides: tuple[float, float]) -> 
         pixels, edited = np.array(image), np.zeros(mask.shape, dtype=bool)
         edited[top : top + height, left : left + width] = True
         changed = Image.fromarray(edit(pixels, edited, (left, top, width, height), rng))
-        box = (float(left), float(top), float(left + width), float(top + height))
-        return changed, mask | edited, None if boxes is None else (*boxes, box)
+        box = Boxes([(left, top, left + width, top + height)])
+        return changed, mask | edited, None if boxes is None else boxes.join(box)
 
     return step
 

@@ -25,7 +25,7 @@ The first three are the protocol of IMDL-BenCo (arXiv 2406.10580), the others th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from math import sqrt
@@ -36,7 +36,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ...errors import DataError, UserError, near_miss
-from .base import Box
+from ..boxes import Boxes
 
 SOCIAL_SIDE = 2048
 RESAVED = 90
@@ -90,19 +90,13 @@ class Degradation:
             return mask
         return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
 
-    def apply_boxes(self, boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ...]:
-        """Boxes xyxy in a picture that was `width` x `height` pixels, in the degraded one."""
-        new_width, new_height = self.size(width, height)
-        x, y = new_width / width, new_height / height
-        return tuple((x0 * x, y0 * y, x1 * x, y1 * y) for x0, y0, x1, y1 in boxes)
-
     def apply_truth(
-        self, mask: np.ndarray | None, boxes: Sequence[Box] | None, width: int, height: int
-    ) -> tuple[np.ndarray | None, tuple[Box, ...] | None]:
+        self, mask: np.ndarray | None, boxes: Boxes | None, width: int, height: int
+    ) -> tuple[np.ndarray | None, Boxes | None]:
         """Mask and boxes of a picture that was `width` x `height` pixels; what is not annotated stays so."""
         return (
             None if mask is None else self.apply_mask(mask),
-            None if boxes is None else self.apply_boxes(boxes, width, height),
+            None if boxes is None else boxes.resize(self.size(width, height)),
         )
 
     def __str__(self) -> str:

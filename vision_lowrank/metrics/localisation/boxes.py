@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
+from ...data.boxes import Boxes, pairwise_iou
 from ...errors import UserError
 
 LEVELS = np.arange(50, 100, 5) / 100
@@ -162,16 +163,6 @@ def mean_box(truths: Sequence[ArrayLike], sizes: Sequence[tuple[int, int]]) -> n
     return np.concatenate(shares).mean(axis=0)
 
 
-def pairwise_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """IoU of every pair of boxes, (P, 4) and (G, 4) xyxy float64 -> (P, G); 0 for boxes without area."""
-    low = np.maximum(one[:, None, :2], other[None, :, :2])
-    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
-    both = np.clip(high - low, 0, None).prod(axis=-1)
-    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(axis=-1) for boxes in (one, other)]
-    either = areas[0][:, None] + areas[1][None] - both
-    return np.divide(both, either, out=np.zeros_like(both), where=either > 0)
-
-
 def average_precisions(outcomes: Sequence[BoxOutcome]) -> np.ndarray | None:
     """All-point average precision at each of the 10 levels, (10,); None where no picture has an annotated box."""
     truths = sum(each.truths for each in outcomes)
@@ -215,12 +206,7 @@ def _areas(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
 
 
 def _boxes(boxes: ArrayLike, size: tuple[int, int]) -> np.ndarray:
-    array = np.asarray(boxes, dtype=np.float64)
-    if array.size == 0:
-        return np.zeros((0, 4))
-    if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
-        raise UserError(f"boxes of shape {array.shape}: give finite numbers (n, 4), left, top, right, bottom.")
-    return np.clip(array, 0, np.tile(size, 2))
+    return Boxes(boxes, size=size).clip().xyxy
 
 
 def _over(part: float, whole: float) -> float:

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from ...data.boxes import Boxes
 from ...errors import UserError
 from ...regularizers.base import exact
-from .finding import ScoredBox
 from .matching import corners
 
 Kind: TypeAlias = Literal["query", "mlp", "linear"]
@@ -223,7 +223,7 @@ def position_code(centres: Tensor, width: int) -> Tensor:
 
 def decode_boxes(
     boxes: Tensor, objectness: Tensor, width: int, height: int, min_score: float = 0.5, iou: float = 0.5
-) -> tuple[ScoredBox, ...]:
+) -> Boxes:
     """The boxes of one picture in its pixels, highest score first, after non-maximum suppression.
 
     Args:
@@ -239,8 +239,7 @@ def decode_boxes(
     found = corners(boxes.detach().double()).clamp(0, 1) * scale
     found, scores = found[scores >= min_score], scores[scores >= min_score]
     kept = nms(found, scores, iou)
-    rows = zip(found[kept].tolist(), scores[kept].tolist(), strict=True)
-    return tuple(ScoredBox((x0, y0, x1, y1), score) for (x0, y0, x1, y1), score in rows)
+    return Boxes(found[kept].cpu().numpy(), scores[kept].cpu().numpy(), size=(width, height))
 
 
 def _clean(states: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...data.boxes import Boxes
 from ...data.manipulation.base import REAL, Box, PictureRecord, Vocabulary
 from .answers import SENTENCES, from_grid, parse, stated_verdict, to_grid, write_cues, write_regions
-from .finding import Finding, ScoredBox, Verdict
+from .finding import Finding, Verdict
 
 QUESTION = "Was this image manipulated? Answer with a verdict, the regions, the cues, and the reason."
 LEFT_OUT = "(The language model's text contradicted the detector and was left out.)"
@@ -63,7 +64,7 @@ def outcome_of(about: PictureRecord | Finding) -> Outcome:
     """
     if isinstance(about, Finding):
         verdict, probability = about.verdict, about.probability
-        boxes, cues = tuple(box.xyxy for box in about.boxes), tuple(name for name, _ in about.cues)
+        boxes, cues = tuple(about.boxes), tuple(name for name, _ in about.cues)
     else:
         verdict = "real" if about.label == REAL else "edited"
         probability = float(verdict == "edited")
@@ -105,7 +106,7 @@ def answer(record: PictureRecord, width: int, height: int) -> str:
 def template(
     verdict: Verdict,
     probability: float,
-    boxes: Sequence[ScoredBox],
+    boxes: Boxes,
     cues: Sequence[tuple[str, float]],
     width: int,
     height: int,
@@ -132,7 +133,8 @@ def template(
     else:
         opening = f"This image looks edited: {likely}, above its threshold."
         closing = "The model can be wrong: check the regions with your own eyes."
-    where = "; ".join(f"{place(box.xyxy, width, height)} (score {box.score:.2f})" for box in boxes)
+    scored = zip(boxes, boxes.scores, strict=True)
+    where = "; ".join(f"{place(box, width, height)} (score {score:.2f})" for box, score in scored)
     signs = "; ".join(_sign(name, value) for name, value in cues)
     regions = f"Regions: {where}." if where else "No single region stands out."
     return " ".join([opening, regions, f"Cues: {signs}." if signs else "No cue is likely enough to be named.", closing])
@@ -184,16 +186,8 @@ def _agrees(text: str, finding: Finding, cues: Sequence[str]) -> bool:
         and in_reason in (None, "uncertain", found.verdict)
         and (said.cues is None or (set(said.cues) <= set(found.cues or ()) and bool(said.cues) == bool(found.cues)))
         and (said.boxes is None or bool(said.boxes) == bool(boxes))
-        and all(any(_iou(box, other) >= 0.5 for other in boxes) for box in said.boxes or ())
+        and bool((Boxes(said.boxes or ()).iou(Boxes(boxes)) >= 0.5).any(axis=1).all())
     )
-
-
-def _iou(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes of positive area."""
-    sides = [min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1)]
-    shared = max(sides[0], 0.0) * max(sides[1], 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return shared / (sum(areas) - shared)
 
 
 def _sign(name: str, probability: float) -> str:

@@ -7,22 +7,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ...data.manipulation.base import Box
+from ...data.boxes import Boxes
 
 Verdict: TypeAlias = Literal["edited", "real", "uncertain"]
-
-
-@dataclass(frozen=True)
-class ScoredBox:
-    """A region that was probably edited.
-
-    Attributes:
-        xyxy: left, top, right, bottom in pixels of the picture.
-        score: objectness in [0, 1].
-    """
-
-    xyxy: Box
-    score: float
 
 
 @dataclass(frozen=True)
@@ -32,7 +19,7 @@ class Finding:
     Attributes:
         verdict: ``uncertain`` inside the calibrated band.
         probability: calibrated likelihood, under this model, that the picture was edited.
-        boxes: regions, highest score first.
+        boxes: regions with their objectness in [0, 1] as scores, highest first, and the size of the picture.
         cues: (name, probability) of the visible signs above their threshold, most probable first; none for a picture
             found real.
         explanation: text for people.
@@ -42,7 +29,7 @@ class Finding:
 
     verdict: Verdict
     probability: float
-    boxes: tuple[ScoredBox, ...]
+    boxes: Boxes
     cues: tuple[tuple[str, float], ...]
     explanation: str
     explained_by: Literal["model", "template"]

@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
+from ...data.boxes import Boxes
 from ...data.manipulation.base import REAL, ManipulationSet
 from ...data.manipulation.regions import mask_of_boxes
 from ...files import write_text
@@ -91,16 +92,12 @@ def choose(candidates: Sequence[Candidate]) -> list[tuple[str, str, int, list[Ca
     ]
 
 
-def drawn(
-    image: Image.Image, heat: np.ndarray, boxes: Sequence[tuple[Sequence[float], float]], mask: np.ndarray | None
-) -> Image.Image:
+def drawn(image: Image.Image, heat: np.ndarray, boxes: Boxes, mask: np.ndarray | None) -> Image.Image:
     """The picture at most 160 pixels a side, under heat map and boxes, its true mask (H, W) bool outlined."""
     scale = min(1.0, SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = np.asarray(Image.fromarray(np.asarray(heat, dtype=np.float32)).resize(size, Image.Resampling.BILINEAR))
-    across, down = size[0] / image.width, size[1] / image.height
-    scaled = [((x0 * across, y0 * down, x1 * across, y1 * down), score) for (x0, y0, x1, y1), score in boxes]
-    shown = np.array(overlay(image.resize(size, Image.Resampling.LANCZOS), small, scaled, ""))
+    shown = np.array(overlay(image.resize(size, Image.Resampling.LANCZOS), small, boxes.resize(size), ""))
     if mask is not None and mask.any():
         part = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
         inside = np.asarray(part) > 0
@@ -138,8 +135,7 @@ def _example(
 ) -> dict[str, Any]:
     image = pictures.image(index)
     finding = detector.inspect([image])[0]
-    boxes = [(box.xyxy, box.score) for box in finding.boxes]
-    picture = drawn(image, finding.heatmap, boxes, _truth(pictures, index, image.size))
+    picture = drawn(image, finding.heatmap, finding.boxes, _truth(pictures, index, image.size))
     quality, measure = _quality((name, index, row))
     return {
         "set": name,

@@ -41,7 +41,7 @@ def levels(outputs: Outputs) -> tuple[float, float]:
 def _outcome(outputs: Outputs, index: int) -> BoxOutcome:
     found = decode_boxes(outputs["boxes"][index], outputs["objectness"][index], SIDE, SIDE, min_score=0.0)
     truth = corners(outputs["true_boxes"][index, : int(outputs["true_box_count"][index])].double()) * SIDE
-    return judge_boxes([box.xyxy for box in found], [box.score for box in found], truth.numpy(), (SIDE, SIDE))
+    return judge_boxes(found.xyxy, found.scores, truth.numpy(), (SIDE, SIDE))
 
 
 def map_level(tokens: Tensor, valid: Tensor, shares: Tensor) -> float:

@@ -25,6 +25,7 @@ from ...attachment.parameters import backbone_of
 from ...attachment.store import adapter_state, checksum
 from ...attachment.store import load as load_adapter
 from ...attachment.store import save as save_adapter
+from ...data.boxes import Boxes
 from ...data.manipulation.framing import Framing, heat_map
 from ...data.manipulation.regions import mask_of_boxes
 from ...errors import ArtefactError, UserError
@@ -34,7 +35,7 @@ from ..artefact import AdaptedModel, load_model, load_part, save_part
 from .decoders import Decoded, decode_boxes, make_decoder
 from .explainer import EXPLAIN, deactivate_explainer, explainer_active
 from .explanation import question, reconcile, template
-from .finding import Finding, ScoredBox
+from .finding import Finding
 from .pictures import Frames, Sample, stacked, tiles_of
 
 CUE_THRESHOLD = 0.5
@@ -129,16 +130,16 @@ class ManipulationModel(AdaptedModel):
         likely = decoded.cues[row].sigmoid().tolist()
         cues = sorted(((name, p) for name, p in zip(self.cues, likely, strict=True) if p >= CUE_THRESHOLD), key=_last)
         if verdict == "real":
-            boxes, cues = (), []
+            boxes, cues = boxes[:0], []
         text = template(verdict, probability, boxes, cues, width, height)
         return Finding(verdict, probability, boxes, tuple(cues), text, "template", heat)
 
-    def heat(self, decoded: Decoded, row: int, boxes: Sequence[ScoredBox], width: int, height: int) -> np.ndarray:
+    def heat(self, decoded: Decoded, row: int, boxes: Boxes, width: int, height: int) -> np.ndarray:
         """(height, width) float32 in [0, 1]: the token map over the picture, or boxes where there is none."""
         if decoded.tokens is None:
             heat = np.zeros((height, width), dtype=np.float32)
-            for box in reversed(boxes):
-                heat[mask_of_boxes([box.xyxy], width, height)] = box.score
+            for box, score in reversed(list(zip(boxes, boxes.scores, strict=True))):
+                heat[mask_of_boxes([box], width, height)] = score
             return heat
         rectangles = self.framing.rectangles(width, height)
         own = len(rectangles) * self.frames.grid[0] * self.frames.grid[1]

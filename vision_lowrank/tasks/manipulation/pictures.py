@@ -33,8 +33,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...data.manipulation.augmentation import Augmentation, Boxes, label_of
-from ...data.manipulation.base import REAL, Box, ManipulationSet, PictureRecord
+from ...data.boxes import Boxes
+from ...data.manipulation.augmentation import Augmentation, label_of
+from ...data.manipulation.base import REAL, ManipulationSet, PictureRecord
 from ...data.manipulation.framing import Framing, Grid, token_centres, token_targets
 from ...data.manipulation.regions import mask_of_boxes
 from ...data.manipulation.robustness import Degradation
@@ -106,36 +107,36 @@ class Annotations:
     cues: tuple[str, ...]
     boxes: int
 
-    def sample(self, record: PictureRecord, image: Image.Image, mask: np.ndarray | None, boxes: Boxes) -> Sample:
+    def sample(self, record: PictureRecord, image: Image.Image, mask: np.ndarray | None, boxes: Boxes | None) -> Sample:
         """A sample without its place in a set; `mask` and `boxes` are those of `image`, which may be altered."""
         real, local = label_of(record.label, mask) == REAL, record.scope != "global"
         if mask is None and boxes is not None:
             mask = mask_of_boxes(boxes, *image.size)
-        known = () if real else boxes if local else None
+        known = Boxes() if real else boxes if local else None
         tokens = None if real or mask is None or not local else self.frames.targets(mask)
         return self.frames.sample(image) | {
             "label": int(not real),
             "has_cues": not real and record.label != REAL and record.cues is not None,
             "cues": torch.tensor([float(cue in (record.cues or ())) for cue in self.cues]),
             "has_boxes": known is not None,
-            "boxes": self._boxes(known or (), *image.size),
-            "box_count": min(len(known or ()), self.boxes),
+            "boxes": self._boxes(known or Boxes(), *image.size),
+            "box_count": min(len(known or Boxes()), self.boxes),
             "has_tokens": real or tokens is not None,
             "tokens": torch.zeros(self.frames.tokens) if tokens is None else tokens,
         }
 
-    def _boxes(self, boxes: Sequence[Box], width: int, height: int) -> Tensor:
-        largest = sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1]))[: self.boxes]
-        x0, y0, x1, y1 = torch.tensor(largest, dtype=torch.float32).reshape(-1, 4).unbind(-1)
+    def _boxes(self, boxes: Boxes, width: int, height: int) -> Tensor:
+        largest = boxes[np.argsort(-boxes.area, kind="stable")[: self.boxes]]
+        x0, y0, x1, y1 = largest.to_tensor().unbind(-1)
         relative = torch.stack([(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height])
         return _padded(relative.T, self.boxes)
 
 
-def boxes_of(record: PictureRecord) -> Boxes:
-    """The boxes of a record; none for a real picture, None where they are not annotated."""
+def boxes_of(record: PictureRecord, size: tuple[int, int] | None = None) -> Boxes | None:
+    """The boxes of a record in a picture of `size`; none for a real picture, None where they are not annotated."""
     if record.label == REAL:
-        return ()
-    return None if record.boxes is None else tuple(region.xyxy for region in record.boxes)
+        return Boxes(size=size)
+    return None if record.boxes is None else Boxes([region.xyxy for region in record.boxes], size=size)
 
 
 class Pictures(Dataset):
@@ -191,7 +192,7 @@ class DrawnPictures(Dataset):
         return stacked(rows)
 
 
-def truth_of(pictures: ManipulationSet, index: int, size: tuple[int, int]) -> tuple[np.ndarray | None, Boxes]:
+def truth_of(pictures: ManipulationSet, index: int, size: tuple[int, int]) -> tuple[np.ndarray | None, Boxes | None]:
     """Mask and boxes of picture `index`, whose (width, height) is `size`.
 
     Raises:
@@ -203,7 +204,7 @@ def truth_of(pictures: ManipulationSet, index: int, size: tuple[int, int]) -> tu
             f"mask '{record.mask}' is {mask.shape[1]} x {mask.shape[0]} pixels, its picture '{record.image}' "
             f"{size[0]} x {size[1]}: mend one of them; `vision-lowrank data validate` finds all such pairs."
         )
-    return mask, boxes_of(record)
+    return mask, boxes_of(record, size)
 
 
 def _place(pictures: ManipulationSet, index: int) -> Sample:

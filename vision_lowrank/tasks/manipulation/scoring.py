@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ...data.boxes import Boxes
 from ...data.manipulation.base import REAL, ManipulationSet, PictureRecord
 from ...data.manipulation.robustness import Degradation
 from ...engine.task import Outputs
@@ -52,7 +53,7 @@ class Priors:
         """The constants of a training set."""
         edited = [record for record in pictures.records if record.label != REAL]
         boxed = [(index, boxes_of(record)) for index, record in enumerate(pictures.records) if record.label != REAL]
-        known = [(np.asarray(boxes), pictures.size(index)) for index, boxes in boxed if boxes]
+        known = [(boxes.xyxy, pictures.size(index)) for index, boxes in boxed if boxes]
         box = mean_box([each for each, _ in known], [size for _, size in known]) if known else None
         return cls(box, most_frequent([record.cues for record in edited], cues) if cues else np.zeros(0))
 
@@ -193,15 +194,16 @@ def _judged(
     width, height = size
     local = record.label == REAL or record.scope != "global"
     every = decode_boxes(decoded.boxes[index], decoded.objectness[index], width, height, min_score=0.0)
-    heat = detector.heat(decoded, index, [box for box in every if box.score >= 0.5], width, height)
+    found = every[every.scores >= 0.5]
+    heat = detector.heat(decoded, index, found, width, height)
     wanted = np.zeros((height, width), dtype=bool) if mask is None else mask
-    corners = np.asarray(truth or (), dtype=np.float64).reshape(-1, 4)
+    corners = (truth or Boxes()).xyxy
     return _Judged(
         pixels=pixel_row(heat, wanted),
         mapped=local and mask is not None,
-        boxes=judge_boxes([box.xyxy for box in every] or np.zeros((0, 4)), [box.score for box in every], corners, size),
+        boxes=judge_boxes(every.xyxy, every.scores, corners, size),
         boxed=local and truth is not None,
-        found=[[round(value, 1) for value in box.xyxy] for box in every if box.score >= 0.5],
+        found=[[round(value, 1) for value in box] for box in found],
         truth=corners,
         size=size,
     )

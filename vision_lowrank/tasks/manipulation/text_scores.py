@@ -66,6 +66,6 @@ def _explained(detector: ManipulationModel, pictures: ManipulationSet, index: in
         text=finding.explanation,
         reference=record.explanation,
         said=Claims(said.verdict, said.cues or (), said.boxes or ()),
-        found=Claims(finding.verdict, [name for name, _ in finding.cues], [box.xyxy for box in finding.boxes]),
+        found=Claims(finding.verdict, [name for name, _ in finding.cues], list(finding.boxes)),
         edited=record.label != REAL,
     )
