@@ -68,6 +68,7 @@ class Part:
         load: gives its definition, after importing its module if need be.
         facts: what the index says of it, empty for a part that the index does not have: `module`, `options`,
             `sections` (see :mod:`vision_lowrank.config.index`).
+        gives: what a data set gives, in words that tasks ask for, such as ``classes``.
     """
 
     kind: str
@@ -76,6 +77,7 @@ class Part:
     paper: str
     load: Callable[[], Definition] = field(repr=False, compare=False)
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    gives: str = ""
 
     @property
     def target(self) -> Any:
@@ -101,7 +103,9 @@ class Registry:
         self._registered: dict[str, dict[str, Part]] = {kind: {} for kind in PACKAGES}
         self._loaded: set[str] = set()
 
-    def register(self, kind: str, name: str, *, summary: str, paper: str = "", config: Any = None) -> Callable[[T], T]:
+    def register(
+        self, kind: str, name: str, *, summary: str, paper: str = "", config: Any = None, gives: str = ""
+    ) -> Callable[[T], T]:
         """Decorator that registers its class or function, in the module that defines it.
 
         Raises:
@@ -114,7 +118,7 @@ class Registry:
             taken = self._taken(kind, name, target)
             if taken is not None:
                 raise UserError(f"{kind} '{name}' is registered twice, by {taken} and {target!r}: rename one.")
-            self._registered[kind][name] = Part(kind, name, summary, paper, lambda: definition)
+            self._registered[kind][name] = Part(kind, name, summary, paper, lambda: definition, gives=gives)
             return target
 
         return add
@@ -177,7 +181,15 @@ class Registry:
             kinds = {}
         return {
             kind: {
-                name: Part(kind, name, facts["summary"], facts["paper"], partial(self._import, kind, name), facts)
+                name: Part(
+                    kind,
+                    name,
+                    facts["summary"],
+                    facts["paper"],
+                    partial(self._import, kind, name),
+                    facts,
+                    facts.get("gives", ""),
+                )
                 for name, facts in parts.items()
             }
             for kind, parts in kinds.items()

@@ -3,6 +3,7 @@
     module       that defines it, dotted below the package
     summary      one line
     paper        its source, or empty
+    gives        data sets: what they give, in words that tasks ask for
     options      name -> {type, help, default (absent where it must be given), and limits such as ge}; absent for parts
                  that take plain arguments, as backbones do
     sections     name -> options, of the sections that types of options name, inner ones first
@@ -49,6 +50,8 @@ def describe(part: Part) -> dict[str, Any]:
         "summary": part.summary,
         "paper": part.paper,
     }
+    if part.gives:
+        facts["gives"] = part.gives
     schema = part.config or part.target
     if part.kind == "adapter":
         facts["places"] = list(places(part))

@@ -1,21 +1,21 @@
 """What every data set is: labelled images with stable keys, and the splits that a task needs.
 
 An :class:`ImageSet` holds labels, class names and *keys* (stable names such as ``fluent/1f600`` or
-``cats/01.jpg``) and loads a picture only when asked. Splits, samplers and hashes work on keys, so the same subset
-is found again on another machine, and every result records which pictures it used.
+``cats/01.jpg``) and loads a picture only when asked, as every :class:`~.pictures.PictureSet`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
+from .pictures import PictureSet
+
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(PictureSet):
     """Labelled pictures.
 
     Attributes:
@@ -33,9 +33,6 @@ class ImageSet:
     keys: tuple[str, ...]
     load: Callable[[str], Image.Image] = field(repr=False)
     captions: tuple[tuple[str, ...], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
     def image(self, index: int) -> Image.Image:
         """Picture `index`, RGB."""
@@ -67,11 +64,9 @@ class ImageSet:
             groups[label].append(index)
         return groups
 
-    @property
-    def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 over sorted (key, class name) pairs: the identity of the subset."""
-        lines = sorted(f"{key}\t{self.classes[label]}" for key, label in zip(self.keys, self.labels, strict=True))
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    def facts(self) -> Iterable[str]:
+        """The class name of each picture."""
+        return (self.classes[label] for label in self.labels)
 
 
 def joined(sets: Sequence[ImageSet]) -> ImageSet:

@@ -44,7 +44,13 @@ class Cifar100Config(Section):
     download: bool = Field(False, description="download and unpack the official archive below `root` if it is missing")
 
 
-@register("data", "cifar100", summary="CIFAR-100's official folder, fine labels, original order", config=Cifar100Config)
+@register(
+    "data",
+    "cifar100",
+    summary="CIFAR-100's official folder, fine labels, original order",
+    config=Cifar100Config,
+    gives="classes",
+)
 def cifar100(config: Cifar100Config) -> Splits:
     """Load the official train and test pictures in their order; no val; keys such as ``train/00042``.
 

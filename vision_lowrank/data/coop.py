@@ -49,7 +49,7 @@ class CoopConfig(Section):
 
 @register(
     "data", "coop", summary="the data sets of CoOp and CLIP-LoRA, and four variants of ImageNet",
-    paper="arXiv 2109.01134", config=CoopConfig,
+    paper="arXiv 2109.01134", config=CoopConfig, gives="classes",
 )  # fmt: skip
 def coop(config: CoopConfig) -> Splits:
     """Load the published splits of one data set; one test set called ``test``.

@@ -48,7 +48,13 @@ class Row(NamedTuple):
     split: str
 
 
-@register("data", "csv", summary="pictures listed in a table with columns image,label[,split]", config=CsvConfig)
+@register(
+    "data",
+    "csv",
+    summary="pictures listed in a table with columns image,label[,split]",
+    config=CsvConfig,
+    gives="classes",
+)
 def csv_table(config: CsvConfig) -> Splits:
     """Load the splits that a table describes.
 

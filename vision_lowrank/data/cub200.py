@@ -35,7 +35,13 @@ class Cub200Config(Section):
     templates: Templates = Field(("a photo of a {}, a type of bird.",), description="prompt templates, {} = class name")
 
 
-@register("data", "cub200", summary="CUB-200-2011's official folder and split, original order", config=Cub200Config)
+@register(
+    "data",
+    "cub200",
+    summary="CUB-200-2011's official folder and split, original order",
+    config=Cub200Config,
+    gives="classes",
+)
 def cub200(config: Cub200Config) -> Splits:
     """Load the official train and test pictures in ``images.txt``'s order; no val; keys are paths below ``images``.
 

@@ -31,7 +31,13 @@ class DigitsConfig(Section):
     templates: Templates = Field(("a handwritten digit {}.",), description="prompt templates, {} = class name")
 
 
-@register("data", "digits", summary="scikit-learn's handwritten digits, dark ink on white", config=DigitsConfig)
+@register(
+    "data",
+    "digits",
+    summary="scikit-learn's handwritten digits, dark ink on white",
+    config=DigitsConfig,
+    gives="classes",
+)
 def digits(config: DigitsConfig) -> Splits:
     """Load the fixed split of the digits; keys are ``digits/0000`` to ``digits/1796``."""
     labels = tuple(int(label) for label in _arrays()[1])

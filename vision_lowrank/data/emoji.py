@@ -89,7 +89,9 @@ class EmojiConfig(Section):
     templates: Templates = Field(("an emoji of {}",), description="prompt templates, {} = class name")
 
 
-@register("data", "emoji", summary="emoji of four drawing styles, split by concept", config=EmojiConfig)
+@register(
+    "data", "emoji", summary="emoji of four drawing styles, split by concept", config=EmojiConfig, gives="classes"
+)
 def emoji(config: EmojiConfig) -> Splits:
     """The fixed concept-level split; test and retention sets hold the same test concepts, one set per style.
 

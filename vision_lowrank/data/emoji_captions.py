@@ -28,7 +28,13 @@ class EmojiCaptionsConfig(Section):
     templates: Templates = Field(("an emoji of {}",), description="prompt templates for the test sets, {} = class name")
 
 
-@register("data", "emoji_captions", summary="all emoji of some styles with captions", config=EmojiCaptionsConfig)
+@register(
+    "data",
+    "emoji_captions",
+    summary="all emoji of some styles with captions",
+    config=EmojiCaptionsConfig,
+    gives="classes captions",
+)
 def emoji_captions(config: EmojiCaptionsConfig) -> Splits:
     """Load the captioned pictures of `styles`, and one test set per style of `test_styles`.
 

@@ -58,7 +58,7 @@ class FolderConfig(Section):
         return self
 
 
-@register("data", "folder", summary="pictures in one folder per class", config=FolderConfig)
+@register("data", "folder", summary="pictures in one folder per class", config=FolderConfig, gives="classes")
 def folder(config: FolderConfig) -> Splits:
     """The splits of a class-per-folder tree or of several trees.
 

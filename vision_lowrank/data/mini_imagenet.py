@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 @register(
     "data", "mini_imagenet", summary="miniImageNet as in class-incremental learning, original order",
-    config=MiniImagenetConfig,
+    config=MiniImagenetConfig, gives="classes",
 )  # fmt: skip
 def mini_imagenet(config: MiniImagenetConfig) -> Splits:
     """Load the train and test pictures in the order of the tables; no val; keys are file names below ``images``.

@@ -53,7 +53,7 @@ class PhotosConfig(Section):
     templates: Templates = Field(("a photo of a {}.",), description="prompt templates, {} = class name")
 
 
-@register("data", "photos", summary="tiles of scikit-image's bundled photographs", config=PhotosConfig)
+@register("data", "photos", summary="tiles of scikit-image's bundled photographs", config=PhotosConfig, gives="classes")
 def photos(config: PhotosConfig) -> Splits:
     """Tiles of every photograph, see the module docstring; keys such as ``coffee.png/r0c3``."""
     return Splits(

@@ -344,10 +344,10 @@ def test_bad_settings_are_one_line(detection, overrides, message):
 def test_a_classification_task_refuses_edited_pictures_and_this_one_refuses_classes(
     detection, recipe, edited, pictures
 ):
-    with pytest.raises(UserError, match="'manipulation' has edited pictures, not classes") as caught:
+    with pytest.raises(UserError, match=r"'manipulation' gives edits, but classes are needed here.* folder") as caught:
         build_task(load_config(recipe, [f"data={{type: manipulation, path: {edited}}}"]), 1)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="'folder' has classes, not edited pictures") as caught:
+    with pytest.raises(UserError, match=r"'folder' gives classes, but edits are needed here.* manipulation") as caught:
         build_task(load_config(detection, [f"data={{type: folder, root: {pictures}}}"]), 1)
     assert "\n" not in str(caught.value)
 

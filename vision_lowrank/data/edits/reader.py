@@ -24,7 +24,13 @@ class EditsConfig(EditOptions):
     folder: str = Field(description="where the data set is made on first use, such as runs/data/edits")
 
 
-@register("data", "edits", summary="edited photographs made by seeded kinds of edit, exact masks", config=EditsConfig)
+@register(
+    "data",
+    "edits",
+    summary="edited photographs made by seeded kinds of edit, exact masks",
+    config=EditsConfig,
+    gives="edits",
+)
 def edits(config: EditsConfig) -> ManipulationSplits:
     """Make the data set if it is not there yet, and read it: test sets ``seen`` and, if there are unseen kinds,
     ``unseen``, each with all real pictures of the test split.

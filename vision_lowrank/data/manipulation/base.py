@@ -10,7 +10,6 @@ Schema and vocabularies follow ManipBench (arXiv 2511.14259); keys and file layo
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 
 from ...errors import DataError
 from ..images import read_image
+from ..pictures import PictureSet
 
 Scope: TypeAlias = Literal["local", "global", "unknown"]
 Box: TypeAlias = tuple[float, float, float, float]
@@ -141,7 +141,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class ManipulationSet:
+class ManipulationSet(PictureSet):
     """Real and edited pictures.
 
     Attributes:
@@ -184,12 +184,13 @@ class ManipulationSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
-        """Picture `index`, RGB, upright.
+    @property
+    def keys(self) -> Sequence[str]:
+        """The id of every record."""
+        return [record.id for record in self.records]
 
-        Raises:
-            DataError: it is missing, damaged or no picture.
-        """
+    def image(self, index: int) -> Image.Image:
+        """See :meth:`PictureSet.image`."""
         name = self.records[index].image
         return read_image(self.root / name, name)
 
@@ -227,11 +228,9 @@ class ManipulationSet:
             categories=self.categories.at(chosen),
         )
 
-    @property
-    def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 over sorted (id, label) pairs: the identity of the set."""
-        lines = sorted(f"{record.id}\t{record.label}" for record in self.records)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    def facts(self) -> Iterable[int]:
+        """The label of each picture."""
+        return self.labels.tolist()
 
 
 class Records(Sequence[PictureRecord]):

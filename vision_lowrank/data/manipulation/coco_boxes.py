@@ -45,7 +45,7 @@ class CocoBoxesConfig(HeldOut):
     annotations: File | CocoParts = Field(description="one JSON file to split by source, or {train, test, val}")
 
 
-@register("data", "coco_boxes", summary="COCO-style boxes of edited regions", config=CocoBoxesConfig)
+@register("data", "coco_boxes", summary="COCO-style boxes of edited regions", config=CocoBoxesConfig, gives="edits")
 def coco_boxes(config: CocoBoxesConfig) -> ManipulationSplits:
     """Load the splits of one annotation file or of several.
 

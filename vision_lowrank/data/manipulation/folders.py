@@ -40,7 +40,11 @@ class EditedFoldersConfig(HeldOut):
 
 
 @register(
-    "data", "edited_folders", summary="pictures in folders real, edited and perhaps masks", config=EditedFoldersConfig
+    "data",
+    "edited_folders",
+    summary="pictures in folders real, edited and perhaps masks",
+    config=EditedFoldersConfig,
+    gives="edits",
 )
 def edited_folders(config: EditedFoldersConfig) -> ManipulationSplits:
     """Load the splits of a tree.

@@ -33,6 +33,7 @@ class ManipulationConfig(HeldOut):
     summary="real and edited pictures in ManipBench's schema (JSON Lines)",
     paper="arXiv 2511.14259",
     config=ManipulationConfig,
+    gives="edits",
 )
 def manipulation(config: ManipulationConfig) -> ManipulationSplits:
     """Load the splits of a file or folder of the schema.

@@ -143,6 +143,7 @@ class ImdlConfig(Section):
     summary="IMDL-BenCo's data sets and the protocols MVSS and CAT",
     paper="arXiv 2406.10580",
     config=ImdlConfig,
+    gives="edits",
 )
 def imdl(config: ImdlConfig) -> ManipulationSplits:
     """Training, validation and test sets of a protocol; several training sets are a :class:`~.joined.JoinedSet`.

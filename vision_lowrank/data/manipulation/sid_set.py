@@ -41,7 +41,13 @@ class SidSetConfig(HeldOut):
     synthetic: bool = Field(True, description="keep fully synthetic pictures, label 2: they need three classes")
 
 
-@register("data", "sid_set", summary="SID-Set: real, fully synthetic and tampered pictures", config=SidSetConfig)
+@register(
+    "data",
+    "sid_set",
+    summary="SID-Set: real, fully synthetic and tampered pictures",
+    config=SidSetConfig,
+    gives="edits",
+)
 def sid_set(config: SidSetConfig) -> ManipulationSplits:
     """Train and val from ``train``; the test set is ``validation``.
 

@@ -18,13 +18,13 @@ from ...backbones.load import load_backbone
 from ...backbones.roles import TextEncoder
 from ...config.schema import RunConfig
 from ...data.base import ImageSet, Splits
+from ...data.gives import read_data
 from ...data.loading import TransformedImages
 from ...engine.task import Batch, Outputs, Task, count
 from ...errors import UserError
 from ...initializers.base import GradientInitializer
 from ...metrics.classification import classification_metrics
 from ...modes import preserved
-from ...registry import registry
 from .classifier import ImageClassifier
 from .details import write_confusion, write_mistakes
 from .heads import HeadName
@@ -35,15 +35,9 @@ def load_splits(config: RunConfig) -> Splits:
     """The data set that a run names.
 
     Raises:
-        UserError: it is one of another task's.
+        UserError: it gives no classes.
     """
-    splits = registry.get("data", config.data.type).target(config.data)
-    if not isinstance(splits, Splits):
-        raise UserError(
-            f"data '{config.data.type}' has edited pictures, not classes: use task manipulation for it, or data with "
-            "classes, such as 'folder'."
-        )
-    return splits
+    return read_data(config.data, "classes")
 
 
 def load_frozen(config: RunConfig, head: HeadName) -> nn.Module:

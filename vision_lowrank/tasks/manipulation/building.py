@@ -16,12 +16,12 @@ from ...attachment.section import attach_section
 from ...backbones.roles import LanguageModel
 from ...config.adapter import AdapterSection
 from ...config.schema import RunConfig
+from ...data.gives import read_data
 from ...data.manipulation.base import ManipulationSplits
 from ...data.manipulation.framing import Framing
 from ...data.manipulation.sampling import draws_of
 from ...errors import UserError
 from ...initializers.base import GradientInitializer
-from ...registry import registry
 from ..classification.base import load_frozen
 from .config import ContrastOptions, ManipulationConfig
 from .contrast import contrastive_loss
@@ -48,14 +48,9 @@ def load_manipulation(config: RunConfig) -> ManipulationSplits:
     """The data set that a run names.
 
     Raises:
-        UserError: it is one of another task's, or has no real or no edited training pictures.
+        UserError: it gives no edits, or has no real or no edited training pictures.
     """
-    splits = registry.get("data", config.data.type).target(config.data)
-    if not isinstance(splits, ManipulationSplits):
-        raise UserError(
-            f"data '{config.data.type}' has classes, not edited pictures: task manipulation needs data such as "
-            "'edits' (made from photographs) or 'manipulation' (the schema of docs/manipulation.md)."
-        )
+    splits: ManipulationSplits = read_data(config.data, "edits")
     for name, pictures in (("train", splits.train), ("val", splits.val)):
         if len({label > 0 for label in pictures.labels.tolist()}) < 2:
             raise UserError(
