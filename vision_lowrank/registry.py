@@ -246,8 +246,8 @@ def registering(kind: str, name: str, indexed: Collection[str]) -> Iterator[str]
     start = rf"""\bregister\(\s*["']{kind}["'],\s*"""
     literal, variable = re.compile(rf"""{start}["']{re.escape(name)}["']"""), re.compile(rf"{start}[A-Za-z_]")
     for path in sorted((FOLDER / PACKAGES[kind].replace(".", "/")).rglob("*.py")):
-        module = ".".join(path.relative_to(FOLDER).with_suffix("").parts).removesuffix(".__init__")
-        text = path.read_text(encoding="utf-8")
+        place = path.parent if path.stem == "__init__" else path.with_suffix("")
+        module, text = ".".join(place.relative_to(FOLDER).parts), path.read_text(encoding="utf-8")
         if literal.search(text) or (module not in indexed and variable.search(text)):
             yield module
 

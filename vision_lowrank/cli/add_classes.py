@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..errors import UserError
-from ..files import write_text
+from ..files import sibling, write_text
 from .checks import check_artefact
 from .tables import print_table
 
@@ -40,7 +40,7 @@ def add_classes_command(
         raise UserError("add-classes: give either the FOLDER of the new classes' pictures, or --undo.")
     check_artefact(artefact)
     if pictures is not None and not pictures.is_dir():
-        raise UserError(f"folder '{pictures}' does not exist: give the folder of the new classes' folders.")
+        raise UserError(f"folder '{pictures}' does not exist.{sibling(pictures)}")
     from ..tasks.classification.growing import add_classes, undo  # torch, only now
 
     if pictures is None:
