@@ -15,6 +15,7 @@ from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.attachment.phases import begin_phase
 from vision_lowrank.engine import Engine
 from vision_lowrank.engine.hooks import Hook
+from vision_lowrank.engine.keep import Best
 from vision_lowrank.errors import UserError
 
 
@@ -131,7 +132,7 @@ class Halves(Regression):
     """Two stages on a LaMDA layer, announced to the adapter as the tasks do."""
 
     def __init__(self):
-        super().__init__(stages=2, select="val/score")
+        super().__init__(stages=2, keep=Best("val/score"))
         torch.manual_seed(1)
         host = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
         self.adapted = peft.get_peft_model(host, LamdaConfig(r=3, alpha=3, eta=0.5, target_modules=["0"]))

@@ -4,6 +4,7 @@ import open_clip
 import peft
 import pytest
 import torch
+from fixtures.models import trained_parts
 from fixtures.phased_task import train
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -13,7 +14,6 @@ import vision_lowrank as vl
 from vision_lowrank.adapters.lofit import LofitConfig, choose
 from vision_lowrank.adapters.tuner import adapter_layers
 from vision_lowrank.attention.split import split_attention
-from vision_lowrank.engine.gradient import having
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
 from vision_lowrank.targets.coverage import coverage
@@ -168,7 +168,7 @@ def test_training_selects_the_head_that_carries_the_label():
     for _ in range(60):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(z.flatten(2)), ((label + 1) / 2).long())
-        loss = loss + sum(m.extra_losses()["heads"] for m in having(model, "extra_losses"))
+        loss = loss + sum(m.extra_losses()["heads"] for m in trained_parts(model))
         loss.backward()
         optimizer.step()
     in_phase_offsets(model)
@@ -224,7 +224,7 @@ def test_l1_decides_whether_scales_vanish(l1, zero):
     for _ in range(80):
         optimizer.zero_grad()
         loss = 0.01 * model(torch.ones(2, 3, 32, 32, dtype=torch.float64)).square().mean()
-        extra = sum(value for m in having(model, "extra_losses") for value in m.extra_losses().values())
+        extra = sum(value for m in trained_parts(model) for value in m.extra_losses().values())
         (loss + extra).backward()
         optimizer.step()
     largest = max(float(update.a.detach().abs().max()) for update in updates(model).values())

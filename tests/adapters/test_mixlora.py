@@ -4,6 +4,7 @@ import open_clip
 import peft
 import pytest
 import torch
+from fixtures.models import trained_parts
 from timm.layers import Mlp, SwiGLU
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -14,7 +15,6 @@ import vision_lowrank as vl
 from vision_lowrank.adapters.mixlora import MixLoraConfig, Routing, balance_loss
 from vision_lowrank.adapters.tuner import adapter_layers
 from vision_lowrank.attention.split import split_attention
-from vision_lowrank.engine.gradient import having
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
 
@@ -175,7 +175,7 @@ def test_router_gets_a_task_gradient_with_one_expert_per_token():
 
 
 def extra(model):
-    values = [value for module in having(model, "extra_losses") for value in module.extra_losses().values()]
+    values = [value for module in trained_parts(model) for value in module.extra_losses().values()]
     assert len(values) == 1
     return values[0]
 
@@ -216,9 +216,9 @@ def test_only_the_last_training_forward_counts_and_only_once():
     x = tokens(7)
     model(x)
     loss = extra(model)
-    assert not any(module.extra_losses() for module in having(model, "extra_losses"))
+    assert not any(module.extra_losses() for module in trained_parts(model))
     model.eval()(tokens())
-    assert not any(module.extra_losses() for module in having(model, "extra_losses"))
+    assert not any(module.extra_losses() for module in trained_parts(model))
     model.train()(x)
     assert torch.equal(extra(model), loss)
 
@@ -231,7 +231,7 @@ def test_checkpointed_forward_counts_once_with_the_same_gradient():
         loss = call(model.train(), tokens()).square().sum()
         (loss + 50 * extra(model)).backward()
         gradients.append([p.grad for p in update.parameters()])
-        assert not any(module.extra_losses() for module in having(model, "extra_losses"))
+        assert not any(module.extra_losses() for module in trained_parts(model))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 

@@ -4,12 +4,12 @@ import numpy as np
 import peft
 import pytest
 import torch
+from fixtures.models import trained_parts
 from fixtures.phased_task import train
 from torch import nn
 
 from vision_lowrank.adapters.sora import Sora, SoraConfig, reference_threshold, soft_threshold
 from vision_lowrank.adapters.tuner import adapter_layers
-from vision_lowrank.engine.gradient import having
 from vision_lowrank.engine.task import Task
 from vision_lowrank.errors import UserError
 from vision_lowrank.export.lora import export_lora
@@ -207,7 +207,7 @@ def test_gates_are_exempt_from_decay_and_clipping():
 
 def test_l1_term_is_the_mean_gate_over_all_layers():
     model = attached(l1=0.7)
-    losses = [module.extra_losses()["gates"] for module in having(model, "extra_losses")]
+    losses = [module.extra_losses()["gates"] for module in trained_parts(model)]
     gates = torch.cat([layer.weight_update["default"].g for _, layer in adapter_layers(model)])
     assert len(gates) == 8
     torch.testing.assert_close(sum(losses), 0.7 * gates.abs().mean(), rtol=1e-12, atol=0)

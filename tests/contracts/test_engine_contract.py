@@ -15,6 +15,7 @@ from fixtures.tiny_tasks import Points, Regression, settings
 from safetensors.torch import load_file
 
 from vision_lowrank.engine import Engine, Hook, Interrupted, TrainingDiverged
+from vision_lowrank.engine.keep import Best
 from vision_lowrank.engine.sampler import BatchPlan
 
 TIMINGS = {"seconds", "samples_per_second", "peak_memory_mib"}
@@ -50,13 +51,13 @@ def train(folder, make, *, crash_at=None, **options):
 
 
 def assert_same(one, other):
-    """Bit-for-bit equality of weights, optimiser, selection, hooks and log."""
+    """Bit-for-bit equality of weights, optimiser, kept state, hooks and log."""
     for (name, a), (_, b) in zip(one.task.state_dict().items(), other.task.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
     states = [engine.optimizer.state_dict()["state"] for engine in (one, other)]
     for index, state in states[0].items():
         assert all(torch.equal(value, states[1][index][name]) for name, value in state.items())
-    assert one._selection.state_dict() == other._selection.state_dict()
+    assert one._keep.state_dict() == other._keep.state_dict()
     assert torch.equal(one.hooks[0].seen, other.hooks[0].seen)
     assert log_of(one.folder) == log_of(other.folder)
 
@@ -68,9 +69,9 @@ SCENARIOS = {
     "bf16": (lambda: Regression(dropout=0.5), {"precision": "bf16", "clip_norm": 0.5}),
     "two stages": (lambda: Regression(overrides=[{"steps": 3}, {"steps": 5, "lr": 0.01}]), {}),
     "stages that train different parts": (lambda: Regression(2, stage_parts=("first", "last")), {"steps": 3}),
-    "selection": (lambda: Regression(select="val/score", dropout=0.8), {"lr": 0.3, "eval_every": 1}),
+    "selection": (lambda: Regression(keep=Best("val/score"), dropout=0.8), {"lr": 0.3, "eval_every": 1}),
     "early stop": (
-        lambda: Regression(select="val/score", dropout=0.8),
+        lambda: Regression(keep=Best("val/score"), dropout=0.8),
         {"lr": 0.5, "eval_every": 1, "patience": 2, "steps": 30},
     ),
 }
@@ -209,7 +210,7 @@ def launch(folder, *arguments, processes=1):
 
 def test_two_processes_give_the_result_of_one(tmp_path):
     process = launch(tmp_path / "two", "--set", "batch_size=8", "accumulate=2", processes=2)
-    engine = Engine(settings(batch_size=8), Regression(select="val/score"), tmp_path / "one", seed=1)
+    engine = Engine(settings(batch_size=8), Regression(keep=Best("val/score")), tmp_path / "one", seed=1)
     engine.fit()
     engine.evaluate("test")
     _, error = process.communicate(timeout=120)
@@ -230,7 +231,7 @@ def test_a_killed_process_loses_nothing_that_was_saved(tmp_path):
     process.kill()
     process.communicate()
     engines = [
-        Engine(settings(steps=30), Regression(dropout=0.5, select="val/score"), tmp_path / name, seed=1)
+        Engine(settings(steps=30), Regression(dropout=0.5, keep=Best("val/score")), tmp_path / name, seed=1)
         for name in ("killed", "whole")
     ]
     assert 0 < len(log_of(tmp_path / "killed")) < 30

@@ -76,7 +76,10 @@ def test_the_same_sample_gets_fresh_noise_in_the_next_epoch():
 
 @pytest.mark.parametrize(("size", "world"), [(7, 1), (7, 2), (2, 3)])
 def test_evaluation_shares_hold_every_sample_once(size, world):
-    loaders = [eval_loader(Points(size), 3, seed=1, rank=rank, world_size=world, workers=0) for rank in range(world)]
+    loaders = [
+        eval_loader(Points(size), 3, seed=1, rank=rank, world_size=world, collate=None, workers=0)
+        for rank in range(world)
+    ]
     assert sorted(int(i) for loader in loaders for batch in loader for i in batch["index"]) == list(range(size))
 
 

@@ -33,7 +33,7 @@ def test_what_is_read_is_what_was_saved(store):
     read = store.latest(IDENTITY)
     assert read.position == saved.position
     assert read.loop == saved.loop
-    for one, other in ((read.trained, saved.trained), (read.best, saved.best)):
+    for one, other in ((read.trained, saved.trained), (read.kept, saved.kept)):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one)
 

@@ -8,7 +8,9 @@ from torch import nn
 from torch.utils.data import Subset
 
 from vision_lowrank.engine import Engine, Hook
+from vision_lowrank.engine.keep import Best
 from vision_lowrank.errors import ArtefactError, ConfigError, DataError, UserError
+from vision_lowrank.trained import TrainedPart
 
 
 def fit(task, folder, *, hooks=(), **options):
@@ -62,7 +64,7 @@ def test_the_closure_replays_the_same_random_numbers(tmp_path, options):
     fit(Regression(dropout=0.5), tmp_path / "twice", hooks=[Again()], **options)
 
 
-class Penalised(nn.Linear):
+class Penalised(TrainedPart, nn.Linear):
     def extra_losses(self):
         return {"penalty": self.weight.square().sum()}
 
@@ -82,7 +84,7 @@ def test_losses_that_modules_add_are_differentiated_and_logged(tmp_path):
 
     class Check(Hook):
         def after_backward(self, engine):
-            batch = [index for _, index in engine._plan.batch(engine.step)]
+            batch = [index for _, index in engine._runner.plan.batch(engine.step)]
             mse = ((task.predict(task.data.x[batch]) - task.data.y[batch]) ** 2).mean()
             total = mse + task.first.weight.square().sum() + task.last.weight.square().sum()
             for p, gradient in zip(task.parameters(), torch.autograd.grad(total, list(task.parameters())), strict=True):
@@ -210,12 +212,12 @@ def test_the_log_has_the_numbers_of_every_step(tmp_path):
         (lambda: Regression(overrides=[{"stepz": 3}]), {}, ConfigError, r"stage 'stage0', engine.stepz: .*'steps'"),
         (lambda: Regression(overrides=[{"lr": -1}]), {}, ConfigError, r"stage 'stage0', engine.lr: .*greater than 0"),
         (
-            lambda: Regression(select="vall/score"),
+            lambda: Regression(keep=Best("vall/score")),
             {},
             UserError,
             r"no validation set\. Did you mean 'val'\? Known: val",
         ),
-        (lambda: Regression(select="val/scor"), {}, UserError, r"metric 'val/scor'\. Did you mean 'val/score'"),
+        (lambda: Regression(keep=Best("val/scor")), {}, UserError, r"metric 'val/scor'\. Did you mean 'val/score'"),
         (lambda: Regression(stage_parts=("nothing",)), {}, UserError, "stage 'stage0' trains nothing: give it"),
         (lambda: Regression(), {"accumulate": 3}, UserError, r"batch_size 4 cannot be divided .* multiple of 3"),
         (lambda: Regression(data=Points(0)), {}, DataError, "data set is empty"),

@@ -8,9 +8,10 @@ from torch import nn
 from vision_lowrank.engine import Engine
 from vision_lowrank.engine.hooks import Hook
 from vision_lowrank.engine.signals import Interrupted
+from vision_lowrank.trained import TrainedPart
 
 
-class Gate(nn.Module):
+class Gate(TrainedPart):
     """A gate that shrinks after each step, a frozen tensor, and a parameter that leaves the optimiser half-way."""
 
     no_decay = ("gate",)

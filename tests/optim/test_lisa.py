@@ -20,6 +20,7 @@ from vision_lowrank.backbones.timm import TimmBackbone, timm_tower
 from vision_lowrank.config import load_config
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.engine import Engine, Hook
+from vision_lowrank.engine.keep import Best, Last
 from vision_lowrank.engine.task import Stage, Task
 from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.optim.base import StepContext
@@ -62,7 +63,7 @@ def vit(depth=DEPTH):
 class Classify(Task):
     """A frozen tiny transformer, perhaps adapted, and a linear head that trains."""
 
-    def __init__(self, adapter=None, trains=(), dtype=torch.float64, select=None, stages=1):
+    def __init__(self, adapter=None, trains=(), dtype=torch.float64, keep=None, stages=1):
         super().__init__()
         torch.manual_seed(1)
         backbone = vit().requires_grad_(False)
@@ -70,11 +71,11 @@ class Classify(Task):
         self.head = nn.Linear(8, 3)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or name in trains)
-        self.select, self.count = select, stages
+        self.keep, self.count = keep or Last(), stages
         self.to(dtype)
 
     def stages(self):
-        return [Stage(f"stage{i}", Pictures(), select=self.select) for i in range(self.count)]
+        return [Stage(f"stage{i}", Pictures(), keep=self.keep) for i in range(self.count)]
 
     def training_step(self, batch):
         logits = self.head(self.model.encode_image(batch["image"]))
@@ -509,7 +510,7 @@ def test_selected_state_restores_all_blocks(tmp_path):
         def after_step(self, engine):
             kept.append(state(engine.task))
 
-    task = Classify(select="val/score")
+    task = Classify(keep=Best("val/score"))
     options = {"lr": 0.5, "schedule": "constant", "eval_every": 1, "steps": 12}
     hook, scores = Keep(), []
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..config.adapter import PLACES
 from ..errors import UserError, near_miss
+from ..trained import TrainedPart
 
 SCALINGS = ("rslora", "lora")
 SCALING_HELP = "`rslora`: alpha / sqrt(r); `lora`: alpha / r"
@@ -154,22 +155,16 @@ class Start(NamedTuple):
     B: Tensor
 
 
-class WeightUpdate(nn.Module):
+class WeightUpdate(TrainedPart):
     """What one adapter holds and adds on one linear. Subclasses create tensors and give ``own_factors`` or ``delta``.
 
-    Parameters are trained, buffers are frozen; ``persistent=False`` keeps a buffer out of checkpoints. The engine calls
-    what an update has of these: ``extra_losses() -> {name: scalar}`` at each loss, ``proximal_step(lr)`` after each
-    optimiser step, ``set_progress(optimizer, step, steps)`` when a stage starts or resumes and after each step.
+    Parameters are trained, buffers are frozen; ``persistent=False`` keeps a buffer out of checkpoints. What it asks of
+    the training loop, it says as a :class:`~vision_lowrank.trained.TrainedPart`.
 
     Attributes:
-        no_decay: names of own parameters that weight decay must not touch.
-        no_clip: names of own parameters that are left out of gradient clipping.
-        checkpoint_whole: the engine checkpoints buffers too, and parameters whether they train or not.
         shares_A: A is frozen, so that the offset needs only B_0 and the rank does not double.
     """
 
-    no_decay: ClassVar[tuple[str, ...]] = ()
-    no_clip: ClassVar[tuple[str, ...]] = ()
     checkpoint_whole: ClassVar[bool] = True
     shares_A: bool = False
 

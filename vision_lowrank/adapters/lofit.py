@@ -259,6 +259,8 @@ class LofitLayer(AdapterLayer):
         if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
         edits = [self.weight_update[name] for name in self.active_adapters if name in self.weight_update]
+        for update in edits:
+            update.remind()
         edited = x + sum(update(self._cast_input_dtype(x, update.dtype)) for update in edits)
         return self.base_layer(edited.to(x.dtype), *args, **kwargs)
 

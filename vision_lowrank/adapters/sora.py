@@ -7,7 +7,7 @@ Paper: "Sparse Low-rank Adaptation of Pre-trained Language Models", arXiv 2311.1
 
 A (r, in) starts Kaiming-uniform, B (out, r) at zero, g (r,) from N(0, 1); all three train, ΔW = 0 at the start. The
 optimiser gives the step (AdamW, as in the reference code; with plain SGD this is ISTA on the loss + lambda Σ‖g‖₁), and
-the engine calls :meth:`Sora.proximal_step` after each step that was really taken. Gates stay in float32, which bf16's
+the loop calls :meth:`Sora.proximal_step` after each step that was really taken. Gates stay in float32, which bf16's
 steps of 0.008 near 1 would freeze, and out of weight decay and clipping. Decay of A and B (0.1) belongs to the method:
 ΔW is unchanged when B or A grows while g shrinks.
 

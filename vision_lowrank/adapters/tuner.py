@@ -130,6 +130,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         updates = [self.weight_update[name] for name in self.active_adapters if name in self.weight_update]
         if self.disable_adapters or self.merged or not updates or type(self).forward is not AdapterLayer.forward:
             return None
+        for update in updates:
+            update.remind()
         if not (is_plain(base, nn.Linear.forward) or is_plain(base, Conv1D.forward)):
             return None
         dropouts = [

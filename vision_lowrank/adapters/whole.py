@@ -54,7 +54,9 @@ class WholeLayer(AdapterLayer):
             return None
         if len(active) > 1:
             raise UserError(f"adapters {', '.join(active)} cannot work at once here: activate one of them.")
-        return self.weight_update[active[0]]
+        update = self.weight_update[active[0]]
+        update.remind()
+        return update
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Refused, as :meth:`merge` is."""

@@ -3,8 +3,8 @@
 ``checkpoints/step-000120`` is written while a stage runs, ``checkpoints/stage-000`` when it has finished. Each holds
 
     trained.safetensors   what the task calls its trained state
-    best.safetensors      the best state so far, where the stage selects one
-    loop.pt               optimiser, loss scaler, selection and hook states; read with ``weights_only=True``
+    kept.safetensors      the state that the stage keeps so far, where it keeps another than the last
+    loop.pt               optimiser, loss scaler, the kept state's numbers, hook states; read with ``weights_only=True``
     state.json            position, identity of the run, SHA-256 of the other files
 
 A checkpoint is written under a temporary name, its files and folder are synced, then it is renamed: a killed process
@@ -74,11 +74,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint: position, trained tensors, best tensors and everything else the loop needs."""
+    """One checkpoint: position, trained tensors, kept tensors and everything else the loop needs."""
 
     position: Position
     trained: State
-    best: State | None = None
+    kept: State | None = None
     loop: dict[str, Any] = field(default_factory=dict)
 
 
@@ -155,8 +155,8 @@ class CheckpointStore:
         loop = io.BytesIO()
         torch.save(checkpoint.loop, loop)
         files = {"trained.safetensors": pack_tensors(checkpoint.trained), "loop.pt": loop.getvalue()}
-        if checkpoint.best is not None:
-            files["best.safetensors"] = pack_tensors(checkpoint.best)
+        if checkpoint.kept is not None:
+            files["kept.safetensors"] = pack_tensors(checkpoint.kept)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         state = {"position": asdict(checkpoint.position), "identity": dict(identity), "files": digests}
         for name, content in {**files, "state.json": json.dumps(state, indent=1).encode()}.items():
@@ -173,11 +173,11 @@ class CheckpointStore:
             if hashlib.sha256(contents[name]).hexdigest() != digest:
                 raise ValueError(f"{name} has changed since it was written")
         _check_identity(folder, state["identity"], identity)
-        best = contents.get("best.safetensors")
+        kept = contents.get("kept.safetensors")
         return Checkpoint(
             Position(**state["position"]),
             read_tensors(contents["trained.safetensors"]),
-            read_tensors(best) if best is not None else None,
+            read_tensors(kept) if kept is not None else None,
             torch.load(io.BytesIO(contents["loop.pt"]), map_location="cpu", weights_only=True),
         )
 

@@ -1,7 +1,7 @@
 r"""Losses and gradients of one optimiser step as a function that can be called again.
 
 For a batch of b samples in parts of b_1 .. b_K samples (micro-batches of all processes), with L_i the mean loss of part
-i and E_i the losses that modules add themselves,
+i and E_i the losses that trained parts add themselves,
 
     L = sum_i (b_i / b) (L_i + E_i)
 
@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from ..trained import TrainedParts, stepped_by
 from .runtime import Runtime
 from .seeding import Stream, seed_everything
 from .task import Batch
@@ -37,7 +38,7 @@ class Closure:
 
     Attributes:
         forward: batch -> losses, ``loss`` among them.
-        modules: modules whose ``extra_losses()`` (name -> scalar) is added to ``loss``.
+        trained: parts of the model whose losses are added to ``loss``.
         optimizer: its parameters get the gradients.
         runtime: where it runs.
         scaler: loss scaling; the identity except in fp16.
@@ -47,7 +48,7 @@ class Closure:
     """
 
     forward: Callable[[Batch], dict[str, Tensor]]
-    modules: Sequence[nn.Module]
+    trained: TrainedParts
     optimizer: Optimizer
     runtime: Runtime
     scaler: GradScaler
@@ -56,7 +57,7 @@ class Closure:
     address: tuple[int, int, int]
 
     def __call__(self) -> dict[str, float]:
-        """Losses by name, averaged over the step's samples; ``loss`` includes what modules add."""
+        """Losses by name, averaged over the step's samples; ``loss`` includes what trained parts add."""
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
         seed, stage, step = self.address
@@ -68,7 +69,7 @@ class Closure:
             for name, value in losses.items():
                 value = value.detach() * part.weight
                 totals[name] = totals[name] + value if name in totals else value
-        self.runtime.sum_gradients(parameters(self.optimizer))
+        self.runtime.sum_gradients(stepped_by(self.optimizer))
         # Unscaling here, not in the step, gives gradient rules true gradients and lets the closure be called again.
         self.scaler.unscale_(self.optimizer)
         self.scaler.update()
@@ -76,21 +77,7 @@ class Closure:
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         losses = dict(self.forward(batch))
-        extra: dict[str, Tensor] = {}
-        for module in self.modules:
-            for name, value in module.extra_losses().items():
-                extra[name] = extra[name] + value if name in extra else value
+        extra = self.trained.losses()
         if extra:
             losses = losses | extra | {"loss": losses["loss"] + sum(extra.values())}
         return losses
-
-
-def parameters(optimizer: Optimizer, *, clipped: bool = False) -> list[Tensor]:
-    """All tensors an optimiser updates, in order; with `clipped`, without those of groups that have ``clip: False``."""
-    groups = [group for group in optimizer.param_groups if not clipped or group.get("clip", True)]
-    return [parameter for group in groups for parameter in group["params"]]
-
-
-def having(task: nn.Module, method: str) -> list[nn.Module]:
-    """Modules of `task` that have a method of this name, such as ``extra_losses``."""
-    return [module for module in task.modules() if callable(getattr(module, method, None))]

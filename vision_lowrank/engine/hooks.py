@@ -1,37 +1,74 @@
-"""Places in the loop where methods do their own thing: EMA teachers, layer draws, thresholds, freezing."""
+"""Places in the loop where methods and users do their own thing: EMA teachers, layer draws, adapters kept on the way.
+
+A config names hooks by ``hooks: [{type: …}]``; what it names is a :class:`HookSection`, registered with
+``@register("hook", name, summary=…)``, here or by another package's entry point.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from .loop import Engine
+from ..config.schema import EngineConfig, RunConfig, Section
+from .task import Outputs, Stage, Task
+
+
+class Loop:
+    """What a hook finds on the engine.
+
+    Attributes:
+        task: what trains.
+        folder: where the seed's results go.
+        seed: of everything random in the run.
+        is_main: whether this process writes files.
+        settings: of the current stage, overrides included.
+        stage: the current stage; None before the first.
+        stage_index: its index.
+        step: optimiser steps done in this stage.
+        global_step: optimiser steps done in all stages.
+        optimizer: of the current stage.
+        closure: computes losses and gradients of the current batch again, with the same random numbers.
+        losses: of the last step.
+        metrics: of the last evaluation.
+        outputs: by set, of its last evaluation, on the CPU in the order of the data set.
+    """
+
+    task: Task
+    folder: Path
+    seed: int
+    is_main: bool
+    settings: EngineConfig
+    stage: Stage | None
+    stage_index: int
+    step: int
+    global_step: int
+    optimizer: Optimizer
+    closure: Callable[[], dict[str, float]]
+    losses: dict[str, float]
+    metrics: dict[str, float]
+    outputs: dict[str, Outputs]
 
 
 class Hook:
-    """Base class of hooks; every method may be left out.
+    """Base class of hooks; every method may be left out."""
 
-    A hook finds what it needs on the engine: ``task``, ``stage``, ``stage_index``, ``settings``, ``step`` (steps done
-    in this stage), ``global_step``, ``optimizer``, ``losses`` and ``closure``, which computes losses and gradients of
-    the current batch again with the same random numbers.
-    """
-
-    def on_stage_start(self, engine: Engine) -> None:
+    def on_stage_start(self, engine: Loop) -> None:
         """Before the first step of a stage, and when it resumes: there the saved state is loaded right after."""
 
-    def after_backward(self, engine: Engine) -> None:
+    def after_backward(self, engine: Loop) -> None:
         """Gradients are complete: summed over micro-batches and processes, unscaled, not yet clipped."""
 
-    def after_step(self, engine: Engine) -> None:
+    def after_step(self, engine: Loop) -> None:
         """The optimiser has stepped and the counters count the step."""
 
-    def on_evaluate(self, engine: Engine, split: str, metrics: Mapping[str, float]) -> None:
+    def on_evaluate(self, engine: Loop, split: str, metrics: Mapping[str, float]) -> None:
         """All sets of `split` have been evaluated."""
 
-    def on_stage_end(self, engine: Engine) -> None:
+    def on_stage_end(self, engine: Loop) -> None:
         """The stage's final state (the selected one, if the stage selects) is in the task."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -40,6 +77,21 @@ class Hook:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state_dict` gave; tensors arrive on the CPU."""
+
+
+class HookSection(Section):
+    """Base of the options of hooks that a config can name."""
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse what makes no sense together, before anything is loaded.
+
+        Raises:
+            UserError: the hook cannot work with another part of `config`; the message says why.
+        """
+
+    def start(self) -> Hook:
+        """What does the work in the run of one seed."""
+        raise NotImplementedError
 
 
 def collect_states(hooks: Iterable[Hook]) -> list[dict[str, Any]]:

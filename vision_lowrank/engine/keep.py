@@ -1,84 +1,77 @@
-"""Which state of a stage is kept: the last, or the best by a validation metric, with an early stop."""
+"""Which state of a stage is kept: :class:`Last`, :class:`Best` by a metric, or the last within a bound of the start.
+
+A rule hears of every evaluation on validation data (:meth:`Keep.update`), takes a copy of the trained state when it
+wants it, and may end the stage early. Which direction of a metric is better, :mod:`vision_lowrank.metrics.names` knows.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from ..errors import ArtefactError, UserError, near_miss
-from .task import Stage, Task
+from ..errors import UserError, near_miss
+from ..metrics.names import sign
 
 State = dict[str, Tensor]
 
 
-def snapshot(task: Task) -> State:
-    """A copy of the task's trained state on the CPU, sharing no memory with it."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in task.trained_state().items()}
-
-
-def restore(task: Task, state: State) -> None:
-    """Put a :func:`snapshot` back.
-
-    Raises:
-        ArtefactError: its tensors are not those of `task`.
-    """
-    own = task.trained_state()
-    # Copying a tensor into one of another shape may broadcast silently.
-    odd = [name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)]
-    if odd:
-        raise ArtefactError(
-            f"the model is not the one the checkpoint was made with: {len(odd)} tensor(s) differ in shape or are "
-            f"missing, such as {min(odd)}: use the settings it was made with."
-        )
-    task.load_trained_state(state)
-
-
-def check_selection(stage: Stage, task: Task) -> None:
-    """Find a selection that cannot work before training, not after.
-
-    Raises:
-        UserError: the stage selects by a metric of no validation set.
-    """
-    sets = task.eval_sets("val") if stage.select else {}
-    if stage.select and not any(stage.select.startswith(f"{name}/") for name in sets):
-        raise UserError(
-            f"stage '{stage.name}' selects by '{stage.select}', which names no validation set."
-            f"{near_miss(stage.select.rpartition('/')[0], sets)} Known: {', '.join(sets) or 'none'}."
-        )
-
-
-@dataclass
-class Selection:
-    """The best state so far and how long ago it was found.
+class Keep:
+    """Base of the rules, which are dataclasses. A stage holds one as it is written; the engine works with a fresh copy.
 
     Attributes:
-        metric: name of the validation metric, larger is better; None keeps the last state.
-        patience: evaluations without a better value after which a stage stops; 0 = never.
-        value: best value so far.
-        step: step of the best value.
+        metric: full name of the validation metric that decides, such as ``val/accuracy``; None where none does.
+        from_start: whether the metric must be known before the first step.
+        patience: evaluations in a row without a state worth keeping after which the stage stops; 0 = never.
+        value: the metric of the kept state.
+        step: the step of the kept state.
         waited: evaluations since then.
-        state: trained state at that step; None before the first evaluation.
+        state: the kept state; None means the last one.
     """
 
     metric: str | None
-    patience: int
-    value: float = -math.inf
-    step: int = 0
-    waited: int = 0
+    from_start: ClassVar[bool] = False
+    patience = step = waited = 0
+    value = -math.inf
     state: State | None = None
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the stage should stop early."""
-        return 0 < self.patience <= self.waited
+    def fresh(self, patience: int) -> Keep:
+        """The same rule, which has seen nothing yet."""
+        this: Any = self
+        rule: Keep = replace(this)
+        rule.patience = patience
+        return rule
 
-    def update(self, metrics: Mapping[str, float], task: Task, step: int) -> None:
-        """Take an evaluation into account; ties and NaN are no improvement.
+    def wants(self, value: float) -> bool:
+        """Whether a state of this value of the metric takes the place of the kept one."""
+        raise NotImplementedError
+
+    def check(self, stage: str, sets: Collection[str]) -> None:
+        """Find a rule that cannot work before training, not after.
+
+        Args:
+            stage: name of the stage.
+            sets: names of the validation sets.
+
+        Raises:
+            UserError: the metric is of none of these.
+        """
+        if self.metric is not None and not any(self.metric.startswith(f"{name}/") for name in sets):
+            raise UserError(
+                f"stage '{stage}' keeps a state by '{self.metric}', which names no validation set."
+                f"{near_miss(self.metric.rpartition('/')[0], sets)} Known: {', '.join(sets) or 'none'}."
+            )
+
+    def update(self, metrics: Mapping[str, float], step: int, take: Callable[[], State]) -> None:
+        """Take an evaluation into account.
+
+        Args:
+            metrics: of the validation sets, by full name.
+            step: optimiser steps done in the stage.
+            take: gives a copy of the trained state.
 
         Raises:
             UserError: the metric is not among `metrics`.
@@ -87,22 +80,84 @@ class Selection:
             return
         if self.metric not in metrics:
             hint = near_miss(self.metric, metrics)
-            raise UserError(f"unknown selection metric '{self.metric}'.{hint} Known: {', '.join(sorted(metrics))}.")
-        if metrics[self.metric] > self.value:
-            self.value, self.step, self.waited = metrics[self.metric], step, 0
-            self.state = snapshot(task)
+            raise UserError(f"unknown validation metric '{self.metric}'.{hint} Known: {', '.join(sorted(metrics))}.")
+        value = metrics[self.metric]
+        if self.wants(value):
+            self.value, self.step, self.waited, self.state = value, step, 0, take()
         else:
             self.waited += 1
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the stage should stop early."""
+        return 0 < self.patience <= self.waited
+
     def state_dict(self) -> dict[str, Any]:
-        """Counters of a checkpoint; the best state travels beside them."""
+        """Numbers of a checkpoint; the kept state travels beside them."""
         return {"value": self.value, "step": self.step, "waited": self.waited}
 
-    def load_state_dict(self, counters: Mapping[str, Any], state: State | None) -> None:
+    def load_state_dict(self, numbers: Mapping[str, Any], state: State | None) -> None:
         """Put back what a checkpoint holds."""
-        self.value, self.step, self.waited = counters["value"], counters["step"], counters["waited"]
+        self.value, self.step, self.waited = numbers["value"], numbers["step"], numbers["waited"]
         self.state = state
 
 
-def _shape(state: State, name: str) -> torch.Size | None:
-    return state[name].shape if name in state else None
+@dataclass
+class Last(Keep):
+    """The state after the last step."""
+
+    metric: ClassVar[None] = None
+
+
+@dataclass
+class Best(Keep):
+    """The state with the best value of `metric`, the first of several; NaN is no improvement."""
+
+    metric: str
+
+    def __post_init__(self) -> None:
+        self.value = -math.inf * sign(self.metric)
+
+    def wants(self, value: float) -> bool:
+        """Whether it is better than the best so far."""
+        return sign(self.metric) * value > sign(self.metric) * self.value
+
+
+@dataclass
+class LastWithin(Keep):
+    """The last state whose `metric` is less than a share `bound` worse than it was before the first step.
+
+    With the start's value G_0 of a loss these are the states of G < G_0 (1 + bound), the deviation bound of "Model
+    Editing with Canonical Examples" (arXiv 2402.06155). The start itself always qualifies, so the worst outcome is no
+    change. Where more is better, states of G > G_0 - bound · abs(G_0) qualify.
+
+    Raises:
+        UserError: `bound` is not positive.
+    """
+
+    metric: str
+    bound: float
+
+    from_start: ClassVar[bool] = True
+    start: float | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.bound > 0:
+            raise UserError(f"LastWithin: bound = {self.bound}: it is a share of the start's value, such as 1e-3.")
+
+    def wants(self, value: float) -> bool:
+        """Whether it is the start's, or within the bound of it."""
+        if self.start is None:
+            self.start = value
+            return True
+        worse = sign(self.metric) * (self.start - value)
+        return worse < self.bound * abs(self.start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's numbers, and the start's value."""
+        return super().state_dict() | {"start": self.start}
+
+    def load_state_dict(self, numbers: Mapping[str, Any], state: State | None) -> None:
+        """Put back what a checkpoint holds."""
+        super().load_state_dict(numbers, state)
+        self.start = numbers["start"]

@@ -129,12 +129,22 @@ def train_loader(
     )
 
 
-def eval_loader(data: Dataset, batch_size: int, *, seed: int, rank: int, world_size: int, workers: int) -> DataLoader:
+def eval_loader(
+    data: Dataset,
+    batch_size: int,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    collate: Callable[[list[Any]], Any] | None,
+    workers: int,
+) -> DataLoader:
     """This process's share of `data`, samples ``rank, rank + world_size, ...``, each exactly once."""
     return DataLoader(
         SeededDataset(data, seed, Stream.EVAL_SAMPLE),
         sampler=range(rank, len(data), world_size),  # type: ignore[arg-type]
         batch_size=batch_size,
+        collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )

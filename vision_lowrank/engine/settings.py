@@ -51,7 +51,7 @@ def run_identity(seed: int, config: str, stages: Sequence[Stage], settings: Sequ
     """
     identity: dict[str, Any] = {"seed": seed, "config": config, "stages": [stage.name for stage in stages]}
     for index, (stage, options) in enumerate(zip(stages, settings, strict=True)):
-        facts = {"samples": len(stage.data), "select": stage.select}  # type: ignore[arg-type]
+        facts = {"samples": len(stage.data), "keep": repr(stage.keep)}  # type: ignore[arg-type]
         facts |= options.model_dump(mode="json", exclude=FREE_SETTINGS)
         identity |= {f"{stage.name}[{index}].{key}": value for key, value in facts.items()}
     return identity

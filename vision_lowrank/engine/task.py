@@ -7,7 +7,7 @@ moves batches to the device, gathers outputs over processes, checkpoints and res
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..trained import TrainedPart, parameter_groups
+from .keep import Keep, Last
+
 Batch = dict[str, Any]
-Outputs = dict[str, Tensor]
+Collate = Callable[[list[Any]], Any]
+
+# By name, what a model gives for samples: a tensor, whose first dimension is theirs, or a list with a value for each,
+# such as a tensor of a size of its own, or a dictionary of tensors. See :mod:`.outputs`.
+Outputs = dict[str, Any]
 
 
 @dataclass
@@ -29,7 +36,7 @@ class Stage:
         name: used in logs, checkpoints and metrics.
         data: map-style data set; ``data[position, index]`` gives a dictionary of tensors and numbers.
         engine: overrides of the run's engine settings for this stage, such as ``{"steps": 100}``.
-        select: name of the validation metric that picks the best state ("max" is better); None keeps the last state.
+        keep: which state the stage ends with: :class:`.keep.Last`, or one that a validation metric chooses.
         collate: joins samples to a batch; None is torch's default.
         steps: what makes this stage's steps, instead of the run's gradient rule; see :mod:`vision_lowrank.optim.base`.
         prepares: it only makes ready what the other stages train: a run's cost is measured on these.
@@ -38,20 +45,44 @@ class Stage:
     name: str
     data: Dataset
     engine: dict[str, Any] = field(default_factory=dict)
-    select: str | None = None
-    collate: Any = None
+    keep: Keep = field(default_factory=Last)
+    collate: Collate | None = None
     steps: Any = None
     prepares: bool = False
 
 
-class Task(nn.Module):
+@dataclass(frozen=True)
+class EvalSet:
+    """A data set to evaluate on that is read in a way of its own.
+
+    Attributes:
+        data: map-style data set.
+        collate: joins samples to a batch; None is torch's default.
+        batch_size: samples of a batch; None is ``engine.eval_batch_size``.
+    """
+
+    data: Dataset
+    collate: Collate | None = None
+    batch_size: int | None = None
+
+
+EvalSets = Mapping[str, Dataset | EvalSet]
+
+
+class Task(TrainedPart):
     """Base class of all tasks. Subclasses register themselves with ``@register("task", name, config=...)``.
 
     Attributes:
         headline: the metrics of a test set that are printed; none = all.
+        gates: of a selection's search (:class:`vision_lowrank.selection.gates.Gates`); None without one.
     """
 
     headline: tuple[str, ...] = ()
+    gates: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = None
 
     def is_headline(self, name: str) -> bool:
         """Whether the metric of this full name is printed after an evaluation: a headline of a set, or any."""
@@ -69,23 +100,11 @@ class Task(nn.Module):
         """Called after :meth:`begin_stage` and the gradient rule: what requires a gradient now may change."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups of the current stage: dicts with ``params`` (list of named tuples' tensors) and options.
+        """Optimiser groups of the current stage: dicts with ``params`` and options.
 
-        Default: everything that requires a gradient. Modules name those of their own parameters that weight decay
-        (``no_decay``) or gradient clipping (``no_clip``) must not touch; these form groups of their own.
+        Default: everything that requires a gradient, with what trained parts exempt in groups of its own.
         """
-        groups: dict[tuple[bool, bool], list[Tensor]] = {}
-        seen: set[int] = set()
-        for module in self.modules():
-            exempt = [getattr(module, rule, ()) for rule in ("no_decay", "no_clip")]
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.requires_grad and id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    groups.setdefault((name not in exempt[0], name not in exempt[1]), []).append(parameter)
-        return [
-            {"params": tensors, "clip": clip} | ({} if decay else {"weight_decay": 0.0})
-            for (decay, clip), tensors in groups.items()
-        ]
+        return parameter_groups(self)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of one batch, ``{"loss": scalar, part: scalar, …}``: ``loss`` is differentiated, all are logged."""
@@ -98,7 +117,11 @@ class Task(nn.Module):
     def after_step(self, step: int) -> None:
         """Called when the optimiser has stepped and `step` steps of the stage are done."""
 
-    def fit_sets(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
+    def selection_data(self) -> Dataset:
+        """Samples held out for the search of a selection, as they are evaluated: a task with `gates` has them."""
+        raise NotImplementedError
+
+    def fit_sets(self, place: Literal["untrained", "start", "end"]) -> EvalSets:
         """Data sets that parts are fitted on in closed form, such as prototypes: :meth:`fit_outputs` gets the outputs.
 
         Args:
@@ -110,7 +133,7 @@ class Task(nn.Module):
     def fit_outputs(self, name: str, outputs: Outputs) -> None:
         """What the model gave for a set of :meth:`fit_sets`: the outputs of all its samples, on the CPU."""
 
-    def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
+    def eval_sets(self, split: Literal["val", "test"]) -> EvalSets:
         """Named data sets to evaluate on; ``val`` may be empty."""
         raise NotImplementedError
 
@@ -118,7 +141,7 @@ class Task(nn.Module):
         """Called under ``no_grad`` before a set is evaluated: for example encode the class prompts once."""
 
     def eval_step(self, batch: Batch) -> Outputs:
-        """Per-sample tensors of one batch, first dimension = batch: gathered over batches and processes."""
+        """What the model gives for each sample of one batch: gathered over batches and processes."""
         raise NotImplementedError
 
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
@@ -136,12 +159,11 @@ class Task(nn.Module):
     def trained_state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold: everything that a stage may change.
 
-        Default: parameters that require a gradient, and the whole state of modules with ``checkpoint_whole``, whose
-        frozen tensors another machine might compute differently.
+        Default: parameters that require a gradient, and the whole state of parts with ``checkpoint_whole``.
         """
         state = {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
         for path, module in self.named_modules():
-            if getattr(module, "checkpoint_whole", False):
+            if isinstance(module, TrainedPart) and module.checkpoint_whole:
                 state |= {name: t.detach() for name, t in module.state_dict(prefix=f"{path}.").items()}
         return state
 
@@ -152,7 +174,7 @@ class Task(nn.Module):
             odd = sorted(own.keys() ^ state.keys())
             raise KeyError(f"checkpoint and model differ in {len(odd)} tensors, such as {odd[0]}")
         for path, module in self.named_modules():
-            if hasattr(module, "check_state"):
+            if isinstance(module, TrainedPart):
                 prefix = f"{path}."
                 module.check_state({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """What a regulariser is: options, and a module that turns what a training step computed into further losses.
 
 In each step the task shows its :class:`Penalty` what it computed (:meth:`Penalty.observe`), and the engine, which asks
-all modules for ``extra_losses()`` after the forward pass, adds what comes back to the task's loss. Weights are
+all trained parts for ``extra_losses()`` after the forward pass, adds what comes back to the task's loss. Weights are
 included; what was observed is used once and forgotten; in evaluation there is nothing to add.
 
 The pretrained model is asked for only by regularisers that compare with it (:attr:`Regularizer.teacher`). The task
@@ -20,11 +20,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from ..config.schema import RunConfig, Section
 from ..errors import UserError
+from ..trained import TrainedPart
 
 # What ``init_lora_weights`` of PEFT's LoRA may be; the others subtract the starting product from the frozen weight.
 KEEP_W = ("true", "false", "gaussian", "orthogonal", "eva", "mica")
@@ -96,7 +97,7 @@ class Regularizer(Section):
         raise NotImplementedError
 
 
-class Penalty(nn.Module):
+class Penalty(TrainedPart):
     """Base of what regularisers put into a task; subclasses define :meth:`losses`."""
 
     def __init__(self) -> None:

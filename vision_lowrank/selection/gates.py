@@ -32,6 +32,7 @@ from ..adapters.tuner import tuner_layers
 from ..backbones.base import Backbone
 from ..errors import UserError
 from ..kernels.linear import fused_linear
+from ..trained import TrainedPart
 
 Relaxation = Callable[[Tensor], Tensor]
 
@@ -89,7 +90,7 @@ def sigmoid_weights(logits: Tensor, scale: float = 1.0) -> Tensor:
     return scale * logits.sigmoid()
 
 
-class Gates(nn.Module):
+class Gates(TrainedPart):
     """Gates on the adapted layers of `model`, in force until :meth:`remove`.
 
     Args:

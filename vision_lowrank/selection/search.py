@@ -62,12 +62,16 @@ class SearchOptions(Section):
 
 
 class Search(Steps):
-    """The steps of a search stage, whose task has ``gates`` and ``selection_data()``, the held-out data set."""
+    """The steps of a search stage, whose task has ``gates`` and ``selection_data()``, the held-out data set.
+
+    Raises:
+        UserError: the task has no gates.
+    """
 
     def __init__(self, options: SearchOptions, stage: StepContext) -> None:
         super().__init__(stage)
         task: Any = stage.model
-        if not isinstance(getattr(task, "gates", None), Gates) or not hasattr(task, "selection_data"):
+        if not isinstance(task.gates, Gates):
             raise UserError(f"selection: task {type(task).__name__} cannot search; leave `selection` out.")
         self.options, self.task, self.gates = options, task, task.gates
         self._closure: Closure | None = None

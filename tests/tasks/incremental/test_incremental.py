@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from vision_lowrank.config import load_config
 from vision_lowrank.engine import Engine, Hook
+from vision_lowrank.engine.keep import Best, Last
 from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.metrics.incremental import SessionMatrix, incremental_metrics
 from vision_lowrank.studies.run import build_task, run
@@ -284,7 +285,7 @@ def test_full_fine_tuning_moves_the_whole_tower_in_every_session(sessions):
 
 def test_selection_by_validation_never_sees_test_pictures(sessions):
     task, engine = started(sessions, ["task.select=val"])
-    assert [stage.select for stage in task.stages()] == ["val/accuracy", None, None]
+    assert [stage.keep for stage in task.stages()] == [Best("val/accuracy"), Last(), Last()]
     assert task.stages()[0].engine["eval_every"] == 2
     task.begin_stage(task.stages()[0])
     images = task.image_sets("val")["val"]
@@ -296,7 +297,7 @@ def test_selection_by_validation_never_sees_test_pictures(sessions):
 
 def test_best_on_test_says_what_it_does(sessions):
     task, engine = started(sessions, ["task.select=best_on_test"])
-    assert task.stages()[0].select == "test-as-val/accuracy"
+    assert task.stages()[0].keep == Best("test-as-val/accuracy")
     engine.fit()
     lines = [json.loads(line) for line in (sessions.parent / "run" / "metrics.jsonl").read_text().splitlines()]
     found = [line["step"] for line in lines if line["stage"] == "base" and "test-as-val/accuracy" in line]

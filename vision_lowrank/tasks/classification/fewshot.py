@@ -33,6 +33,7 @@ from ...data.base import ImageSet
 from ...data.loading import TransformedImages
 from ...data.protocols import base_to_novel, with_transfer
 from ...data.samplers import draw_shots
+from ...engine.keep import Best, Last
 from ...engine.task import Batch, Stage
 from ...errors import UserError
 from ...metrics.classification import harmonic_mean
@@ -107,7 +108,7 @@ class FewShot(ClassificationTask):
         model = load_adapted(config, options.head, train, templates)
         super().__init__(ImageClassifier(model, options.head, splits.train.classes, templates), splits, val)
         self.config, self.options, self.seed, self.train_images = config, options, seed, train
-        self.gates: nn.Module | None = config.selection.gates(model) if config.selection else None
+        self.gates = config.selection.gates(model) if config.selection else None
         self._placed = config.selection is None
         self.regularizer: Any = config.regularizer.start() if config.regularizer else None
         self._asks = config.regularizer.teacher if config.regularizer else None
@@ -142,9 +143,9 @@ class FewShot(ClassificationTask):
         if selection:
             inner, _ = self.search_images
             before.append(Stage(SEARCH, images(inner), {"steps": selection.steps}, steps=selection.search))
-        select = "val/accuracy" if options.select else None
+        keep = Best("val/accuracy") if options.select else Last()
         stages = phases(self.model.backbone).items()
-        return before + [Stage(phase, data, length | settings, select) for phase, settings in stages]
+        return before + [Stage(phase, data, length | settings, keep) for phase, settings in stages]
 
     @cached_property
     def search_images(self) -> tuple[ImageSet, ImageSet]:

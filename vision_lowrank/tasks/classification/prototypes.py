@@ -26,9 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...trained import TrainedPart
 
 
-class PrototypeHead(nn.Module):
+class PrototypeHead(TrainedPart):
     """``forward(model, features (B, d)) -> logits (B, C)``.
 
     Attributes:

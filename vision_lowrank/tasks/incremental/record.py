@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...metrics.incremental import SessionMatrix, class_counts
+from ...trained import TrainedPart
 
 
-class SessionRecord(nn.Module):
+class SessionRecord(TrainedPart):
     """Counts of T + 1 sessions; -1 where a session has not been tested.
 
     Args:

@@ -38,6 +38,7 @@ from ...data.augmentation import training_transform
 from ...data.base import ImageSet, Splits, joined
 from ...data.loading import TransformedImages
 from ...data.sessions import Session, make_sessions
+from ...engine.keep import Best, Last
 from ...engine.task import Batch, Outputs, Stage, count
 from ...errors import UserError
 from ...metrics.incremental import SessionMatrix, incremental_metrics
@@ -103,10 +104,11 @@ class Incremental(ClassificationTask):
         options, engine = self.options, self.config.engine
         base, *later = self.sessions.sessions
         length = {} if options.epochs is None else {"steps": options.epochs * self._epoch(base)}
-        select = {"last": None, "val": "val/accuracy", "best_on_test": f"{TEST_AS_VAL}/accuracy"}[options.select]
-        if select and not engine.eval_every:
+        rules = {"last": Last(), "val": Best("val/accuracy"), "best_on_test": Best(f"{TEST_AS_VAL}/accuracy")}
+        keep = rules[options.select]
+        if options.select != "last" and not engine.eval_every:
             length["eval_every"] = self._epoch(base)
-        stages = [Stage(name, self._images(base), length | self._phases[phase], select) for name, phase in self._base]
+        stages = [Stage(name, self._images(base), length | self._phases[phase], keep) for name, phase in self._base]
         constant = {"lr": engine.lr * options.incremental_lr_factor, "schedule": "constant", "warmup_steps": 0}
         for session in later:
             steps = options.incremental_epochs * self._epoch(session)

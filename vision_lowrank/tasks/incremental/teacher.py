@@ -32,9 +32,10 @@ from torch.func import functional_call
 
 from ...attachment.parameters import backbone_of
 from ...modes import preserved
+from ...trained import TrainedPart
 
 
-class FrozenCopy(nn.Module):
+class FrozenCopy(TrainedPart):
     """A student as it was. What it holds are buffers: they move and are checkpointed with the task, and never train.
 
     Args:

@@ -36,6 +36,7 @@ from ...data.manipulation.augmentation import augmentation
 from ...data.manipulation.base import REAL, ManipulationSet
 from ...data.manipulation.robustness import Degradation, parse
 from ...data.manipulation.sampling import draws_of
+from ...engine.keep import Best, Last
 from ...engine.task import Batch, Outputs, Stage, Task, count
 from ...files import write_text
 from ...metrics.calibration import Calibration
@@ -119,10 +120,10 @@ class Manipulation(Task):
             stages.append(Stage(CONTRAST, drawn, settings, prepares=True))
         if options.layer == "lds":
             stages.append(Stage(LAYERS, drawn, {"steps": 0}, prepares=True))
-        select = "val/auc" if options.select == "val" else None
+        keep = Best("val/auc") if options.select == "val" else Last()
         for name, phase in self._decoding.items():
             settings = {key: value for key, value in self._phases[phase].items() if key != "lr"}  # the adapter's alone
-            stages.append(Stage(name, drawn, settings, select))
+            stages.append(Stage(name, drawn, settings, keep))
         if options.explanation and self.explained:
             settings = {"steps": options.explanation.steps, "lr": options.explanation.lr}
             stages.append(Stage(EXPLANATION, self._pictures(self.explained), settings, prepares=True))

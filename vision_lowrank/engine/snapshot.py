@@ -1,0 +1,35 @@
+"""Copies of what a task has trained: taken for checkpoints and kept states, and put back."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import ArtefactError
+from .keep import State
+from .task import Task
+
+
+def snapshot(task: Task) -> State:
+    """A copy of the task's trained state on the CPU, sharing no memory with it."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in task.trained_state().items()}
+
+
+def restore(task: Task, state: State) -> None:
+    """Put a :func:`snapshot` back.
+
+    Raises:
+        ArtefactError: its tensors are not those of `task`.
+    """
+    own = task.trained_state()
+    # Copying a tensor into one of another shape may broadcast silently.
+    odd = [name for name in own.keys() | state.keys() if _shape(own, name) != _shape(state, name)]
+    if odd:
+        raise ArtefactError(
+            f"the model is not the one the checkpoint was made with: {len(odd)} tensor(s) differ in shape or are "
+            f"missing, such as {min(odd)}: use the settings it was made with."
+        )
+    task.load_trained_state(state)
+
+
+def _shape(state: State, name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
