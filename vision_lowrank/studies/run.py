@@ -108,7 +108,8 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
         torch.set_num_threads(config.engine.threads)
     recompute_dropout(config.engine.recompute_dropout)
     task = build_task(config, seed)
-    engine = Engine(config.engine, task, folder, seed=seed, rule=config.rule)
+    hooks = [section.start() for section in config.hooks]
+    engine = Engine(config.engine, task, folder, seed=seed, rule=config.rule, hooks=hooks)
     baseline = _baseline(engine, folder / "baseline.json")
     cost = _cost(engine)
     engine.fit()
