@@ -1,17 +1,25 @@
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from sklearn.datasets import load_digits
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "examples"
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs_and_stays_short(path, tmp_path):
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_stays_short(path):
     assert len(path.read_text().splitlines()) < 150
+
+
+def test_the_adapted_clip_is_saved_exported_and_merged(tmp_path):
     arguments = ["--steps", "2", "--shots", "2", "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, str(path), *arguments], capture_output=True, text=True)
+    command = [sys.executable, str(FOLDER / "adapt_open_clip.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "merged:" in done.stdout
     accuracies = [line.split(": ")[1].split("%")[0] for line in done.stdout.splitlines() if "%" in line]
@@ -19,5 +27,16 @@ def test_example_runs_and_stays_short(path, tmp_path):
     assert (tmp_path / "lora" / "adapter_config.json").is_file()
 
 
-def test_there_is_an_example():
-    assert EXAMPLES
+@pytest.mark.parametrize(("config", "phases"), [("SoraConfig", ["train"]), ("LofitConfig", ["select", "offsets"])])
+def test_the_plain_loop_trains_phase_by_phase(config, phases, capsys, monkeypatch):
+    digits = load_digits()
+    few = SimpleNamespace(images=digits.images[:40], target=digits.target[:40])
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
+    monkeypatch.setattr(sys, "argv", ["plain_pytorch.py", "--config", config, "--steps", "10", "--shots", "1"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*trains, but nothing calls")
+        runpy.run_path(str(FOLDER / "plain_pytorch.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines[1:-1]] == phases
+    assert lines[0].startswith("before: ")
+    assert lines[-1].startswith("after: ")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .attachment.accelerate import accelerate_peft
     from .attachment.attach import attach
     from .attachment.merge import merge
+    from .attachment.phases import begin_phase, phases
     from .attachment.store import load, save
     from .attention.split import fuse_attention, split_attention
     from .backbones.load import load_backbone
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .selection.diffora import Diffora
     from .selection.flexora import Flexora
     from .targets.coverage import coverage
+    from .trained import TrainedPart, TrainedParts, parameter_groups
 
 # Public name -> the module that defines it.
 _LAZY = {
@@ -81,9 +83,12 @@ _LAZY = {
     "SloraConfig": ".adapters.slora",
     "SoraConfig": ".adapters.sora",
     "SupervisedContrastive": ".regularizers.contrastive",
+    "TrainedPart": ".trained",
+    "TrainedParts": ".trained",
     "VisualPromptConfig": ".adapters.visual_prompt",
     "accelerate_peft": ".attachment.accelerate",
     "attach": ".attachment.attach",
+    "begin_phase": ".attachment.phases",
     "coverage": ".targets.coverage",
     "create_lora_pro_optimizer": ".optim.lora_pro",
     "export_lora": ".export.lora",
@@ -91,7 +96,9 @@ _LAZY = {
     "load": ".attachment.store",
     "load_backbone": ".backbones.load",
     "merge": ".attachment.merge",
+    "parameter_groups": ".trained",
     "peft_method": ".adapters.peft_method",
+    "phases": ".attachment.phases",
     "reduce_intruders": ".analysis.mitigation",
     "save": ".attachment.store",
     "split_attention": ".attention.split",
@@ -130,11 +137,14 @@ __all__ = [
     "SloraConfig",
     "SoraConfig",
     "SupervisedContrastive",
+    "TrainedPart",
+    "TrainedParts",
     "UserError",
     "VisualPromptConfig",
     "__version__",
     "accelerate_peft",
     "attach",
+    "begin_phase",
     "coverage",
     "create_lora_pro_optimizer",
     "export_lora",
@@ -143,7 +153,9 @@ __all__ = [
     "load_backbone",
     "merge",
     "methods",
+    "parameter_groups",
     "peft_method",
+    "phases",
     "reduce_intruders",
     "register",
     "save",

@@ -128,11 +128,11 @@ def as_side(model: nn.Module, pixels: Tensor) -> Side:
     """One step of `model`, which leaves nothing behind."""
     trained = [p for p in model.parameters() if p.requires_grad]
     layers = tuner_layers(model)
-    adding = [module for module in model.modules() if hasattr(module, "extra_losses")]
+    parts = vl.TrainedParts(model, torch.optim.SGD(trained, 0.0), steps=1) if trained else None
 
     def step() -> None:
         loss = model.encode_image(pixels).square().mean()
-        (loss + sum(sum(module.extra_losses().values()) for module in adding)).backward()
+        (loss + sum(parts.losses().values()) if parts else loss).backward()
         for parameter in trained:
             parameter.grad = None
 
