@@ -10,19 +10,17 @@ import torch
 import vision_lowrank as vl
 from vision_lowrank.adapters.tuner import adapter_layers
 from vision_lowrank.config import load_config
-from vision_lowrank.config.schema import RunConfig
 from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.engine.keep_adapters import KeepAdapters
-from vision_lowrank.errors import UserError
-from vision_lowrank.registry import registry
+from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.studies.run import build_task, run
 
+KEEP = "hooks=[{{type: keep_adapters{}}}]"
 
-def config_of(recipe, *hooks, overrides=()):
-    """The recipe's run of one seed and six epochs of one step, with hooks."""
-    given = ["task.seeds=[1]", "engine.steps=6", "engine.eval_every=2", *overrides]
-    config = load_config(recipe, given)
-    return RunConfig.model_validate({**dict(config), "hooks": hooks})
+
+def config_of(recipe, *overrides):
+    """The recipe's run of one seed and six epochs of one step."""
+    return load_config(recipe, ["task.seeds=[1]", "engine.steps=6", "engine.eval_every=2", *overrides])
 
 
 def folders(seed):
@@ -62,11 +60,11 @@ class Watch(Hook):
 
 
 @pytest.mark.parametrize(("options", "epochs"), [
-    ({}, [1, 2, 3, 4, 5, 6]), ({"last": 2}, [5, 6]), ({"every": 2}, [2, 4, 6]), ({"every": 4, "last": 3}, [4]),
-    ({"every": 2, "last": 2}, [4, 6]),
+    ("", [1, 2, 3, 4, 5, 6]), (", last: 2", [5, 6]), (", every: 2", [2, 4, 6]), (", every: 4, last: 3", [4]),
+    (", every: 2, last: 2", [4, 6]),
 ])  # fmt: skip
 def test_adapters_of_epochs_are_kept_and_change_nothing(recipe, tmp_path, options, epochs):
-    config = config_of(recipe, KeepAdapters(**options))
+    config = config_of(recipe, KEEP.format(options))
     watch = Watch()
     task, engine = trained(config, tmp_path / "seed", hooks=[watch])
     engine.fit()
@@ -82,7 +80,7 @@ def test_adapters_of_epochs_are_kept_and_change_nothing(recipe, tmp_path, option
 
 
 def test_a_resumed_run_repeats_its_epochs_without_duplicates(recipe, tmp_path):
-    config = config_of(recipe, KeepAdapters(last=2))
+    config = config_of(recipe, KEEP.format(", last: 2"))
     with pytest.raises(ZeroDivisionError):
         trained(config, tmp_path / "seed", hooks=[Crash(5)])[1].fit()  # the newest checkpoint is of step 4
     assert folders(tmp_path / "seed") == ["epoch-0004", "epoch-0005"]
@@ -99,23 +97,30 @@ def test_a_resumed_run_repeats_its_epochs_without_duplicates(recipe, tmp_path):
 
 
 def test_a_model_without_adapter_is_refused_in_one_line(recipe, tmp_path):
-    message = r"^hook keep_adapters: the model has no adapter to keep: set `adapter`, or leave the hook out\.$"
-    with pytest.raises(UserError, match=message):
-        config_of(recipe, KeepAdapters(), overrides=["adapter=null", "task.head=linear"])
-    config = config_of(recipe, overrides=["adapter=null", "task.head=linear"])
-    with pytest.raises(UserError, match=message):
+    bare = ["adapter=null", "task.head=linear"]
+    message = r"hook keep_adapters: the model has no adapter to keep: set `adapter`, or leave the hook out\.$"
+    with pytest.raises(ConfigError, match=message):
+        config_of(recipe, *bare, KEEP.format(""))
+    config = config_of(recipe, *bare)
+    with pytest.raises(UserError, match=f"^{message}"):
         trained(config, tmp_path / "seed", hooks=[KeepAdapters().start()])[1].fit()
 
 
-def test_the_hook_is_registered_and_run_starts_it(recipe):
-    assert registry.get("hook", "keep_adapters").target is KeepAdapters
-    config = config_of(recipe, KeepAdapters(last=1), overrides=["engine.steps=2"])
+def test_a_run_starts_the_hooks_of_its_config(recipe):
+    config = config_of(recipe, KEEP.format(", last: 1"), "engine.steps=2")
+    assert config.hooks == (KeepAdapters(last=1),)
     run(config)
     assert folders(recipe.parent / "runs" / config.name / "seed-1") == ["epoch-0002"]
 
 
+def test_mistakes_in_a_hook_are_named(recipe):
+    with pytest.raises(ConfigError, match=r"hooks\.0\.type: unknown hook 'keep_adapter'\. Did you mean"):
+        config_of(recipe, "hooks=[{type: keep_adapter}]")
+    with pytest.raises(ConfigError, match=r"hooks\.0\.lst: .*Did you mean 'last'"):
+        config_of(recipe, KEEP.format(", lst: 2"))
+
+
 OUTSIDE = """
-from pathlib import Path
 from typing import Literal
 from vision_lowrank import register
 from vision_lowrank.engine import Hook, HookSection
@@ -137,15 +142,16 @@ class Counter(Hook):
 """
 
 
-def test_another_package_adds_a_hook_by_entry_point(tmp_path):
+def test_another_package_adds_a_hook_by_entry_point(recipe, tmp_path):
     (tmp_path / "outside.py").write_text(OUTSIDE)
     info = tmp_path / "outside-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[vision_lowrank]\noutside = outside\n")
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from vision_lowrank.registry import registry; "
-        "hook = registry.get('hook', 'count_steps').target(first=3).start(); hook.after_step(None); print(hook.steps)"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from vision_lowrank.config import load_config; "
+        f"config = load_config({str(recipe)!r}, ['hooks=[{{type: count_steps, first: 3}}]']); "
+        "hook = config.hooks[0].start(); hook.after_step(None); print(hook.steps)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "4", done.stderr
