@@ -115,11 +115,12 @@ def test_a_part_that_the_index_lacks_is_found(tmp_path, index):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ('@register("data", "mine", summary="")', True),
-        ("@register(\n    'data',\n    'mine',\n)", True),
+        ('@register("data", "mine", summary="")\ndef read(): ...', True),
+        ("@registry.register(\n    'data',\n    'mine',\n)\nclass Mine: ...", True),
         ('register("data", NAME, summary="")(read)', True),
-        ('@register("data", "mine_too", summary="")', False),
-        ('@register("task", "mine", summary="")', False),
+        ('@register("data", "mine_too", summary="")\nclass Mine: ...', False),
+        ('@register("task", "mine", summary="")\nclass Mine: ...', False),
+        ('"""How to: @register("data", name) or @register("data", "mine")."""', False),
         ('kind = "data"', False),
     ],
 )

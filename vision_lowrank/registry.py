@@ -19,10 +19,10 @@ A package outside this one registers its parts in the same way and names its mod
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import pkgutil
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -240,16 +240,29 @@ class Registry:
 
 
 def registering(kind: str, name: str, indexed: Collection[str]) -> Iterator[str]:
-    """Modules of this package, dotted below it, whose text registers `name`; or registers a name that is no literal,
+    """Modules of this package, dotted below it, whose source registers `name`; or registers a name that is no literal,
     unless the module is in `indexed`.
     """
-    start = rf"""\bregister\(\s*["']{kind}["'],\s*"""
-    literal, variable = re.compile(rf"""{start}["']{re.escape(name)}["']"""), re.compile(rf"{start}[A-Za-z_]")
     for path in sorted((FOLDER / PACKAGES[kind].replace(".", "/")).rglob("*.py")):
         place = path.parent if path.stem == "__init__" else path.with_suffix("")
-        module, text = ".".join(place.relative_to(FOLDER).parts), path.read_text(encoding="utf-8")
-        if literal.search(text) or (module not in indexed and variable.search(text)):
+        module, names = ".".join(place.relative_to(FOLDER).parts), _names_registered(path, kind)
+        if name in names or (None in names and module not in indexed):
             yield module
+
+
+def _names_registered(path: Path, kind: str) -> set[str | None]:
+    """The names that a source file registers under a kind, None for one that is no literal."""
+    text = path.read_text(encoding="utf-8")
+    if "register" not in text or kind not in text:
+        return set()
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and len(node.args) > 1]
+    return {
+        call.args[1].value if isinstance(call.args[1], ast.Constant) else None
+        for call in calls
+        if getattr(call.func, "id", getattr(call.func, "attr", "")) == "register"
+        and isinstance(call.args[0], ast.Constant)
+        and call.args[0].value == kind
+    }
 
 
 registry = Registry(INDEX)
