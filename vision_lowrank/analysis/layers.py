@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..adapters.tuner import AdapterLayer, tuner_layers
 from ..attention.split import SplitAttention
+from ..backbones.adapted import adapted, backbone_of
 from ..backbones.base import Backbone
 from ..errors import UserError
 from ..export.fused import PARTS
@@ -173,7 +174,7 @@ def chosen_adapter(model: PeftModel, adapter_name: str | None) -> str:
     Raises:
         UserError: `model` has none, none of that name, or several are active.
     """
-    if not isinstance(model, PeftModel):
+    if not adapted(model):
         raise UserError(f"a {type(model).__name__} has no adapter inside: give what attach or load returned.")
     if adapter_name is None and len(model.active_adapters) != 1:
         raise UserError(f"several adapters are active ({', '.join(model.active_adapters)}): give adapter_name.")
@@ -185,7 +186,7 @@ def chosen_adapter(model: PeftModel, adapter_name: str | None) -> str:
 
 def layer_kinds(model: PeftModel) -> dict[str, str]:
     """Layer name -> tower and logical name, for backbones with known towers."""
-    base = model.get_base_model()
+    base = backbone_of(model)
     towers = base.towers.values() if isinstance(base, Backbone) else ()
     return {
         f"{block}.{path}": f"{tower.name} {logical}"

@@ -19,6 +19,7 @@ from ..adapters.base import check_rank
 from ..adapters.lora import LoraConfig
 from ..adapters.tuner import PREFIX, tuner_layers
 from ..attention.split import split_attention
+from ..backbones.adapted import adapted, backbone_of
 from ..backbones.base import Backbone
 from ..config.adapter import PLACES
 from ..errors import UserError
@@ -85,7 +86,7 @@ def attach(
             the adapter.
         DeadAdapterError: an adapter is never called or receives no gradient.
     """
-    base = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
+    base = backbone_of(backbone)
     _check_arguments(backbone, base, config, adapter_name)
     split_attention(base)
     towers = tuple(base.towers) if towers is None else tuple(towers)
@@ -126,14 +127,14 @@ def inject(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str
         UserError: PEFT or the method refuses; the message is theirs.
     """
     try:
-        if isinstance(backbone, PeftModel):
+        if adapted(backbone):
             backbone.add_adapter(adapter_name, config)
             backbone.set_adapter(adapter_name)
             fuse_loras(backbone)
             return backbone
         model = peft.get_peft_model(backbone, config, adapter_name)
     except Exception as error:
-        if not isinstance(backbone, PeftModel):
+        if not adapted(backbone):
             _take_off(backbone)
         if isinstance(error, UserError) or not isinstance(error, (ValueError, TypeError, NotImplementedError)):
             raise
@@ -164,7 +165,7 @@ def _check_arguments(backbone: Any, base: Any, config: PeftConfig, adapter_name:
         raise UserError(
             f"'{adapter_name}' cannot name an adapter: use letters, digits and underscores, such as 'style'."
         )
-    if not isinstance(backbone, PeftModel):
+    if not adapted(backbone):
         if tuner_layers(backbone):
             raise UserError(
                 f"'{base.name}' already carries an adapter: pass the model that attach returned to add one more."

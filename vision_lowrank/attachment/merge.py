@@ -13,6 +13,7 @@ from peft import PeftModel
 
 from ..adapters.tuner import AdapterTuner, tuner_layers
 from ..attention.split import fuse_attention
+from ..backbones.adapted import adapted
 from ..backbones.base import Backbone
 from ..errors import UserError
 
@@ -30,7 +31,7 @@ def merge(model: PeftModel, in_place: bool = False) -> Backbone:
     Raises:
         UserError: the method cannot be merged, or a merged weight is not finite.
     """
-    if not isinstance(model, PeftModel):
+    if not adapted(model):
         raise UserError(f"merge needs a model with adapters, not a {type(model).__name__}: see vision_lowrank.attach.")
     if not in_place:
         model = copy.deepcopy(model)

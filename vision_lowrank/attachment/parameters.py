@@ -10,9 +10,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
+from ..backbones.adapted import adapted, backbone_of
 from ..errors import UserError
 from ..modes import preserved
 
@@ -60,14 +60,9 @@ def encoder_parameters(model: nn.Module, l_ft: int | None) -> Parameters:
     return {name: p for (name, p), gradient in zip(base.items(), gradients, strict=True) if gradient is not None}
 
 
-def backbone_of(model: nn.Module) -> Any:
-    """The backbone inside a model with adapters; a backbone itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
 def adapter_prefix(model: nn.Module) -> str | None:
     """What the names of all adapter tensors of `model` contain; None without an adapter."""
-    return model.base_model.prefix if isinstance(model, PeftModel) else None
+    return model.base_model.prefix if adapted(model) else None
 
 
 def _cut(block: nn.Module) -> Any:

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..attention.split import split_attention
+from ..backbones.adapted import backbone_of
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError, near_miss
 from ..files import replaced
@@ -98,7 +99,7 @@ def load(
     folder = Path(folder)
     record = _read_json(folder, RECORD)
     attachment = _attachment(record, folder)
-    base = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
+    base = backbone_of(backbone)
     _check_base(attachment, base, folder)
     config = read_config(folder)
     state = read_tensors(folder / TENSORS)

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import PeftModel
 from torch import Tensor, nn
 
-from ..adapters.tuner import tuner_layers
+from ..backbones.adapted import backbone_of
 
 
 class Watch:
@@ -26,11 +25,11 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module, tower: str) -> None:
-        backbone: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        backbone = backbone_of(model)
         tensors = backbone.state_dict(keep_vars=True)  # one that towers share is there under each of its names
         known = tower in backbone.towers
         self._tensors = [t for name, t in tensors.items() if not known or backbone.tower_of(name) == tower]
-        self._layers: list[Any] = [layer for _, layer in tuner_layers(backbone)]
+        self._layers: list[Any] = [each for each in backbone.modules() if hasattr(each, "merged_adapters")]  # PEFT's
         self._seen = self._now()
 
     @property

@@ -44,7 +44,11 @@ class Backbone(Identified):
         options: further arguments that it was loaded with.
         model: the library's own module.
         towers: towers by name.
+        factored: SHA-256 of the adapter whose factors the linears compute with, see
+            :mod:`vision_lowrank.attachment.factored`; None without one.
     """
+
+    factored: str | None = None
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..adapters.base import Factors
 from ..adapters.tuner import AdapterLayer, layer_factors, tuner_layers
+from ..backbones.adapted import adapted, backbone_of
 from ..backbones.base import Backbone
 from ..errors import UserError
 from .formats import writer
@@ -96,11 +97,11 @@ def export_lora(
             `rank` that misses the `tolerance`; nothing has been written then.
     """
     write = writer(format, component)
-    if not isinstance(model, PeftModel):
+    if not adapted(model):
         raise UserError(f"export_lora needs a model with adapters, not a {type(model).__name__}.")
     name = model.active_adapters[0] if adapter_name is None else adapter_name
     _refuse_more(model, name, adapter_name is None)
-    prefix = "base_model.model." + ("model." if isinstance(model.get_base_model(), Backbone) else "")
+    prefix = "base_model.model." + ("model." if isinstance(backbone_of(model), Backbone) else "")
     modules = {path.removeprefix(prefix): module for path, module in model.named_modules()}
     pairs, errors = _factors_of_all(model, prefix, name, rank, tolerance)
     if fuse_qkv:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attachment.merge import merge
+from ..backbones.adapted import adapted
 from ..errors import UserError
 from .tensors import file_in
 
@@ -85,7 +86,7 @@ def export_onnx(classifier: nn.Module, out: str | os.PathLike, opset: int = OPSE
 def _merged(classifier: nn.Module) -> nn.Module:
     """A float32 copy on the CPU without adapters, its class features constant."""
     plain = copy.deepcopy(classifier).cpu().float().eval()
-    if hasattr(plain.backbone, "peft_config"):
+    if adapted(plain.backbone):
         plain.backbone = merge(plain.backbone, in_place=True)
     plain.freeze_text()
     return plain.requires_grad_(False)

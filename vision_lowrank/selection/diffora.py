@@ -32,6 +32,7 @@ from typing import Any, Literal
 from peft import PeftConfig, PeftModel
 from pydantic import Field
 
+from ..backbones.adapted import backbone_of
 from ..config.schema import RunConfig
 from ..errors import UserError
 from ..registry import register
@@ -106,7 +107,7 @@ class Diffora(Selection):
     @staticmethod
     def _types(model: PeftModel, gates: Gates, chosen: set[str]) -> list[list[str]]:
         """Modules that are not chosen, by type."""
-        base = model.get_base_model()
+        base = backbone_of(model)
         types: dict[tuple[Any, ...], list[str]] = {}
         for unit in gates.units:
             if unit.name not in chosen:

@@ -21,6 +21,7 @@ from peft.tuners.lora import Linear as PeftLoraLinear
 from torch import Tensor, nn
 
 from ..attachment.attach import attach
+from ..backbones.adapted import backbone_of
 from ..errors import UserError
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
@@ -77,7 +78,7 @@ def unshare(model: nn.Module) -> None:
 
 def _pairs(model: PeftModel, paths: Iterable[str]) -> list[tuple[str, nn.Linear, nn.Linear]]:
     """Path and the linears that hold A and B, of the active adapter."""
-    base, adapter = model.get_base_model(), model.active_adapter
+    base, adapter = backbone_of(model), model.active_adapter
     layers = {path: base.get_submodule(path) for path in paths}
     for path, layer in layers.items():
         if not isinstance(layer, PeftLoraLinear):

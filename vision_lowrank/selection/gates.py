@@ -29,6 +29,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..adapters.tuner import tuner_layers
+from ..backbones.adapted import backbone_of
 from ..backbones.base import Backbone
 from ..errors import UserError
 from ..kernels.linear import fused_linear
@@ -59,7 +60,7 @@ def find_units(model: PeftModel, by: Literal["block", "module"]) -> list[Unit]:
     Raises:
         UserError: the model holds no backbone with known blocks, or an adapted module lies outside of all blocks.
     """
-    backbone = model.get_base_model() if isinstance(model, PeftModel) else model
+    backbone = backbone_of(model)
     if not isinstance(backbone, Backbone) or not backbone.towers:
         kind = type(backbone).__name__
         raise UserError(f"selection: {kind} has no known blocks: use a backbone whose towers load_backbone knows.")
@@ -123,7 +124,7 @@ class Gates(TrainedPart):
         super().__init__()
         if not units:
             raise UserError("selection: there is no adapted module to choose from; give an `adapter`.")
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = backbone_of(model)
         self.units, self.relax, self.power = tuple(units), relax, power
         self._layers = [[base.get_submodule(path) for path in unit.layers] for unit in units]
         sizes = [len(list(run)) for _, run in groupby(groups or [0] * len(units))]

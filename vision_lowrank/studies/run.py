@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from ..backbones.adapted import adapted
 from ..config import RunConfig, environment, to_tree, to_yaml
 from ..engine.cost import peak_bytes
 from ..engine.loop import Engine
@@ -181,7 +182,7 @@ def _step_seconds(path: Path) -> dict[str, float]:
 
 def _coverage(task: Task) -> dict[str, Any] | None:
     model = task.model.backbone
-    return coverage(model).to_dict() if hasattr(model, "peft_config") else None
+    return coverage(model).to_dict() if adapted(model) else None
 
 
 def _read_json(path: Path) -> Any:

@@ -17,6 +17,7 @@ from vision_lowrank.analysis.forgetting import forgetting
 from vision_lowrank.analysis.layers import LayerPair, analyse, layer_pairs
 from vision_lowrank.analysis.mitigation import sweep
 from vision_lowrank.analysis.trained_base import trained_pairs
+from vision_lowrank.backbones.adapted import adapted
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.engine.loop import Engine
 from vision_lowrank.studies.run import summarise
@@ -49,7 +50,7 @@ def intruders(budget: Budget) -> dict[str, Any]:
 def pairs_of(engine: Engine) -> Iterable[LayerPair]:
     """W0 and ΔW of every q, k and v."""
     model = engine.task.model.backbone
-    if hasattr(model, "peft_config"):
+    if adapted(model):
         return layer_pairs(model)
     tuned = trained_pairs(load_backbone("tiny-clip"), model)
     return (pair for pair in tuned if pair.kind.rpartition(" ")[2] in ("q", "k", "v"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from ...attachment.parameters import backbone_of
 from ...attachment.section import attach_section
+from ...backbones.adapted import without_adapter
 from ...backbones.load import load_backbone
 from ...backbones.roles import TextEncoder
 from ...config.schema import RunConfig
@@ -66,10 +67,10 @@ def load_adapted(config: RunConfig, head: HeadName, train: ImageSet, templates: 
     Raises:
         UserError: an initialiser without an adapter.
     """
-    return adapted(config, load_frozen(config, head), head, train, templates)
+    return with_adapter(config, load_frozen(config, head), head, train, templates)
 
 
-def adapted(
+def with_adapter(
     config: RunConfig, backbone: nn.Module, head: HeadName, train: ImageSet, templates: Sequence[str]
 ) -> nn.Module:
     """`backbone`, which a run names, with the run's adapter; as :func:`load_adapted`."""
@@ -150,7 +151,7 @@ class ClassificationTask(Task):
     @contextmanager
     def untrained(self) -> Iterator[None]:
         """With the adapter off; what trains afterwards is left as it was."""
-        with preserved(self), getattr(self.model.backbone, "disable_adapter", nullcontext)():
+        with preserved(self), without_adapter(self.model.backbone):
             yield
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:

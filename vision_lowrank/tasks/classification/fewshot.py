@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ...attachment.phases import begin_phase, phases
+from ...backbones.adapted import backbone_of
 from ...backbones.prefix_cache import PrefixCache
 from ...config.marks import OfKind
 from ...config.schema import RunConfig, Section
@@ -179,7 +180,7 @@ class FewShot(ClassificationTask):
         """Let a new adapter take the place of the search's, where the gates say."""
         config, model = self.config, self.model.backbone
         templates = self.model.templates
-        start = starting(config, model.get_base_model(), self.options.head, self.train_images, templates)
+        start = starting(config, backbone_of(model), self.options.head, self.train_images, templates)
         section = config.adapter
         model = config.selection.final_model(model, self.gates, section.config(), towers=section.towers, **start)
         self.replace_model(model)

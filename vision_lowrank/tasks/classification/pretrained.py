@@ -11,11 +11,13 @@ no memory of its own; W itself must stay what it was. Its head:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from ...attachment.parameters import adapter_prefix
+from ...backbones.adapted import without_adapter
 from ...errors import UserError
 from ...modes import preserved
 from .classifier import ImageClassifier
@@ -52,7 +54,7 @@ class PretrainedClassifier:
             UserError: some of them train.
         """
         model = self.classifier.backbone
-        prefix = model.base_model.prefix if hasattr(model, "peft_config") else None
+        prefix = adapter_prefix(model)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and not (prefix and prefix in name):
                 raise UserError(
@@ -74,6 +76,6 @@ class PretrainedClassifier:
     @contextmanager
     def _pretrained(self) -> Iterator[None]:
         model = self.classifier.backbone
-        with preserved(model), getattr(model, "disable_adapter", nullcontext)(), torch.no_grad():
+        with preserved(model), without_adapter(model), torch.no_grad():
             model.eval()
             yield

@@ -31,8 +31,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
-from ...attachment.parameters import Parameters, adapter_parameters, backbone_of, encoder_parameters
+from ...attachment.parameters import Parameters, adapter_parameters, encoder_parameters
 from ...attachment.phases import begin_phase, phases
+from ...backbones.adapted import backbone_of
 from ...config.schema import RunConfig
 from ...data.augmentation import training_transform
 from ...data.base import ImageSet, Splits, joined
@@ -43,7 +44,7 @@ from ...engine.task import Batch, Outputs, Stage, count
 from ...errors import UserError
 from ...metrics.incremental import SessionMatrix, incremental_metrics
 from ...registry import register
-from ..classification.base import ClassificationTask, adapted, load_frozen, load_splits
+from ..classification.base import ClassificationTask, load_frozen, load_splits, with_adapter
 from ..classification.classifier import ImageClassifier
 from ..classification.heads import text_rows
 from ..classification.prototypes import PrototypeHead
@@ -80,7 +81,7 @@ class Incremental(ClassificationTask):
         head = "cosine_prototype" if options.cosine else "prototype"
         backbone = load_frozen(config, "text" if options.head == "text" else head)
         moved = set(encoder_parameters(backbone, options.l_ft))  # by their names without an adapter
-        model = adapted(config, backbone, head, sessions.sessions[0].train, templates)
+        model = with_adapter(config, backbone, head, sessions.sessions[0].train, templates)
         splits = Splits(train=train, val=test.subset([]), tests={name: test}, templates=templates)
         super().__init__(ImageClassifier(model, head, train.classes, templates), splits, None)
         self.config, self.options, self.seed, self.sessions = config, options, seed, sessions

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...attachment.parameters import backbone_of
+from ...backbones.adapted import backbone_of, without_adapter
 from ...modes import preserved
 from ...trained import TrainedPart
 
@@ -73,8 +73,7 @@ class FrozenCopy(TrainedPart):
             model: the student that this is a copy of.
             pixels: a batch of pictures.
         """
-        without = nullcontext if self.adapters else getattr(model, "disable_adapter", nullcontext)
-        with preserved(model), without(), torch.no_grad():
+        with preserved(model), nullcontext() if self.adapters else without_adapter(model), torch.no_grad():
             model.eval()
             return functional_call(backbone_of(model), self.held, (pixels,))
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from torch.utils.data import Dataset
 
 from ...attachment.parameters import Parameters, adapter_parameters
 from ...attachment.phases import begin_phase, phases
+from ...backbones.adapted import without_adapter
 from ...config.schema import RunConfig
 from ...data.manipulation.augmentation import augmentation
 from ...data.manipulation.base import REAL, ManipulationSet
@@ -270,7 +271,7 @@ class Manipulation(Task):
         """With the adapter off and the heads of :mod:`.untrained`."""
         self._plain = True
         try:
-            with preserved(self), getattr(self.model.backbone, "disable_adapter", nullcontext)():
+            with preserved(self), without_adapter(self.model.backbone):
                 yield
         finally:
             self._plain = False
