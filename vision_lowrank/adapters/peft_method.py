@@ -47,6 +47,10 @@ REFUSED = {
 DEFAULTS: dict[str, dict[str, Any]] = {"IA3": {"feedforward_modules": []}}
 
 
+# Ways of PEFT's LoRA to start that change the frozen weight.
+_ALTERING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+
+
 class PeftOptions:
     """Schema of ``{type: peft, …}`` for the config loader: the options depend on `name`."""
 
@@ -92,6 +96,14 @@ def method_names() -> list[str]:
     """Every name that :func:`peft_method` accepts."""
     own = [kind.value for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING]
     return sorted({*own, *LORA_VARIANTS} - REFUSED.keys())
+
+
+def changes_base(config: PeftConfig) -> str | None:
+    """What changed the frozen weight when an adapter of this config attached, so that its B A alone is not its ΔW."""
+    start = getattr(config, "init_lora_weights", None)
+    if isinstance(start, str) and start.startswith(_ALTERING):
+        return start
+    return "kasa" if getattr(config, "kasa_config", None) is not None else None
 
 
 def _resolve(name: str) -> tuple[type[PeftConfig], dict[str, Any]]:

@@ -21,13 +21,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..adapters.peft_method import changes_base
 from ..adapters.tuner import AdapterLayer, tuner_layers
 from ..attention.split import SplitAttention
 from ..backbones.adapted import adapted, backbone_of
 from ..backbones.base import Backbone
 from ..errors import UserError
 from ..export.fused import PARTS
-from ..export.lora import ALTERING, effective_delta
+from ..export.lora import effective_delta
 from .intruders import Intruders, Side, find_intruders, similarities
 from .spectra import Spectra, decompose, effective_rank, relative_norm
 
@@ -226,9 +227,5 @@ def _untouched(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _refuse_altered(model: PeftModel, name: str) -> None:
-    config = model.peft_config[name]
-    start = getattr(config, "init_lora_weights", None)
-    altered = isinstance(start, str) and start.startswith(ALTERING)
-    if altered or getattr(config, "kasa_config", None) is not None:
-        method = start if altered else "kasa"
-        raise UserError(f"{method} changed the frozen weights when it attached: give the untouched ones as originals.")
+    if culprit := changes_base(model.peft_config[name]):
+        raise UserError(f"{culprit} changed the frozen weights when it attached: give the untouched ones as originals.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import peft
@@ -28,29 +27,7 @@ from ..initializers.initialize import Losses, initialize
 from ..targets.coverage import coverage
 from ..targets.select import Layers, select
 from .accelerate import fuse_loras
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """Where an adapter sits and on what.
-
-    Attributes:
-        backbone: name that :func:`load_backbone` knows.
-        weights: tag or file of the base weights; None for random ones.
-        fingerprint: of the base weights, unsplit.
-        towers: names of the adapted towers.
-        layers: which blocks, as given to :func:`attach`.
-        modules: logical names; empty where the config named its target modules itself.
-        options: further options of :func:`load_backbone`.
-    """
-
-    backbone: str
-    weights: str | None
-    fingerprint: str
-    towers: tuple[str, ...]
-    layers: Layers | Mapping[str, Layers]
-    modules: tuple[str, ...]
-    options: dict[str, Any]
+from .folder import Attachment
 
 
 def attach(

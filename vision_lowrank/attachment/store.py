@@ -1,9 +1,7 @@
 """``save`` and ``load``: an adapter as a folder that any PEFT can read, and that refuses whatever does not fit.
 
-A folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` as PEFT writes them, ``README.md`` for people,
-and ``vision_lowrank.json``: the backbone and the fingerprint of its weights, where the adapter sits, the SHA-256 of
-the tensors, and the model's outputs on a fixed probe. ``load`` is strict: every tensor present, none left over, every
-shape right, the same base, the same outputs.
+What a folder holds is in :mod:`.folder`. ``load`` is strict: every tensor present, none left over, every shape right,
+the same base, the same outputs. For prediction alone :mod:`.factored` loads the same folder without PEFT.
 
 Saving writes a new folder beside the old one, flushes it to the disk and swaps the names: a crash never leaves a
 half-written folder, and what was saved before stays until the new one is complete.
@@ -11,10 +9,9 @@ half-written folder, and what was saved before stays until the new one is comple
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,25 +21,38 @@ import peft
 import torch
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..adapters.peft_method import changes_base
+from ..adapters.tuner import tuner_layers
 from ..attention.split import split_attention
 from ..backbones.adapted import backbone_of
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError, near_miss
 from ..files import replaced
+from ..kernels.linear import Branch
 from ..modes import preserved
 from ..registry import registry
 from ..version import __version__
-from .attach import Attachment, detach, inject
-
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-RECORD, CARD = "vision_lowrank.json", "README.md"
-FORMAT = 1
-# Relative difference of the probe outputs that other hardware and kernels may cause.
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+from .attach import detach, inject
+from .factored import PREFIX, pack_factors
+from .folder import (
+    CARD,
+    CONFIG,
+    FACTORS,
+    FORMAT,
+    RECORD,
+    TENSORS,
+    attachment_of,
+    check_base,
+    check_outputs,
+    checksum,
+    probe_outputs,
+    read_json,
+    read_tensors,
+)
 
 
 def save(model: PeftModel, folder: str | os.PathLike, adapter_name: str | None = None) -> Path:
@@ -66,15 +76,19 @@ def save(model: PeftModel, folder: str | os.PathLike, adapter_name: str | None =
             f"save needs an adapter from attach, and there is no '{name}': use save_pretrained for other models."
         )
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter_state(model, name).items()}
+    factors, about_factors = _factors(model, name, state)
     record = {
         "format": FORMAT,
         "attachment": asdict(model.attachments[name]),
         "sha256": checksum(state),
+        "factors": about_factors,
         "probe": probe(model, name),
         "versions": {"vision_lowrank": __version__, "peft": peft.__version__, "torch": torch.__version__},
     }
     with replaced(folder, CONFIG) as new:
         save_file(state, new / TENSORS, metadata={"format": "pt"})
+        if factors:
+            save_file(factors, new / FACTORS, metadata={"format": "pt"})
         write_config(model.peft_config[name], new)
         (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         (new / CARD).write_text(card(model, name, state), encoding="utf-8")
@@ -97,20 +111,18 @@ def load(
             another shape, or the outputs differ from those at save. The backbone is left without the adapter.
     """
     folder = Path(folder)
-    record = _read_json(folder, RECORD)
-    attachment = _attachment(record, folder)
+    record = read_json(folder, RECORD)
+    attachment = attachment_of(record, folder)
     base = backbone_of(backbone)
-    _check_base(attachment, base, folder)
+    check_base(attachment, base, folder)
     config = read_config(folder)
-    state = read_tensors(folder / TENSORS)
-    if checksum(state) != record.get("sha256"):
-        raise ArtefactError(f"'{folder / TENSORS}' is not what was saved: its checksum differs; get a fresh copy.")
+    state = read_tensors(folder / TENSORS, record.get("sha256"))
     config.inference_mode = not trainable
     split_attention(base)
     model = inject(backbone, config, adapter_name)
     try:
         _put(model, state, adapter_name, folder)
-        _check_outputs(record.get("probe", {}), probe(model, adapter_name), model, folder)
+        check_outputs(record.get("probe", {}), probe(model, adapter_name), model, folder)
     except Exception:
         detach(model, adapter_name)
         raise
@@ -140,7 +152,7 @@ def read_config(folder: Path) -> PeftConfig:
     Raises:
         ArtefactError: missing, damaged, or of a method that is not known here.
     """
-    values = _read_json(folder, CONFIG)
+    values = read_json(folder, CONFIG)
     kind = values.get("peft_type")
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         _import_method(str(kind))
@@ -163,36 +175,44 @@ def _import_method(kind: str) -> None:
         registry.load("adapter")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        ArtefactError: missing or damaged.
-    """
-    if not path.is_file():
-        raise ArtefactError(f"'{path}' is missing: the adapter is incomplete; get a fresh copy.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ArtefactError(f"'{path}' is damaged: {reason}; get a fresh copy.") from error
-
-
-def checksum(state: dict[str, Tensor]) -> str:
-    """SHA-256 over (name, type, shape, bytes) of all tensors, sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-@torch.no_grad()
 def probe(model: PeftModel, adapter_name: str) -> dict[str, list[float]]:
-    """The first 16 numbers of every output of the backbone's signature, with one adapter active."""
+    """:func:`.folder.probe_outputs` with one adapter active."""
     with _evaluating(model, adapter_name):
-        outputs = model.get_base_model().signature()
-    return {name: output[0, :16].double().tolist() for name, output in outputs.items()}
+        return probe_outputs(backbone_of(model))
+
+
+def _factors(
+    model: PeftModel, adapter_name: str, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """What prediction without PEFT needs: the tensors of a file of its own, and what the record says of them.
+
+    No tensors where those of the adapter, `state`, are the factors themselves; nothing at all where a layer computes
+    something else than one low-rank update with a scale that all layers have.
+    """
+    config = model.peft_config[adapter_name]
+    trains_more = getattr(config, "modules_to_save", None) or getattr(config, "bias", "none") != "none"
+    with torch.no_grad(), _evaluating(model, adapter_name):
+        branches = {
+            path.removeprefix(PREFIX): _branch(layer)
+            for path, layer in tuner_layers(model)
+            if adapter_name in layer._get_available_adapters()
+        }
+        alone = len(model.active_adapters) == 1
+    if trains_more or changes_base(config) or not alone or None in branches.values():
+        return {}, None
+    scale, *others = {branch.scale for branch in branches.values()}
+    if others:
+        return {}, None
+    own = pack_factors({path: branch.factors for path, branch in branches.items()})
+    is_plain = own.keys() == state.keys()
+    about = {"file": TENSORS if is_plain else FACTORS, "sha256": checksum(own), "scale": scale}
+    return {} if is_plain else own, about
+
+
+def _branch(layer: BaseTunerLayer) -> Branch | None:
+    """What an adapted layer computes, where that is one low-rank update of an ordinary linear."""
+    branch = layer.branch() if hasattr(layer, "branch") else None
+    return branch if isinstance(layer.get_base_layer(), nn.Linear) else None
 
 
 def card(model: PeftModel, adapter_name: str, state: dict[str, Tensor]) -> str:
@@ -244,59 +264,6 @@ def _put(model: PeftModel, state: dict[str, Tensor], adapter_name: str, folder: 
             shapes = f"{tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
             raise ArtefactError(f"'{folder / TENSORS}': '{key}' has the shape {shapes}.")
     peft.set_peft_model_state_dict(model, state, adapter_name=adapter_name)
-
-
-def _check_base(attachment: Attachment, base: Any, folder: Path) -> None:
-    if not isinstance(base, Backbone):
-        raise UserError(f"load needs a backbone from load_backbone, not a {type(base).__name__}.")
-    if base.fingerprint != attachment.fingerprint:
-        raise ArtefactError(
-            f"'{folder}' was trained on {attachment.backbone} (weights {attachment.weights}, fingerprint "
-            f"{attachment.fingerprint}), not on {base.name} (weights {base.weights}, fingerprint {base.fingerprint}): "
-            "load that backbone."
-        )
-
-
-def _check_outputs(saved: dict[str, list[float]], now: dict[str, list[float]], model: nn.Module, folder: Path) -> None:
-    tolerance = TOLERANCE.get(next(model.parameters()).dtype, 1e-2)
-    for name, values in saved.items():
-        before, after = torch.tensor(values), torch.tensor(now.get(name, []))
-        different = before.shape != after.shape or (before - after).norm() > tolerance * before.norm()
-        if different or not after.isfinite().all():
-            raise ArtefactError(
-                f"'{folder}': the {name} embedding of the probe is not what it was at save: "
-                "the adapter's base or options differ; save it anew from the trained model."
-            )
-
-
-def _attachment(record: dict[str, Any], folder: Path) -> Attachment:
-    if record.get("format") != FORMAT:
-        raise ArtefactError(
-            f"'{folder / RECORD}' has format {record.get('format')}, not {FORMAT}: use the version that wrote it."
-        )
-    try:
-        fields = record["attachment"]
-        for name in ("towers", "modules"):
-            fields[name] = tuple(fields[name])
-        return Attachment(**fields)
-    except (KeyError, TypeError) as error:
-        raise ArtefactError(f"'{folder / RECORD}' is damaged ({error}): get a fresh copy.") from error
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    if not path.is_file():
-        remedy = (
-            "load a plain PEFT adapter with peft.PeftModel.from_pretrained" if name == RECORD else "get a fresh copy"
-        )
-        raise ArtefactError(f"'{path}' is missing: {remedy}.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ArtefactError(f"'{path}' is damaged: {str(error).splitlines()[0]}; get a fresh copy.") from error
-    if not isinstance(values, dict):
-        raise ArtefactError(f"'{path}' is damaged: it is no JSON object; get a fresh copy.")
-    return values
 
 
 @contextmanager

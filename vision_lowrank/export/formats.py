@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from ..adapters.base import Factors
-from ..attachment.store import CARD, CONFIG, TENSORS, write_config
+from ..attachment.folder import CARD, CONFIG, TENSORS
+from ..attachment.store import write_config
 from ..errors import UserError, near_miss
 from ..files import replaced
 from .tensors import file_in, save_tensors

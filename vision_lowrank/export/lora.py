@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..adapters.base import Factors
+from ..adapters.peft_method import changes_base
 from ..adapters.tuner import AdapterLayer, layer_factors, tuner_layers
 from ..backbones.adapted import adapted, backbone_of
 from ..backbones.base import Backbone
@@ -33,8 +34,6 @@ from ..errors import UserError
 from .formats import writer
 from .fused import Split, fuse_pairs, fused_name
 
-# Starting points and variants of PEFT's LoRA that change the frozen weight: B A alone is not their ΔW.
-ALTERING = ("pissa", "olora", "corda", "lora_ga", "loftq")
 # Largest relative error of a layer where neither rank nor tolerance is given.
 TOLERANCE = 1e-2
 
@@ -208,10 +207,7 @@ def _refuse_more(model: PeftModel, name: str, active: bool) -> None:
         raise UserError(
             f"{', '.join(sorted(saved))} trained in full, which a plain LoRA does not hold: merge it instead."
         )
-    start = getattr(config, "init_lora_weights", None)
-    altered = isinstance(start, str) and start.startswith(ALTERING)
-    if altered or getattr(config, "kasa_config", None) is not None:
-        method = start if altered else "kasa"
+    if culprit := changes_base(config):
         raise UserError(
-            f"{method} changed the frozen weights when it attached: its B A is not the whole change; use merge instead."
+            f"{culprit} changed the frozen weights when it attached: its B A is not the whole change; merge it instead."
         )

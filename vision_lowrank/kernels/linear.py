@@ -79,6 +79,12 @@ class Branch(NamedTuple):
         """W, b, A, B, A_0, B_0."""
         return (*self[:4], *(self.offset or (None, None)))
 
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r + r_0, in) and B (out, r + r_0) as they are multiplied: with the offset, if there is one."""
+        A0, B0 = self.offset or (None, None)
+        return _join(self.A, A0), _join(self.B, B0, dim=1)
+
 
 def fused_linear(
     x: Tensor,

@@ -1,0 +1,121 @@
+"""``load_factored``: an adapter for prediction, without PEFT, where its ΔW has the form scale · B A.
+
+The linears that the adapter sits on are replaced by :class:`~vision_lowrank.kernels.factored.FactoredLinear`, with the
+tensors that the attached layers computed with when they were saved, in the same order in memory: outputs are those of
+the saved model, bit for bit. All checks of ``load`` hold: files, checksums, base and probe.
+
+In a file of factors a tensor that the attached layer computes as the transpose of a matrix is kept as that matrix,
+under a name that ends with :data:`TRANSPOSED`. Order and alignment in memory may decide the last bit of a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..attention.split import split_attention
+from ..backbones.base import Backbone
+from ..errors import ArtefactError
+from ..kernels.factored import FactoredLinear
+from .folder import (
+    CONFIG,
+    RECORD,
+    TENSORS,
+    attachment_of,
+    check_base,
+    check_outputs,
+    probe_outputs,
+    read_json,
+    read_tensors,
+)
+
+# PEFT's names of LoRA's tensors.
+PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+TRANSPOSED = "_T"
+
+
+def has_factors(folder: Path) -> bool:
+    """Whether :func:`load_factored` can load the adapter in `folder`.
+
+    Raises:
+        ArtefactError: its record is missing or damaged.
+    """
+    factors = read_json(folder, RECORD).get("factors")
+    return factors is not None and (folder / factors["file"]).is_file()
+
+
+def load_factored(folder: Path, backbone: Backbone) -> Backbone:
+    """`backbone`, changed in place: frozen, in evaluation mode, the adapter's factors in its linears.
+
+    Args:
+        folder: one that :func:`has_factors`.
+        backbone: the same base weights, without adapters.
+
+    Raises:
+        ArtefactError: as ``load``; the backbone is left without the adapter.
+    """
+    record = read_json(folder, RECORD)
+    check_base(attachment_of(record, folder), backbone, folder)
+    read_json(folder, CONFIG)
+    state = read_tensors(folder / TENSORS, record.get("sha256"))
+    factors = record["factors"]
+    if factors["file"] != TENSORS:
+        state = read_tensors(folder / factors["file"], factors["sha256"])
+    split_attention(backbone)
+    replaced = _replace(backbone, state, factors["scale"], folder)
+    backbone.requires_grad_(False).eval()
+    try:
+        check_outputs(record.get("probe", {}), probe_outputs(backbone), backbone, folder)
+    except Exception:
+        for path, linear in replaced.items():
+            backbone.set_submodule(path, linear)
+        raise
+    backbone.factored = record["sha256"]
+    return backbone
+
+
+def pack_factors(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Path in the backbone -> A (r, in) and B (out, r), as the tensors of a file."""
+    state = {}
+    for path, (A, B) in pairs.items():
+        for name, tensor in ((f"{PREFIX}{path}{DOWN}", A), (f"{PREFIX}{path}{UP}", B)):
+            is_transpose = tensor.T.is_contiguous() and not tensor.is_contiguous()
+            kept, name = (tensor.T, name + TRANSPOSED) if is_transpose else (tensor, name)
+            state[name] = kept.detach().cpu().contiguous()
+    return state
+
+
+def unpack_factors(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The inverse of :func:`pack_factors`, as copies: path -> ``A`` and ``B``; other tensors are left out."""
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        place, tensor = (name.removesuffix(TRANSPOSED), tensor.T) if name.endswith(TRANSPOSED) else (name, tensor)
+        for ending, letter in ((DOWN, "A"), (UP, "B")):
+            if place.startswith(PREFIX) and place.endswith(ending):
+                path = place.removeprefix(PREFIX).removesuffix(ending)
+                pairs.setdefault(path, {})[letter] = tensor.clone()  # in a file they lie as it comes
+    return pairs
+
+
+def _replace(backbone: Backbone, state: Mapping[str, Tensor], scale: float, folder: Path) -> dict[str, nn.Linear]:
+    """Put the factors in; the linears that were there."""
+    made: dict[str, FactoredLinear] = {}
+    linears: dict[str, Any] = {}
+    for path, pair in unpack_factors(state).items():
+        try:
+            linears[path] = linear = backbone.get_submodule(path)
+            fits = pair["A"].shape == (len(pair["A"]), linear.in_features) and pair["B"].shape == (
+                linear.out_features,
+                len(pair["A"]),
+            )
+        except (AttributeError, KeyError):
+            fits = False
+        if not fits:
+            raise ArtefactError(f"'{folder}': the factors of '{path}' do not fit '{backbone.name}': save it anew.")
+        made[path] = FactoredLinear(linear, pair["A"], pair["B"], scale)
+    for path, linear in made.items():
+        backbone.set_submodule(path, linear)
+    return linears
