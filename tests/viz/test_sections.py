@@ -12,7 +12,8 @@ import pytest
 
 from vision_lowrank.errors import ArtefactError
 from vision_lowrank.registry import Registry, registry
-from vision_lowrank.viz import report, write_report
+from vision_lowrank.viz import report
+from vision_lowrank.viz.report import write_report
 from vision_lowrank.viz.sections.base import ReportSection
 
 VIZ = Path(sys.modules["vision_lowrank.viz"].__file__).parent

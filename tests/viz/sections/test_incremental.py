@@ -15,7 +15,8 @@ import pytest
 
 from vision_lowrank.cli.tables import metrics_table
 from vision_lowrank.errors import ArtefactError
-from vision_lowrank.viz import plots, write_report
+from vision_lowrank.viz import plots
+from vision_lowrank.viz.report import write_report
 
 EVIL = '<script>alert("x")</script>'
 NAMES = ["cat", "dog", "owl", "bee"]

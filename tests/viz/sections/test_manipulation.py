@@ -16,7 +16,7 @@ from scipy.special import expit, logit
 from vision_lowrank.errors import ArtefactError
 from vision_lowrank.metrics import image_level
 from vision_lowrank.tasks.manipulation.layer_discrimination import choose_layer
-from vision_lowrank.viz import write_report
+from vision_lowrank.viz.report import write_report
 from vision_lowrank.viz.sections import manipulation as manipulation_report
 from vision_lowrank.viz.sections import manipulation_plots
 from vision_lowrank.viz.sections.manipulation_reading import Layers
