@@ -156,3 +156,12 @@ def test_labels_of_synthetic_pictures_count_as_edited():
 def test_binomial_interval_equals_scipys_exact_one(hits, total):
     exact = binomtest(hits, total).proportion_ci(0.9, method="exact")
     assert module.binomial_interval(hits, total, 0.9) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_the_sigmoid_is_scipys_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    ends = [0.0, -0.0, 709.0, 710.0, -709.0, -710.0, -746.0, 1e308, -1e308, np.inf, -np.inf]
+    values = np.concatenate([*(rng.normal(0, width, 2000) for width in (0.1, 1, 30, 300)), ends])
+    assert np.array_equal(module.expit(values), expit(values))
+    assert np.isnan(module.expit([np.nan])).all()
+    assert module.expit(values.reshape(-1, 1)[:4]).shape == (4, 1)

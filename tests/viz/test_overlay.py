@@ -5,6 +5,7 @@ from PIL import Image
 
 from vision_lowrank.data.boxes import Boxes
 from vision_lowrank.viz.overlay import heat_levels, overlay
+from vision_lowrank.viz.viridis import VIRIDIS
 
 
 @pytest.fixture
@@ -72,3 +73,8 @@ def test_any_size_is_kept(size):
     picture = Image.new("RGB", size)
     values = np.zeros((size[1], size[0]), dtype=np.float32)
     assert overlay(picture, values, Boxes([(0, 0, size[0], size[1])], [0.9]), "edited 93%").size == size
+
+
+def test_the_colours_are_those_of_matplotlib():
+    colours = mpl.colormaps["viridis"](np.arange(256), bytes=True)[:, :3]
+    assert colours.tobytes() == VIRIDIS

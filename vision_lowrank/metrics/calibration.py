@@ -27,8 +27,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.special import expit
-from scipy.stats import beta
 from torch import Tensor
 
 from ..errors import ArtefactError, UserError
@@ -93,8 +91,7 @@ class Calibration:
 
     def probability(self, logits: Tensor) -> Tensor:
         """sigmoid(logits / T), any shape, float64 on the CPU, as thresholds are compared."""
-        # SciPy's sigmoid, unlike torch's, gives equal logits equal values whatever their place in the tensor.
-        return torch.from_numpy(np.asarray(expit(logits.detach().cpu().double().numpy() / self.temperature)))
+        return torch.from_numpy(expit(logits.detach().cpu().double().numpy() / self.temperature))
 
     def at(self, fpr: float) -> Calibration:
         """Copy with the threshold of a false-positive rate and no band.
@@ -199,8 +196,26 @@ def negative_log_likelihood(logits: np.ndarray, edited: np.ndarray) -> float:
     return float(np.logaddexp(0.0, np.where(edited, -logits, logits)).mean())
 
 
+def expit(values: ArrayLike) -> np.ndarray:
+    """sigmoid(x) of any shape in float64, each number by itself: SciPy's to the last bit, without importing SciPy.
+
+    Torch's and NumPy's may give equal numbers other values in other places of a tensor.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    return np.fromiter(map(_expit, x.ravel().tolist()), np.float64, x.size).reshape(x.shape)
+
+
+def _expit(x: float) -> float:
+    try:
+        return 1 / (1 + math.exp(-x))
+    except OverflowError:
+        return 0.0
+
+
 def binomial_interval(hits: int, total: int, level: float = 0.95) -> tuple[float, float]:
     """Exact (Clopper-Pearson) interval of a share of which `hits` of `total` were seen; `total` at least 1."""
+    from scipy.stats import beta  # a second to import, and only what fits a threshold needs it
+
     tail = (1 - level) / 2
     low = float(beta.ppf(tail, hits, total - hits + 1)) if hits > 0 else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, total - hits)) if hits < total else 1.0

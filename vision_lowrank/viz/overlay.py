@@ -10,16 +10,14 @@ map is lower, so that it covers less of what was found; pictures too small for i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.boxes import Boxes
+from .viridis import VIRIDIS
 
 ALPHA = 0.45
-COLOURS = "viridis"
 _LEAST_TEXT = 10  # pixels
 
 
@@ -39,7 +37,7 @@ def overlay(
     """
     levels = heat_levels(heat)
     colours = Image.fromarray(levels)
-    colours.putpalette(_palette())
+    colours.putpalette(VIRIDIS)
     shown = Image.blend(picture, colours.convert("RGB"), ALPHA)
     draw = ImageDraw.Draw(shown)
     size = max(_LEAST_TEXT, min(picture.size) // 28)
@@ -55,12 +53,6 @@ def overlay(
 def heat_levels(heat: np.ndarray) -> np.ndarray:
     """(H, W) in [0, 1] as uint8 0…255, rounded."""
     return np.rint(np.clip(heat, 0, 1) * np.float32(255)).astype(np.uint8)
-
-
-@cache
-def _palette() -> list[int]:
-    """256 RGB colours, one after the other."""
-    return mpl.colormaps[COLOURS](np.arange(256), bytes=True)[:, :3].ravel().tolist()
 
 
 def _draw_box(
@@ -104,7 +96,7 @@ def _draw_legend(
     right = width - gap - ends
     if text + bar + 4 * gap + 2 * ends <= width:
         colours = Image.fromarray(np.tile(np.linspace(0, 255, bar).astype(np.uint8), (size, 1)))
-        colours.putpalette(_palette())
+        colours.putpalette(VIRIDIS)
         left = round(right - gap / 2 - bar)
         shown.paste(colours.convert("RGB"), (left, top + (strip - size) // 2))
         draw.text((left - gap / 2, top + strip / 2), "0", fill="white", font=font, anchor="rm")
