@@ -10,12 +10,12 @@ from vision_lowrank.errors import UserError
 from vision_lowrank.tasks.manipulation.decoders import (
     MlpDecoder,
     QueryDecoder,
+    corners,
     decode_boxes,
     make_decoder,
     position_code,
 )
 from vision_lowrank.tasks.manipulation.losses import Targets, decoder_losses
-from vision_lowrank.tasks.manipulation.matching import corners
 
 B, N, D, C, K = 3, 10, 12, 5, 4
 

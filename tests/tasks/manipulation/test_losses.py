@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import generalized_box_iou
 
-from vision_lowrank.tasks.manipulation.decoders import Decoded, LinearDecoder, MlpDecoder, QueryDecoder
+from vision_lowrank.tasks.manipulation.decoders import Decoded, LinearDecoder, MlpDecoder, QueryDecoder, corners
 from vision_lowrank.tasks.manipulation.losses import LossWeights, Targets, decoder_losses
-from vision_lowrank.tasks.manipulation.matching import corners
 
 # A real picture, an edit with everything, an edit of which nothing is known, an edit annotated as having no boxes.
 B, C, K, N = 4, 3, 4, 6

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchvision.ops import box_convert, generalized_box_iou
 
-from vision_lowrank.tasks.manipulation.matching import corners, giou, match
+from vision_lowrank.tasks.manipulation.decoders import corners
+from vision_lowrank.tasks.manipulation.matching import giou, match
 
 
 def some_boxes(*shape):

@@ -16,16 +16,9 @@ from vision_lowrank.data.manipulation.sampling import Single, draws_of
 from vision_lowrank.data.manipulation.schema import read_schema
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.errors import DataError
+from vision_lowrank.tasks.manipulation.frames import Frames, stacked, tiles_of
 from vision_lowrank.tasks.manipulation.picture_sets import check_selection, sample_evenly, share_of_reals, twins_of
-from vision_lowrank.tasks.manipulation.pictures import (
-    Annotations,
-    DrawnPictures,
-    Frames,
-    Pictures,
-    boxes_of,
-    stacked,
-    tiles_of,
-)
+from vision_lowrank.tasks.manipulation.pictures import Annotations, DrawnPictures, Pictures, boxes_of
 
 PREPROCESS = Preprocess(size=48, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CUES = ("blur", "noise", "color")

@@ -14,9 +14,10 @@ from vision_lowrank.data.manipulation.robustness import parse
 from vision_lowrank.data.manipulation.schema import read_schema
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.metrics.calibration import Calibration
+from vision_lowrank.tasks.manipulation.frames import Frames, stacked
 from vision_lowrank.tasks.manipulation.levels import map_level
 from vision_lowrank.tasks.manipulation.model import ManipulationModel
-from vision_lowrank.tasks.manipulation.pictures import Annotations, Frames, Pictures, boxes_of, stacked
+from vision_lowrank.tasks.manipulation.pictures import Annotations, Pictures, boxes_of
 from vision_lowrank.tasks.manipulation.scoring import Priors, details, score, write_pictures
 from vision_lowrank.tasks.manipulation.untrained import Untrained
 

@@ -26,9 +26,10 @@ from ..classification.base import load_frozen
 from .config import ContrastOptions, ManipulationConfig
 from .contrast import contrastive_loss
 from .explainer import EXPLAIN, deactivate_explainer
+from .frames import Frames, stacked, whole_pictures
 from .model import ManipulationModel
 from .picture_sets import drawn_twins
-from .pictures import Annotations, DrawnPictures, Frames, stacked, whole_pictures
+from .pictures import Annotations, DrawnPictures
 
 
 @dataclass(frozen=True)

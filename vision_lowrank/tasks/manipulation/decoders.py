@@ -28,8 +28,6 @@ from torchvision.ops import nms
 
 from ...data.boxes import Boxes
 from ...errors import UserError
-from ...regularizers.base import exact
-from .matching import corners
 
 Kind: TypeAlias = Literal["query", "mlp", "linear"]
 
@@ -138,7 +136,7 @@ class QueryDecoder(nn.Module):
             valid: (B, N) bool, at least one per picture.
             centres: (B, N, 2) x and y.
         """
-        with exact(states):
+        with torch.autocast(states.device.type, enabled=False):
             memory = self.project(_clean(states, valid, self.queries.dtype))
             memory = memory + position_code(centres, memory.shape[-1]).to(memory.dtype)
             queries = self.queries.expand(len(states), -1, -1)
@@ -179,7 +177,7 @@ class MlpDecoder(nn.Module):
 
     def forward(self, states: Tensor, valid: Tensor, centres: Tensor) -> Decoded:
         """As :meth:`QueryDecoder.forward`; `centres` are not looked at."""
-        with exact(states):
+        with torch.autocast(states.device.type, enabled=False):
             pooled = _pooled(states, valid, self.detection[0].weight.dtype)
             places = self.boxes(pooled).unflatten(-1, (-1, 5))
             logit, cues = self.detection(pooled)[:, 0], self.cues(pooled)
@@ -205,7 +203,7 @@ class LinearDecoder(nn.Module):
 
     def forward(self, states: Tensor, valid: Tensor, centres: Tensor) -> Decoded:
         """As :meth:`QueryDecoder.forward`; `centres` are not looked at."""
-        with exact(states):
+        with torch.autocast(states.device.type, enabled=False):
             logit = self.detection(self.norm(_pooled(states, valid, self.norm.weight.dtype)))[:, 0]
             nothing = logit.new_zeros(len(logit), 0)
             return Decoded(logit, nothing, nothing[..., None].expand(-1, -1, 4), nothing, None, valid)
@@ -250,3 +248,9 @@ def _clean(states: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
 def _pooled(states: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
     """Mean (B, d) of the valid tokens."""
     return _clean(states, valid, dtype).sum(dim=1) / valid.sum(dim=1, keepdim=True)
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """(…, 4) cx, cy, w, h -> left, top, right, bottom."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from ...engine.task import Outputs
 from ...metrics.localisation.boxes import BoxOutcome, judge_boxes
-from .decoders import decode_boxes
-from .matching import corners
+from .decoders import corners, decode_boxes
 
 LEVELS = np.geomspace(0.01, 0.95, 50)
 TRUTH = ("boxes", "box_count", "has_boxes", "tokens")  # of a sample: what the outputs are compared with

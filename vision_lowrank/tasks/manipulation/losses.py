@@ -25,8 +25,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ...config.schema import Section
-from .decoders import Decoded
-from .matching import corners, giou, match
+from .decoders import Decoded, corners
+from .matching import giou, match
 
 
 class Targets(NamedTuple):

@@ -16,6 +16,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from .decoders import corners
+
 
 class Matches(NamedTuple):
     """P matched pairs of a batch, (P,) int64 each.
@@ -56,12 +58,6 @@ def match(
         rows += [(picture, int(query), first + int(target)) for query, target in zip(queries, chosen, strict=True)]
         first += len(own)
     return Matches(*torch.tensor(rows, dtype=torch.long, device=boxes.device).view(-1, 3).unbind(dim=1))
-
-
-def corners(boxes: Tensor) -> Tensor:
-    """(…, 4) cx, cy, w, h -> left, top, right, bottom."""
-    centre, size = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
 def giou(first: Tensor, second: Tensor) -> Tensor:

@@ -23,9 +23,7 @@ because what differs there is the whole picture. One that an augmentation edited
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,61 +34,11 @@ from torch.utils.data import Dataset
 from ...data.boxes import Boxes
 from ...data.manipulation.augmentation import Augmentation, label_of
 from ...data.manipulation.base import REAL, ManipulationSet, PictureRecord
-from ...data.manipulation.framing import Framing, Grid, token_centres, token_targets
 from ...data.manipulation.regions import mask_of_boxes
 from ...data.manipulation.robustness import Degradation
 from ...data.manipulation.sampling import Draws
-from ...data.transforms import Preprocess
 from ...errors import DataError
-
-Sample = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Pictures as a backbone takes them.
-
-    Attributes:
-        framing: how tiles are cut.
-        grid: rows and columns of tokens on a tile.
-        preprocess: mean and standard deviation of the weights.
-    """
-
-    framing: Framing
-    grid: Grid
-    preprocess: Preprocess
-
-    @property
-    def most(self) -> int:
-        """T: most tiles of a picture."""
-        return self.framing.max_tiles + 1 if self.framing.mode == "tile" else 1
-
-    def sample(self, image: Image.Image) -> Sample:
-        """``tiles count centres inside size`` of one RGB picture."""
-        parts = torch.stack([self._tensor(tile) for tile in self.framing.tiles(image)])
-        centres, inside = token_centres(self.framing.rectangles(*image.size), self.grid, *image.size)
-        return {
-            "tiles": _padded(parts, self.most),
-            "count": len(parts),
-            "centres": _padded(torch.from_numpy(centres).float(), self.tokens),
-            "inside": _padded(torch.from_numpy(inside), self.tokens),
-            "size": torch.tensor(image.size),
-        }
-
-    @property
-    def tokens(self) -> int:
-        """N: most tokens of a picture."""
-        return self.most * self.grid[0] * self.grid[1]
-
-    def targets(self, mask: np.ndarray) -> Tensor:
-        """Edited share of each token's cell (N,), of a mask (H, W)."""
-        rectangles = self.framing.rectangles(mask.shape[1], mask.shape[0])
-        return _padded(torch.from_numpy(token_targets(mask, rectangles, self.grid)), self.tokens)
-
-    def _tensor(self, tile: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.asarray(tile, dtype=np.float32) / 255).permute(2, 0, 1)
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.preprocess.mean, self.preprocess.std))
-        return (pixels - mean) / std
+from .frames import Frames, Sample, padded, stacked
 
 
 @dataclass(frozen=True)
@@ -129,7 +77,7 @@ class Annotations:
         largest = boxes[np.argsort(-boxes.area, kind="stable")[: self.boxes]]
         x0, y0, x1, y1 = largest.to_tensor().unbind(-1)
         relative = torch.stack([(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height])
-        return _padded(relative.T, self.boxes)
+        return padded(relative.T, self.boxes)
 
 
 def boxes_of(record: PictureRecord, size: tuple[int, int] | None = None) -> Boxes | None:
@@ -209,24 +157,3 @@ def truth_of(pictures: ManipulationSet, index: int, size: tuple[int, int]) -> tu
 
 def _place(pictures: ManipulationSet, index: int) -> Sample:
     return {"index": index, "source": int(pictures.sources.codes[index])}
-
-
-def stacked(samples: Sequence[Sample]) -> Sample:
-    """Samples as one, every value with a first dimension for them."""
-    return {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}
-
-
-def tiles_of(batch: Sample, counts: Sequence[int]) -> Tensor:
-    """The tiles (M, 3, S, S) of a batch without those behind a picture's own."""
-    return torch.cat([tiles[:count] for tiles, count in zip(batch["tiles"], counts, strict=True)])
-
-
-def whole_pictures(batch: Sample) -> Tensor:
-    """The tile (B, 3, S, S) of each picture of a batch that shows all of it: its last one."""
-    counts = batch["count"].tolist()
-    return torch.stack([tiles[count - 1] for tiles, count in zip(batch["tiles"], counts, strict=True)])
-
-
-def _padded(rows: Tensor, length: int) -> Tensor:
-    """`rows` (n, …) with zeros behind them, (length, …)."""
-    return torch.cat([rows, rows.new_zeros(length - len(rows), *rows.shape[1:])])
