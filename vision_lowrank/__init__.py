@@ -52,10 +52,12 @@ if TYPE_CHECKING:
     from .selection.diffora import Diffora
     from .selection.flexora import Flexora
     from .targets.coverage import coverage
+    from .tasks.saved import AdaptedModel, load_model
     from .trained import TrainedPart, TrainedParts, parameter_groups
 
 # Public name -> the module that defines it.
 _LAZY = {
+    "AdaptedModel": ".tasks.saved",
     "Allora": ".optim.allora",
     "BaLora": ".regularizers.ba_lora",
     "BlockLoraConfig": ".adapters.block_lora",
@@ -95,6 +97,7 @@ _LAZY = {
     "fuse_attention": ".attention.split",
     "load": ".attachment.store",
     "load_backbone": ".backbones.load",
+    "load_model": ".tasks.saved",
     "merge": ".attachment.merge",
     "parameter_groups": ".trained",
     "peft_method": ".adapters.peft_method",
@@ -105,6 +108,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "AdaptedModel",
     "Allora",
     "ArtefactError",
     "BaLora",
@@ -151,6 +155,7 @@ __all__ = [
     "fuse_attention",
     "load",
     "load_backbone",
+    "load_model",
     "merge",
     "methods",
     "parameter_groups",

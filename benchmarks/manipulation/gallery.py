@@ -103,7 +103,7 @@ def sheet(detector: ManipulationModel, pictures: ManipulationSet) -> Image.Image
 def _pair(detector: ManipulationModel, pictures: ManipulationSet, index: int) -> Image.Image:
     """The picture with the outline of its edit, and under the detector's map and boxes."""
     image, mask = pictures.image(index), pictures.mask(index)
-    (finding,) = detector.inspect([image])
+    (finding,) = detector.predict([image])
     outlined = np.array(image)
     if mask is not None:
         outlined[binary_dilation(mask, iterations=2) & ~mask] = OUTLINE

@@ -204,7 +204,7 @@ def test_the_sweep_of_a_classifier_encodes_its_prompts_with_each_change(tiny_wei
     """A loaded classifier keeps its class prompts; without a change of the text tower in them the sweep is wrong."""
     model = vl.attach(vl.load_backbone("tiny-clip", str(tiny_weights)), vl.LoraConfig(r=2), towers=["text"])
     ImageClassifier(moved(model), "text", ["a", "b"], ["the {}"]).save(tmp_path, {})
-    classifier, x = ImageClassifier.load(tmp_path), torch.randn(4, 3, 48, 48)
+    classifier, x = ImageClassifier.load(tmp_path, attach=True), torch.randn(4, 3, 48, 48)
     trains = [p.requires_grad for p in classifier.parameters()]
     before, seen = classifier(x), {}
 

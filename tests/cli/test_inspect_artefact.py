@@ -41,7 +41,8 @@ def test_table_page_and_numbers(artefact, tmp_path, capsys):
     page = (artefact / "inspect.html").read_text()
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     expected = {
-        pair.name: intruders(pair.weight, pair.delta) for pair in layer_pairs(ImageClassifier.load(artefact).model)
+        pair.name: intruders(pair.weight, pair.delta)
+        for pair in layer_pairs(ImageClassifier.load(artefact, attach=True).backbone)
     }
     assert [row["name"] for row in numbers["layers"]] == list(expected)
     assert len(expected) == 2
@@ -79,7 +80,7 @@ def test_k_and_epsilon_are_used(artefact, tmp_path):
     options = ("--top-k", 1, "--epsilon", 0.9, "--json", tmp_path / "n.json", "--out", tmp_path / "page.html")
     assert run("inspect", artefact, *options) == 0
     numbers = json.loads((tmp_path / "n.json").read_text())
-    pairs = list(layer_pairs(ImageClassifier.load(artefact).model))
+    pairs = list(layer_pairs(ImageClassifier.load(artefact, attach=True).backbone))
     counts = [intruders(pair.weight, pair.delta, k=1, epsilon=0.9).count for pair in pairs]
     assert [row["intruders"] for row in numbers["layers"]] == counts
     assert counts != [intruders(pair.weight, pair.delta).count for pair in pairs]

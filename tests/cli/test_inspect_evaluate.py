@@ -12,7 +12,7 @@ from vision_lowrank.adapters.kv_prefix import KvPrefixConfig
 from vision_lowrank.adapters.visual_prompt import VisualPromptConfig
 from vision_lowrank.analysis.mitigation import changes, with_changes
 from vision_lowrank.analysis.separation import separation
-from vision_lowrank.cli.artefact_task import recorded_config, recorded_splits
+from vision_lowrank.cli.checks import recorded_config
 from vision_lowrank.cli.inspect_evaluate import KEEPS, thinned
 from vision_lowrank.cli.main import main
 from vision_lowrank.config import apply_overrides, load_config, to_tree, validate
@@ -20,6 +20,7 @@ from vision_lowrank.data.base import ImageSet
 from vision_lowrank.data.loading import TransformedImages
 from vision_lowrank.metrics.classification import classification_metrics
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
+from vision_lowrank.tasks.classification.fewshot import FewShot
 
 CLASSES, TEMPLATES = ["disc", "square", "stripes"], ["a photo of a {}."]
 METHODS = {
@@ -90,8 +91,8 @@ def features_of(model, images):
 def test_what_it_forgot_what_scaling_gives_back_and_how_features_separate(adapted, tiny_weights, capsys):
     numbers, page = inspected(adapted, "--evaluate")
     output = capsys.readouterr()
-    splits, base = recorded_splits(recorded_config(adapted, [])), base_of(tiny_weights)
-    model = ImageClassifier.load(adapted).model
+    splits, base = FewShot.splits_of(recorded_config(adapted, []), CLASSES), base_of(tiny_weights)
+    model = ImageClassifier.load(adapted, attach=True).backbone
 
     other, templates = splits.transfer["folder-test"]
     expected = {"test/test": (splits.tests["test"], TEMPLATES), "transfer/folder-test": (other, templates)}
@@ -162,7 +163,7 @@ def test_trained_base_weights(tmp_path, record, tiny_weights):
     assert all(row["relative_norm"] > 0 for row in numbers["layers"])
     assert 'id="forgetting"' not in page
     numbers, _ = inspected(tmp_path / "full", "--evaluate")
-    images = recorded_splits(recorded_config(tmp_path / "full", [])).tests["test"]
+    images = FewShot.splits_of(recorded_config(tmp_path / "full", []), CLASSES).tests["test"]
     for key, one in (("before", base_of(tiny_weights)), ("after", model)):
         assert numbers["forgetting"][key]["test/test/loss"] == pytest.approx(metrics_of(one, images)["loss"], abs=1e-4)
     assert "the base weights themselves were trained" in numbers["mitigation"]["refused"]
@@ -211,7 +212,7 @@ def test_parts_beside_the_change_are_named_where_it_is_to_be_scaled(tmp_path, re
 def test_base_to_novel_evaluates_the_halves(record):
     overrides = ["task.protocol=base_to_novel", "data={type: digits}", "task.transfer=[]"]
     config = validate(apply_overrides(record["config"], overrides), source="test")
-    splits = recorded_splits(config)
+    splits = FewShot.splits_of(config, ())
     assert (len(splits.train.classes), list(splits.transfer)) == (5, ["novel-digits"])
     assert set(splits.val.labels) == set(range(5))
 

@@ -1,4 +1,4 @@
-"""A detector of pixels instead of weights, and a folder of every kind of file that people have."""
+"""A model of pixels instead of weights, and a folder of every kind of file that people have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.tasks.manipulation.finding import Finding
 
 
-class MeanDetector:
+class MeanModel:
     """Takes the mean brightness for the probability, the grey values for the heat map, and the middle for the box."""
 
     def __init__(self):
@@ -23,7 +23,7 @@ class MeanDetector:
         self.explains = True
         self.batches = []
 
-    def inspect(self, images, calibration=None, explain=False):
+    def predict_batch(self, images, *, calibration=None, explain=False):
         self.batches.append([image.size for image in images])
         return [self._finding(image, calibration or self.calibration, explain) for image in images]
 
@@ -41,8 +41,8 @@ class MeanDetector:
 
 
 @pytest.fixture
-def detector():
-    return MeanDetector()
+def edit_model():
+    return MeanModel()
 
 
 @pytest.fixture

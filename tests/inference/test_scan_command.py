@@ -32,9 +32,9 @@ OPTIONS = {
 
 
 @pytest.fixture
-def run(detector, monkeypatch, tmp_path):
-    """Exit code of a scan with the test's detector; 0 where it just returns."""
-    monkeypatch.setattr(command, "load_detector", lambda model, device: detector)
+def run(edit_model, monkeypatch, tmp_path):
+    """Exit code of a scan with the test's edit_model; 0 where it just returns."""
+    monkeypatch.setattr(command, "load_edit_model", lambda model, device: edit_model)
 
     def go(*paths, out=tmp_path / "out", **changes):
         try:
@@ -145,21 +145,21 @@ def test_the_threshold_asked_for_decides(zoo, run, tmp_path):
     assert {row["verdict"] for row in results["rows"] if not row["error"]} == {"edited"}
 
 
-def test_an_interruption_ends_in_order_and_says_how_to_go_on(zoo, run, detector, tmp_path, monkeypatch, capsys):
-    inspect = detector.inspect
+def test_an_interruption_ends_in_order_and_says_how_to_go_on(zoo, run, edit_model, tmp_path, monkeypatch, capsys):
+    inspect = edit_model.predict_batch
 
     def interrupted(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)
         return inspect(*args, **kwargs)
 
-    monkeypatch.setattr(detector, "inspect", interrupted)
+    monkeypatch.setattr(edit_model, "predict_batch", interrupted)
     assert run(zoo, batch=3) == 130
     said = capsys.readouterr().err
     assert re.search(r"interrupted after 3 of 16 pictures\. Go on with: .* --resume", said)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert not results["header"]["complete"]
     assert len(results["rows"]) == 3
-    monkeypatch.setattr(detector, "inspect", inspect)
+    monkeypatch.setattr(edit_model, "predict_batch", inspect)
     assert run(zoo, resume=True) == 0
     assert len(rows_of(tmp_path / "out")) == 16
 

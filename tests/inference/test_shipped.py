@@ -22,7 +22,7 @@ def test_scan_without_a_model_takes_the_shipped_one(tmp_path, capsys):
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     detector = ManipulationModel.load(FOLDER)
     assert written["header"]["model"]["identity"] == detector.identity
-    (finding,) = detector.inspect([Image.open(tmp_path / "photo.png").convert("RGB")])
+    (finding,) = detector.predict([Image.open(tmp_path / "photo.png").convert("RGB")])
     assert written["rows"][0]["probability"] == pytest.approx(finding.probability, abs=1e-4)
 
 

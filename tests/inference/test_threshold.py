@@ -28,14 +28,14 @@ def test_other_thresholds_are_refused(text):
         Threshold.parse(text)
 
 
-def header(detector, calibration, **changes):
-    options = {"model": "m", "explain": False, "device": "cpu", "command": "scan", "inputs": 2, "others": 1} | changes
-    return make_header(detector, calibration, **options)
+def header(edit_model, calibration, **changes):
+    options = {"path": "m", "explain": False, "device": "cpu", "command": "scan", "inputs": 2, "others": 1} | changes
+    return make_header(edit_model, calibration, **options)
 
 
-def test_the_header_says_what_numbers_depend_on(detector):
-    made = json.loads(json.dumps(header(detector, calibration(), explain=True)))
-    assert made["model"]["identity"] == detector.identity
+def test_the_header_says_what_numbers_depend_on(edit_model):
+    made = json.loads(json.dumps(header(edit_model, calibration(), explain=True)))
+    assert made["model"]["identity"] == edit_model.identity
     assert made["preprocessing"]["framing"] == {"mode": "resize", "size": 56, "max_tiles": 6}
     assert made["threshold_origin"] == "fpr=0.05 on 400 real validation pictures"
     assert made["calibration"]["reals"] == 400
@@ -44,20 +44,24 @@ def test_the_header_says_what_numbers_depend_on(detector):
     assert made["environment"]["packages"]["torch"]
 
 
-def test_settings_change_with_what_a_row_depends_on_only(detector):
+def test_settings_change_with_what_a_row_depends_on_only(edit_model):
     own = calibration()
-    same = [header(detector, own), header(detector, own, device="cuda", inputs=9, command="x")]
+    same = [header(edit_model, own), header(edit_model, own, device="cuda", inputs=9, command="x")]
     assert same[0]["settings"] == same[1]["settings"]
-    others = [header(detector, own.fixed(0.5)), header(detector, own.at(0.05)), header(detector, own, explain=True)]
-    detector.identity = "fedcba9876543210"
-    others.append(header(detector, own))
+    others = [
+        header(edit_model, own.fixed(0.5)),
+        header(edit_model, own.at(0.05)),
+        header(edit_model, own, explain=True),
+    ]
+    edit_model.identity = "fedcba9876543210"
+    others.append(header(edit_model, own))
     texts = {json.dumps(each["settings"]) for each in [same[0], *others]}
     assert len(texts) == 5
 
 
-def test_the_end_counts_rows(detector):
+def test_the_end_counts_rows(edit_model):
     rows = [ScanRow("a", verdict="edited"), ScanRow("b", error="broken")]
-    made = finished(header(detector, calibration()), rows, 1.25)
+    made = finished(header(edit_model, calibration()), rows, 1.25)
     assert made["counts"] == {"edited": 1, "uncertain": 0, "real": 0, "error": 1}
     assert made["complete"]
     assert not finished(made, rows[:1], 1.0)["complete"]

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from vision_lowrank.errors import ArtefactError
-from vision_lowrank.viz import plots, write_report
+from vision_lowrank.viz import plots
+from vision_lowrank.viz.report import write_report
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 EVIL = '<script>alert("x")</script>'
@@ -299,7 +300,7 @@ def test_missing_seeds_are_counted(tmp_path):
 def test_how_to_load_names_the_artefact(tmp_path):
     words = Page(write_report(make_run(tmp_path / "my run"))).words("use")
     assert "vision-lowrank predict 'my run/seed-1/artefact' picture.png" in words
-    assert 'ImageClassifier.load("my run/seed-1/artefact")' in words
+    assert 'vl.load_model("my run/seed-1/artefact")' in words
     assert str(tmp_path) not in words
 
 

@@ -24,6 +24,11 @@ def backbone_of(model: nn.Module) -> Any:
     return model.get_base_model() if adapted(model) else model
 
 
+def adapter_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the adapters that are attached to `model`."""
+    return tuple(model.peft_config) if adapted(model) else ()
+
+
 def without_adapter(model: nn.Module) -> AbstractContextManager[Any]:
     """Context in which `model` computes what its base computes; a model without adapters always does.
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..errors import UserError
 from ..files import sibling, write_text
-from .checks import check_artefact
+from ..tasks.about import read_about
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add_classes_command(
     """
     if (pictures is not None) == take_back:
         raise UserError("add-classes: give either the FOLDER of the new classes' pictures, or --undo.")
-    check_artefact(artefact)
+    read_about(artefact)
     if pictures is not None and not pictures.is_dir():
         raise UserError(f"folder '{pictures}' does not exist.{sibling(pictures)}")
     from ..tasks.classification.growing import add_classes, undo  # torch, only now

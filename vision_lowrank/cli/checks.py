@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config import Recipe, apply_overrides, check_paths, check_settings
+from ..config import Recipe, RunConfig, apply_overrides, check_paths, check_settings, validate
 from ..errors import UserError
 from ..tasks.about import read_about
-
-
-def check_artefact(folder: Path) -> None:
-    """Raise ArtefactError where there is no artefact in `folder`, or a damaged one."""
-    read_about(folder)
 
 
 def check_recorded(folder: Path, overrides: list[str]) -> None:
@@ -22,6 +17,15 @@ def check_recorded(folder: Path, overrides: list[str]) -> None:
     """
     recipe = recorded_recipe(folder, overrides)
     check_paths(check_settings(*recipe), recipe.origins, recipe.source)
+
+
+def recorded_config(folder: Path, overrides: list[str]) -> RunConfig:
+    """The config of the run that wrote an artefact, with other settings where given; its parts are imported.
+
+    Raises:
+        UserError: the artefact was not saved by a run, or a setting is wrong.
+    """
+    return validate(*recorded_recipe(folder, overrides))
 
 
 def recorded_recipe(folder: Path, overrides: list[str]) -> Recipe:

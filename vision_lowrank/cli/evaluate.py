@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..config import RunConfig, check_recipe, load_config
 from ..files import write_text
-from .checks import check_recorded
+from .checks import check_recorded, recorded_config
 from .tables import print_table, values_table
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def evaluate_command(target: Path, overrides: list[str], json_path: Path | None)
     check(target, overrides)
     from ..engine.loop import Engine  # torch, only now
 
-    task, config = _artefact_task(target, overrides) if saved else _recipe_task(target, overrides)
+    task, config = _saved_task(target, overrides) if saved else _recipe_task(target, overrides)
     with tempfile.TemporaryDirectory() as scratch:
         engine = Engine(config.engine, task, Path(scratch), seed=config.seed)
         metrics = engine.evaluate("test") if saved else engine.evaluate_untrained()
@@ -39,12 +39,9 @@ def _recipe_task(path: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
     return build_task(config, config.seed), config
 
 
-def _artefact_task(folder: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
-    """The saved model on the data it was trained for, or on data of the same classes given by overrides."""
-    from ..tasks.classification.classifier import ImageClassifier
-    from .artefact_task import artefact_task, detector_task, recorded_config
+def _saved_task(folder: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
+    """The saved model on the data it was trained for, or on other data given by overrides."""
+    from ..tasks.saved import load_model
 
     config = recorded_config(folder, overrides)
-    if config.task.type == "manipulation":
-        return detector_task(folder, config), config
-    return artefact_task(folder, ImageClassifier.load(folder), config), config
+    return load_model(folder).on(config), config

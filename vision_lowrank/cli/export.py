@@ -1,4 +1,4 @@
-"""``vision-lowrank export``: an artefact as a plain LoRA, as merged weights, or as an ONNX graph."""
+"""``vision-lowrank export``: a saved model as a plain LoRA, as merged weights, or as an ONNX graph."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from ..errors import UserError, near_miss
-from .checks import check_artefact
+from ..tasks.about import read_about
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -31,27 +31,37 @@ def export_command(
         raise UserError(f"unknown format '{format}'.{near_miss(format, FORMATS)} Known: {', '.join(FORMATS)}.")
     if FORMATS[format] is None and (rank is not None or tolerance is not None or fuse_qkv):
         raise UserError(f"--rank, --tolerance and --fuse-qkv are for LoRA files: --format {format} has none of them.")
-    check_artefact(artefact)
-    from ..export.lora import export_lora  # torch, only now
+    read_about(artefact)
+    from ..backbones.adapted import adapted  # torch, only now
+    from ..export.lora import export_lora
     from ..export.merged import export_merged
     from ..export.onnx import export_onnx
-    from ..tasks.classification.classifier import ImageClassifier
+    from ..tasks.saved import load_model
 
-    classifier = ImageClassifier.load(artefact)
+    model = load_model(artefact, attach=True)
+    if format not in model.exports:
+        reason = f", as {model.export_limits[format]}" if format in model.export_limits else ""
+        raise UserError(
+            f"{artefact}: a model for {model.task} cannot be written as {format}{reason}: "
+            f"use --format {', '.join(model.exports[:-1])} or {model.exports[-1]}."
+        )
     if format == "onnx":
-        print(export_onnx(classifier, out))
+        print(export_onnx(model, out))
         return
-    adapted = hasattr(classifier.backbone, "peft_config")
-    if not adapted and not classifier.trained_base:
-        raise UserError(f"{artefact}: has nothing to export but its head: neither an adapter nor the base was trained.")
+    has_adapter = adapted(model.backbone)
+    if not has_adapter and not model.trained_base:
+        raise UserError(
+            f"{artefact}: has nothing to export but its head: neither an adapter nor the base was trained; "
+            "`vision-lowrank predict` uses it as it is."
+        )
     if format == "merged":
-        path = export_merged(classifier.backbone, out)
-        what = "the adapter merged in" if adapted else "its own weights as trained"
-        print(f"{path}: the backbone with {what}; load it as weights of '{classifier.backbone.name}'.")
+        path = export_merged(model.backbone, out)
+        what = "the adapter merged in" if has_adapter else "its own weights as trained"
+        print(f"{path}: the backbone with {what}; load it as weights of '{model.backbone.name}'.")
         return
-    if classifier.trained_base:  # beside an adapter too: its ΔW is one of the trained weights
+    if model.trained_base:  # beside an adapter too: its ΔW is one of the trained weights
         raise UserError(f"{artefact}: base weights were trained, which a LoRA file cannot hold: use --format merged.")
-    report = export_lora(classifier.backbone, out, FORMATS[format], rank, tolerance, fuse_qkv=fuse_qkv)
+    report = export_lora(model.backbone, out, FORMATS[format], rank, tolerance, fuse_qkv=fuse_qkv)
     print_table(_layers(report))
     print(report)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..config import check_recipe
 from ..errors import UserError
-from .checks import check_artefact, check_recorded
+from ..tasks.about import read_about
+from .checks import check_recorded
 
 
 def inspect_command(
@@ -33,7 +34,7 @@ def inspect_command(
             )
         if evaluate:
             check_recorded(target, overrides)
-        check_artefact(target)
+        read_about(target)
         from .inspect_artefact import inspect_artefact  # torch, only now
 
         inspect_artefact(target, top_k, epsilon, out, json_path, overrides if evaluate else None)

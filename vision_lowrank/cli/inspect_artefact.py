@@ -21,13 +21,16 @@ from typing import Any
 from ..analysis.intruders import count_grid, random_similarity, similarity_matrix
 from ..analysis.layers import LayerPair, LayerReport, analyse, layer_pairs
 from ..analysis.trained_base import trained_pairs
+from ..backbones.adapted import adapted
 from ..backbones.load import load_backbone
+from ..backbones.weights import RANDOM
 from ..errors import UserError
 from ..files import write_text
-from ..tasks.classification.classifier import ImageClassifier, read_artefact
+from ..tasks.about import read_about
+from ..tasks.saved import AdaptedModel, load_model
 from ..viz.inspection import LayerPlots, write_inspection
-from .artefact_task import artefact_task, recorded_config
-from .inspect_evaluate import Evaluation, forgotten, mitigated, separated
+from .checks import recorded_config
+from .inspect_evaluate import Evaluation, evaluation_of, forgotten, mitigated, separated
 from .inspect_tables import tables
 from .tables import print_table
 
@@ -56,19 +59,19 @@ def inspect_artefact(
     Raises:
         UserError: not an artefact; without `overrides` one whose change is no ΔW, with them one without data.
     """
-    classifier = ImageClassifier.load(folder)
-    base = load_backbone(**read_artefact(folder)["backbone"]) if classifier.trained_base else None
+    model, spec = load_model(folder, attach=True), read_about(folder)["backbone"]
+    lost = bool(model.trained_base) and spec["weights"] == RANDOM
+    if lost and overrides is not None:
+        raise UserError(f"{folder}: was trained from random weights, which forgot nothing: use `vision-lowrank eval`.")
+    base = load_backbone(**spec) if model.trained_base and not lost else None
     run = None
     if overrides is not None:  # what is wrong with the data is said before anything is computed
-        config = recorded_config(folder, overrides)
-        run = Evaluation(artefact_task(folder, classifier, config), config, base)
-        if base is not None:
-            base.preprocess = classifier.backbone.preprocess
-    numbers: dict[str, Any] = {"backbone": classifier.backbone.name, "method": _method(classifier, folder)}
+        run = evaluation_of(model, recorded_config(folder, overrides), base, folder)
+    numbers: dict[str, Any] = {"backbone": model.backbone.name, "method": _method(model)}
     numbers |= {"k": top_k, "epsilon": epsilon}
     reports: list[LayerReport] = []
     try:
-        reports = list(analyse(_pairs(folder, classifier, base), top_k, epsilon))
+        reports = list(analyse(_pairs(folder, model, base, lost), top_k, epsilon))
         if not reports:
             raise UserError(f"{folder}: its adapter sits on no matrix that could be compared.")
         numbers |= _totals(reports) | {"layers": [_row(report) for report in reports]}
@@ -92,22 +95,27 @@ def inspect_artefact(
         write_text(json_path, json.dumps(numbers, indent=1) + "\n")
 
 
-def _pairs(folder: Path, classifier: ImageClassifier, base: Any) -> Iterator[LayerPair]:
-    """(W0, ΔW) of what was trained."""
-    if hasattr(classifier.backbone, "peft_config"):
-        return layer_pairs(classifier.backbone)
+def _pairs(folder: Path, model: AdaptedModel, base: Any, lost: bool) -> Iterator[LayerPair]:
+    """(W0, ΔW) of what was trained; `base` is what the weights were before, unless that is `lost`."""
+    if adapted(model.backbone):
+        return layer_pairs(model.backbone)
     if base is not None:
-        return trained_pairs(base, classifier.backbone)
+        return trained_pairs(base, model.backbone)
+    if lost:
+        raise UserError(
+            f"{folder}: was trained from random weights, so there is no base that ΔW could be a change of; "
+            "`vision-lowrank eval` says what it can do."
+        )
     raise UserError(
-        f"{folder}: has no adapter to inspect: at most its head was trained; --evaluate says what the model can do."
+        f"{folder}: has no adapter to inspect: at most its head was trained; `vision-lowrank eval` says what it can do."
     )
 
 
-def _method(classifier: ImageClassifier, folder: Path) -> str:
-    if hasattr(classifier.backbone, "peft_config"):
-        return str(getattr(classifier.backbone.peft_type, "value", classifier.backbone.peft_type)).lower()
-    rule = read_artefact(folder).get("record", {}).get("config", {}).get("rule") or {}
-    return rule.get("type", "full fine-tuning") if classifier.trained_base else f"a {classifier.head_name} head"
+def _method(model: AdaptedModel) -> str:
+    if adapted(model.backbone):
+        return str(getattr(model.backbone.peft_type, "value", model.backbone.peft_type)).lower()
+    rule = model.record.get("config", {}).get("rule") or {}
+    return rule.get("type", "full fine-tuning") if model.trained_base else "a head alone"
 
 
 def _mitigation(run: Evaluation, numbers: Mapping[str, Any]) -> dict[str, Any]:

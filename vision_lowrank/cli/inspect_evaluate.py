@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -31,6 +32,7 @@ from ..engine.runtime import Runtime
 from ..engine.task import Batch, Outputs, Task
 from ..errors import UserError
 from ..tasks.classification.base import ClassificationTask
+from ..tasks.saved import AdaptedModel
 
 KEEPS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 # Control of analysis/mitigation.py -> what it is called in the numbers.
@@ -90,6 +92,20 @@ class Evaluation:
     def _run(self, task: Task, sets: Mapping[str, Dataset]) -> tuple[dict[str, float], dict[str, Outputs]]:
         seed = self.config.seed
         return evaluate_sets(task, sets, self.config.engine, self.runtime, self.display, seed=seed)
+
+
+def evaluation_of(model: AdaptedModel, config: RunConfig, base: nn.Module | None, folder: Path) -> Evaluation:
+    """The saved model of `folder` on the data that `config` names.
+
+    Raises:
+        UserError: it tells no classes apart; or as its task.
+    """
+    task = model.on(config)
+    if not isinstance(task, ClassificationTask):
+        raise UserError(f"{folder}: --evaluate looks at classes, which it has none of: use `vision-lowrank eval`.")
+    if base is not None:
+        base.preprocess = model.backbone.preprocess
+    return Evaluation(task, config, base)
 
 
 class _Features(Task):

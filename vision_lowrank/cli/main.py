@@ -76,17 +76,18 @@ def evaluate(
 @app.command()
 def predict(
     artefact: Artefact,
-    images: Annotated[list[str], typer.Argument(help="pictures, folders or globs")],
+    images: Annotated[list[Path], typer.Argument(help="pictures, folders or globs")],
     json: Annotated[Optional[Path], typer.Option(help="write the predictions to this JSON file")] = None,  # noqa: UP045
     csv: Annotated[Optional[Path], typer.Option(help="write the predictions to this CSV file")] = None,  # noqa: UP045
-    top: Annotated[int, typer.Option(min=1, help="classes to report per picture")] = 3,
+    top: Annotated[Optional[int], typer.Option(min=1, help="classes to report per picture; 3 if not given")] = None,  # noqa: UP045
     batch_size: Annotated[int, typer.Option(min=1, help="pictures per batch")] = 64,
     skip_broken: Annotated[bool, typer.Option(help="skip files that are not readable pictures")] = False,
 ) -> None:
-    """Classify pictures with a saved artefact."""
+    """Say what a saved model sees in pictures: classes, or whether and where they were edited."""
     from .predict import predict_command
 
-    predict_command(artefact, images, json, csv, top, batch_size, skip_broken)
+    options = {} if top is None else {"top": top}  # what only some models know
+    predict_command(artefact, images, json, csv, options, batch_size, skip_broken)
 
 
 @app.command("add-classes")
@@ -222,7 +223,7 @@ def scan(
     paths: Annotated[list[Path], typer.Argument(help="pictures and folders; every input yields a row")],
     model: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="detector's artefact folder; the shipped one if not given"),
+        typer.Option(help="artefact folder of a model that finds edits; the shipped one if not given"),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for the results; heat maps mirror the input tree in it")] = Path(
         "scan-results"
@@ -231,7 +232,7 @@ def scan(
     batch: Annotated[int, typer.Option(min=1, help="most pictures the model looks at together")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
     threshold: Annotated[
-        str, typer.Option(help="auto: the detector's own; a probability such as 0.5; a false-positive rate: fpr=0.01")
+        str, typer.Option(help="auto: the model's own; a probability such as 0.5; a false-positive rate: fpr=0.01")
     ] = "auto",
     overlay: Annotated[bool, typer.Option("--overlay", help="write pictures under their heat maps and boxes")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="let the model's language part explain; slow")] = False,

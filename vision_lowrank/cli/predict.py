@@ -1,117 +1,82 @@
-"""``vision-lowrank predict``: classify pictures with a saved artefact."""
+"""``vision-lowrank predict``: what a saved model says of pictures."""
 
 from __future__ import annotations
 
-import glob
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
-from ..data.images import SUFFIXES, read_image
 from ..errors import DataError
 from ..files import write_text
-from .checks import check_artefact
+from ..inference.predictor import predict_files
+from ..inference.sources import InputFile, find_files
+from ..tasks.about import read_about
+from ..viz.text import csv_text
 from .tables import print_table
 
 if TYPE_CHECKING:
-    import torch
-
-    from ..tasks.classification.classifier import ImageClassifier
+    from ..tasks.saved import AdaptedModel, Row
 
 
 def predict_command(
     artefact: Path,
-    images: list[str],
+    images: list[Path],
     json_path: Path | None,
     csv_path: Path | None,
-    top: int,
+    options: dict[str, Any],
     batch_size: int,
     skip_broken: bool,
 ) -> None:
-    """Predict, then print a table or write the files asked for."""
-    paths = find_images(images)
-    check_artefact(artefact)
-    from ..tasks.classification.classifier import ImageClassifier  # torch, only now
-    from ..viz.text import csv_text
+    """Predict, then print a table or write the files asked for.
 
-    classifier = ImageClassifier.load(artefact)
-    rows = predict(classifier, paths, top, batch_size, skip_broken)
+    Raises:
+        UserError: the artefact, a picture or one of `options` cannot be used.
+    """
+    sources = find_files(images, recursive=True).sources
+    read_about(artefact)
+    from ..tasks.saved import load_model  # torch, only now
+
+    model = load_model(artefact)
+    model.check_options(options)
+    found = _predicted(model, sources, batch_size, options, skip_broken)
+    rows = [{"image": str(source.path), **row.to_row()} for source, row in found]
     if json_path:
         write_text(json_path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     if csv_path:
-        columns = ["image", "class", "probability"]
+        columns = [name for name, value in rows[0].items() if not isinstance(value, list)] if rows else ["image"]
         write_text(csv_path, csv_text([columns, *([row[name] for name in columns] for row in rows)]))
     if not (json_path or csv_path):
-        print_table(_table(rows))
+        print_table(_table(found))
 
 
-def find_images(patterns: list[str]) -> list[Path]:
-    """Pictures named by paths, folders (searched through) and globs, sorted within each pattern.
-
-    Raises:
-        DataError: a pattern that names nothing, or a folder without pictures.
-    """
-    found: list[Path] = []
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        else:
-            matches = [path] if path.is_file() else sorted(Path(match) for match in glob.glob(pattern, recursive=True))
-        if not matches:
-            kind = f"no pictures ({', '.join(sorted(SUFFIXES))})" if path.is_dir() else "no such file, folder or match"
-            raise DataError(f"{pattern}: {kind}.")
-        found += matches
-    return found
+def _predicted(
+    model: AdaptedModel, sources: Sequence[InputFile], batch_size: int, options: dict[str, Any], skip_broken: bool
+) -> list[tuple[InputFile, Row]]:
+    """File and row of every picture, with a progress bar where there is much to do."""
+    skip = (lambda problem: print(f"skipped: {problem}", file=sys.stderr)) if skip_broken else None
+    batches = predict_files(model, sources, batch_size, options, skip)
+    count = math.ceil(len(sources) / batch_size)
+    quiet = count < 3 or not sys.stderr.isatty()
+    try:
+        return [pair for batch in track(batches, "predicting", count, disable=quiet) for pair in batch]
+    except DataError as error:
+        raise DataError(f"{error} Use --skip-broken to go on without it.") from None
 
 
-def predict(
-    classifier: ImageClassifier, paths: list[Path], top: int = 3, batch_size: int = 64, skip_broken: bool = False
-) -> list[dict[str, Any]]:
-    """One row per readable picture: ``{"image", "class", "probability", "top": [[class, probability], …]}``.
-
-    Raises:
-        DataError: a file is no readable picture and `skip_broken` is off.
-    """
-    from torch import stack
-
-    transform, rows = classifier.backbone.transform, []
-    starts = range(0, len(paths), batch_size)
-    for start in track(starts, "predicting", disable=len(starts) < 3 or not sys.stderr.isatty()):
-        names, pixels = [], []
-        for path in paths[start : start + batch_size]:
-            try:
-                pixels.append(transform(read_image(path)))
-                names.append(str(path))
-            except DataError as error:
-                if not skip_broken:
-                    raise DataError(f"{error} Use --skip-broken to go on without it.") from None
-                print(f"skipped: {error}", file=sys.stderr)
-        if names:
-            rows += _rows(classifier, names, stack(pixels), top)
-    return rows
-
-
-def _rows(classifier: ImageClassifier, names: list[str], pixels: torch.Tensor, top: int) -> list[dict[str, Any]]:
-    values, classes = classifier.probabilities(pixels).topk(min(top, len(classifier.classes)))
-    rows = []
-    for name, probabilities, labels in zip(names, values.tolist(), classes.tolist(), strict=True):
-        ranked = [[classifier.classes[label], round(p, 6)] for label, p in zip(labels, probabilities, strict=True)]
-        rows.append({"image": name, "class": ranked[0][0], "probability": ranked[0][1], "top": ranked})
-    return rows
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _table(found: Sequence[tuple[InputFile, Row]]) -> Table:
     table = Table()
     table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    table.add_column("then", overflow="fold")
-    for row in rows:
-        others = ", ".join(f"{name} {100 * p:.0f}%" for name, p in row["top"][1:])
-        table.add_row(row["image"], row["class"], f"{100 * row['probability']:.1f}%", others)
+    cells = [row.to_cells() for _, row in found]
+    for name in cells[0] if cells else ():
+        is_share = all(each[name].endswith("%") for each in cells)
+        table.add_column(name, justify="right" if is_share else "left", overflow="fold")
+    for (source, _), each in zip(found, cells, strict=True):
+        table.add_row(Text(str(source.path)), *(Text(value) for value in each.values()))
     return table

@@ -19,11 +19,11 @@ from rich.text import Text
 
 from ..errors import UserError, near_miss
 from ..inference.journal import ScanRow
-from ..inference.predictor import Detector, Threshold
+from ..inference.predictor import EditModel, Threshold
 from ..inference.sources import find_files
 from ..inference.tables import write_csv, write_json
 from ..paths import shipped
-from .checks import check_artefact
+from ..tasks.about import read_about
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -62,19 +62,19 @@ def scan_command(
     asked = Threshold.parse(threshold)
     json, csv, html = (json, csv, html) if json or csv or html else (True, True, True)
     found = find_files(paths, recursive, leave_out=out)
-    model = model or shipped("data") / "manipulation_detector"
-    check_artefact(model)
+    folder = model or shipped("data") / "manipulation_detector"
+    read_about(folder)
     from ..inference.header import finished, make_header  # torch, only now
     from ..inference.run import Options, scan
 
     place = compute_device(device)
+    looking = load_edit_model(folder, place)
     _make_folder(out)
-    detector = load_detector(model, place)
-    calibration = asked.of(detector.calibration)
+    calibration = asked.of(looking.calibration)
     header = make_header(
-        detector,
+        looking,
         calibration,
-        model=model,
+        path=folder,
         explain=explain,
         device=str(place),
         command=_command(),
@@ -83,18 +83,25 @@ def scan_command(
     )
     options = Options(batch=batch, explain=explain, overlay=overlay, npy=npy, thumbnails=html, resume=resume)
     start = time.perf_counter()
-    rows = _watched(scan(found.sources, detector, calibration, out, header, options), len(found.sources))
+    rows = _watched(scan(found.sources, looking, calibration, out, header, options), len(found.sources))
     header = finished(header, rows, time.perf_counter() - start)
     files = _write(out, header, rows, json, csv, html)
     _say(header, rows, files)
     _exit(header, fail_on)
 
 
-def load_detector(model: Path, device: torch.device) -> Detector:
-    """The detector in a folder, on `device`."""
-    from ..tasks.manipulation.model import ManipulationModel
+def load_edit_model(folder: Path, device: torch.device) -> EditModel:
+    """The model in a folder, on `device`.
 
-    return ManipulationModel.load(model).to(device)
+    Raises:
+        UserError: it does not look for edits.
+    """
+    from ..tasks.saved import load_model
+
+    model = load_model(folder)
+    if not hasattr(model, "calibration"):
+        raise UserError(f"{folder}: a model for {model.task} looks for no edits: use `vision-lowrank predict`.")
+    return model.to(device)
 
 
 def compute_device(name: str) -> torch.device:

@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..errors import UserError
 from ..trained import TrainedPart, parameter_groups
 from .keep import Keep, Last
+
+if TYPE_CHECKING:
+    from ..config.schema import RunConfig
 
 Batch = dict[str, Any]
 Collate = Callable[[list[Any]], Any]
@@ -88,6 +92,15 @@ class Task(TrainedPart):
         """Whether the metric of this full name is printed after an evaluation: a headline of a set, or any."""
         of_set, _, metric = name.rpartition("/")
         return not self.headline or (metric in self.headline and of_set.count("/") < 2)
+
+    @classmethod
+    def of_model(cls, model: Any, config: RunConfig) -> Task:
+        """The task that evaluates a saved model on the data that `config` names; the model is used as it is.
+
+        Raises:
+            UserError: this task evaluates none of its kind, or the data does not fit it.
+        """
+        raise UserError(f"task '{config.task.type}' evaluates no model for {model.task}: see `vision-lowrank inspect`.")
 
     def stages(self) -> list[Stage]:
         """The stages to run, in order. A task without training (zero-shot) returns an empty list."""

@@ -9,7 +9,7 @@ from typing import Any
 from ..config.record import environment
 from ..metrics.calibration import Calibration
 from .journal import ScanRow
-from .predictor import Detector
+from .predictor import EditModel
 
 READING = "A probability is a likelihood under this model, calibrated on its validation pictures: it is no proof."
 LIMITS = (
@@ -21,10 +21,10 @@ LIMITS = (
 
 
 def make_header(
-    detector: Detector,
+    model: EditModel,
     calibration: Calibration,
     *,
-    model: Path,
+    path: Path,
     explain: bool,
     device: str,
     command: str,
@@ -34,9 +34,9 @@ def make_header(
     """The header as plain JSON values.
 
     Args:
-        detector: that looks at the pictures.
+        model: that looks at the pictures.
         calibration: its own, or one with another threshold.
-        model: where it was loaded from.
+        path: where it was loaded from.
         explain: whether its language model was asked for explanations.
         device: where it computes.
         command: that made the results.
@@ -44,11 +44,11 @@ def make_header(
         others: number of files in the folders that were no pictures.
     """
     used = {name: value for name, value in calibration.to_dict().items() if name != "real_scores"}  # up to 2000
-    framing, identity = detector.framing.to_dict(), detector.identity
+    framing, identity = model.framing.to_dict(), model.identity
     return {
         "reading": READING,
-        "limits": [*LIMITS, *_sentences(detector.about.get("limits"))],
-        "model": {"identity": identity, "path": str(model), "about": dict(detector.about)},
+        "limits": [*LIMITS, *_sentences(model.about.get("limits"))],
+        "model": {"identity": identity, "path": str(path), "about": dict(model.about)},
         "preprocessing": {"framing": framing, "picture": "first frame, EXIF orientation applied, 8-bit RGB"},
         "threshold": calibration.threshold,
         "threshold_origin": calibration.origin,
@@ -80,7 +80,7 @@ def finished(header: Mapping[str, Any], rows: Sequence[ScanRow], seconds: float)
 
 
 def _sentences(limits: Any) -> list[str]:
-    """Limits that a detector's record states, as one text or several."""
+    """Limits that a model's record states, as one text or several."""
     if isinstance(limits, str):
         return [limits]
     return [str(each) for each in limits] if isinstance(limits, (list, tuple)) else []

@@ -1,4 +1,4 @@
-"""Reading one file for a scan: the picture, and what about the file makes an answer less certain.
+"""Reading one picture file: the picture, and what about the file makes an answer less certain.
 
 The warnings and their rules, all from the file itself:
 
@@ -61,20 +61,24 @@ class Photo:
     warnings: tuple[str, ...]
 
 
-def read_photo(path: Path) -> Photo:
+def read_photo(path: Path, name: str | None = None) -> Photo:
     """Read a picture file.
+
+    Args:
+        path: the file.
+        name: what to call it in messages; default the last part of its path.
 
     Raises:
         DataError: it is missing, no ordinary file, no picture, damaged or too large to decode.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(f"'{path.name}' is no ordinary file.")
+        raise DataError(f"'{name or path.name}' is no ordinary file.")
     try:
         with Image.open(path) as picture:
             kind, warnings = picture.format or "", _of_file(picture)
     except Exception:  # on damaged files PIL's parsers raise whatever they stumble on; read_image says it in words
         kind, warnings = "", []
-    image = read_image(path, path.name)
+    image = read_image(path, name or path.name)
     small = [f"smaller than {SMALL} pixels: too little to see"] if min(image.size) < SMALL else []
     return Photo(image, kind, (*small, *warnings))
 

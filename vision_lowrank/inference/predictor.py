@@ -1,13 +1,15 @@
-"""What a scan needs of a detector (``tasks/manipulation/model.py`` is one), and the threshold asked for."""
+"""Saved models on files: their rows, what a scan asks of a model beside them, and the threshold that it is given."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import UserError
+from ..errors import DataError, UserError
+from .pictures import read_photo
+from .sources import InputFile
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -15,10 +17,45 @@ if TYPE_CHECKING:
     from ..data.manipulation.framing import Framing
     from ..metrics.calibration import Calibration
     from ..tasks.manipulation.finding import Finding
+    from ..tasks.saved import AdaptedModel, Row
 
 
-class Detector(Protocol):
-    """A trained detector."""
+def predict_files(
+    model: AdaptedModel,
+    sources: Sequence[InputFile],
+    batch_size: int = 64,
+    options: Mapping[str, Any] | None = None,
+    skip: Callable[[str], None] | None = None,
+) -> Iterator[list[tuple[InputFile, Row]]]:
+    """What a saved model says of files, a batch at a time, in order.
+
+    Args:
+        model: what ``load_model`` gave.
+        sources: the files.
+        batch_size: pictures per pass.
+        options: of its ``predict_batch``.
+        skip: is told what is wrong with a file that cannot be read, which is left out; None = that is an error.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    for start in range(0, len(sources), batch_size):
+        read = []
+        for source in sources[start : start + batch_size]:
+            try:
+                if source.problem:
+                    raise DataError(source.problem)
+                read.append((source, read_photo(source.path, str(source.path)).image))
+            except DataError as error:
+                if skip is None:
+                    raise
+                skip(str(error))
+        rows = model.predict_batch([image for _, image in read], **(options or {})) if read else []
+        yield [(source, row) for (source, _), row in zip(read, rows, strict=True)]
+
+
+class EditModel(Protocol):
+    """A saved model whose rows say whether a picture was edited and where: what a scan needs."""
 
     @property
     def identity(self) -> str:
@@ -45,8 +82,8 @@ class Detector(Protocol):
         """Whether a language model of it can write explanations."""
         ...
 
-    def inspect(
-        self, images: Sequence[Image.Image], calibration: Calibration | None = None, explain: bool = False
+    def predict_batch(
+        self, images: Sequence[Image.Image], *, calibration: Calibration | None = None, explain: bool = False
     ) -> Sequence[Finding]:
         """One finding per RGB picture, in order."""
         ...
@@ -54,7 +91,7 @@ class Detector(Protocol):
 
 @dataclass(frozen=True)
 class Threshold:
-    """``auto`` (the detector's own), a probability such as ``0.5``, or a false-positive rate such as ``fpr=0.01``.
+    """``auto`` (the model's own), a probability such as ``0.5``, or a false-positive rate such as ``fpr=0.01``.
 
     Attributes:
         probability: the one asked for.

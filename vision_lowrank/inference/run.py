@@ -27,7 +27,7 @@ from ..tasks.manipulation.finding import Finding
 from ..viz.overlay import heat_levels, overlay
 from .journal import Journal, ScanRow
 from .pictures import Photo, read_photo, sha256
-from .predictor import Detector
+from .predictor import EditModel
 from .sources import InputFile, output_names
 
 PIXELS = 64_000_000
@@ -43,7 +43,7 @@ class Options:
 
     Attributes:
         batch: most pictures the model looks at together.
-        explain: let the detector's language model explain.
+        explain: let the model's language part explain.
         overlay: write each picture under its heat map and boxes, at its size.
         npy: write heat maps as float32 too.
         thumbnails: write small pictures and overlays for the page.
@@ -76,7 +76,7 @@ class _Read:
 
 def scan(
     sources: Sequence[InputFile],
-    detector: Detector,
+    model: EditModel,
     calibration: Calibration,
     out: Path,
     header: Mapping[str, Any],
@@ -86,7 +86,7 @@ def scan(
 
     Args:
         sources: the inputs.
-        detector: what looks at them.
+        model: what looks at them.
         calibration: the threshold to use.
         out: folder for the journal ``results.jsonl`` and ``heatmaps/``, ``overlays/`` and ``thumbnails/``.
         header: of the results, see :func:`make_header`.
@@ -96,11 +96,11 @@ def scan(
         Rows of the next sources, in order. Stopping between batches leaves nothing half done.
 
     Raises:
-        UserError: explanations were asked for and the detector has none; the journal to go on with was made with other
+        UserError: explanations were asked for and the model has none; the journal to go on with was made with other
             settings; or nothing can be written to `out`.
     """
-    if options.explain and not detector.explains:
-        raise UserError("--explain: this detector was trained without a language model that explains; leave it out.")
+    if options.explain and not model.explains:
+        raise UserError("--explain: this model was trained without a language model that explains; leave it out.")
     waiting: list[Future[_Read]] = []
     heatmaps = {output_names(source.name)["heatmap"][0] for source in sources}
     try:
@@ -110,7 +110,7 @@ def scan(
             for batch in (*_batches(sources, options.batch), []):
                 reading = [pool.submit(_read, source, journal, options.wanted, out) for source in batch]
                 if waiting:
-                    rows = _look([each.result() for each in waiting], detector, calibration, out, options, pool)
+                    rows = _look([each.result() for each in waiting], model, calibration, out, options, pool)
                     journal.append(rows)
                     yield rows
                 waiting = reading
@@ -165,7 +165,7 @@ def _read(source: InputFile, journal: Journal, wanted: Collection[str], out: Pat
 
 def _look(
     reads: Sequence[_Read],
-    detector: Detector,
+    model: EditModel,
     calibration: Calibration,
     out: Path,
     options: Options,
@@ -174,7 +174,7 @@ def _look(
     """The rows of a batch: the model on what has none yet, then the files, several at a time."""
     photos = [(read, read.photo) for read in reads if read.photo is not None]
     start = time.perf_counter()
-    findings = _inspect([photo.image for _, photo in photos], detector, calibration, options.explain)
+    findings = _predict([photo.image for _, photo in photos], model, calibration, options.explain)
     share = (time.perf_counter() - start) / max(1, len(photos))
 
     def finish(each: tuple[tuple[_Read, Photo], Finding | str]) -> None:
@@ -185,21 +185,21 @@ def _look(
     return [read.row for read in reads if read.row is not None]
 
 
-def _inspect(
-    images: list[Image.Image], detector: Detector, calibration: Calibration, explain: bool
+def _predict(
+    images: list[Image.Image], model: EditModel, calibration: Calibration, explain: bool
 ) -> list[Finding | str]:
     """A finding for each image, or why there is none: where a batch fails, its pictures are tried one by one."""
     if not images:
         return []
     try:
-        findings = detector.inspect(images, calibration=calibration, explain=explain)
+        findings = model.predict_batch(images, calibration=calibration, explain=explain)
         return [each if math.isfinite(each.probability) else "the model gave no number." for each in findings]
     except Exception as error:
         if isinstance(error, UserError) and not isinstance(error, DataError):
             raise  # about what was asked for, not about a picture
         if len(images) == 1:
             return [f"the model failed on this picture: {(str(error).splitlines() or [type(error).__name__])[0]}"]
-    return [outcome for image in images for outcome in _inspect([image], detector, calibration, explain)]
+    return [outcome for image in images for outcome in _predict([image], model, calibration, explain)]
 
 
 def _row(read: _Read, photo: Photo, finding: Finding | str, out: Path, options: Options, share: float) -> ScanRow:
@@ -220,16 +220,8 @@ def _row(read: _Read, photo: Photo, finding: Finding | str, out: Path, options: 
         if error.errno in _HOPELESS:
             raise
         return replace(facts, error=f"'{error.filename or out}' cannot be written: {error.strerror or error}.")
-    return replace(
-        facts,
-        verdict=finding.verdict,
-        probability=round(float(finding.probability), 6),
-        boxes=tuple(finding.boxes.to_rows()),
-        cues=tuple({"name": name, "prob": round(float(probability), 6)} for name, probability in finding.cues),
-        explanation=finding.explanation,
-        explained_by=finding.explained_by,
-        **files,
-    )
+    row = finding.to_row()
+    return replace(facts, **row | {"boxes": tuple(row["boxes"]), "cues": tuple(row["cues"])}, **files)
 
 
 def _write_files(name: str, image: Image.Image, finding: Finding, out: Path, options: Options) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which files a scan looks at, and what each is called in the output folder.
+"""Which files a saved model looks at, and what each is called in an output folder.
 
 A file that is given is an input, whatever it is. In a folder, every entry is one whose name ends like a picture's or
 whose first bytes are a picture's; hidden files and folders and the scan's own pictures are none. Links to folders are
@@ -10,6 +10,7 @@ same-named files in sub-folders stay apart.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a scan.
+    """The inputs of a command.
 
     Attributes:
         sources: in the order given; within a folder by name, files before sub-folders.
@@ -56,22 +57,20 @@ class Inputs:
 
 
 def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path | None = None) -> Inputs:
-    """The inputs that files and folders name, each once.
+    """The inputs that files, folders and globs name, each once.
 
     Args:
-        paths: files and folders.
+        paths: files and folders; one that is not there is taken as a glob.
         recursive: look into sub-folders too.
         leave_out: the output folder, which may be or be in an input folder: the pictures written there are no inputs.
 
     Raises:
-        DataError: a path does not exist, or there is no input at all.
+        DataError: a path does not exist and matches nothing, or there is no input at all.
     """
     seen_folders = {_identity(leave_out / name) for name in _OUTPUTS} if leave_out is not None else set()
     found: dict[Path, tuple[Path, str, Path]] = {}  # by the real folder and the file's own name
     bases, others = [], 0
-    for given in paths:
-        if not os.path.lexists(given):
-            raise DataError(f"'{given}' does not exist.{sibling(given)}")
+    for given in (each for path in paths for each in _matches(path)):
         is_folder = os.path.isdir(given)
         base = given.resolve() if is_folder else given.parent.resolve()
         bases.append(str(base))
@@ -105,6 +104,16 @@ def output_names(name: str) -> dict[str, tuple[str, ...]]:
         "npy": (f"heatmaps/{stem}.npy",),
         "thumbnails": (f"thumbnails/picture/{stem}.jpg", f"thumbnails/overlay/{stem}.jpg"),
     }
+
+
+def _matches(path: Path) -> list[Path]:
+    """The path itself where there is something, else what it matches as a glob."""
+    if os.path.lexists(path):
+        return [path]
+    if matches := sorted(glob.glob(str(path), recursive=True)):
+        return [Path(match) for match in matches]
+    missing = "matches nothing" if glob.has_magic(str(path)) else "does not exist"
+    raise DataError(f"'{path}' {missing}.{sibling(path)}")
 
 
 def _entries(folder: Path, recursive: bool, seen: set[object]) -> Iterator[tuple[Path, str]]:

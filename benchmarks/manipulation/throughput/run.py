@@ -64,8 +64,8 @@ def speed(artefact: Path, paths: Sequence[Path], batch: int, threads: int, devic
     opened = {path: read_photo(path).image for path in set(files)}
     pictures = [opened[path] for path in files]
     ways = {
-        "decoded": lambda: detector.inspect(pictures),
-        "files": lambda: detector.inspect([read_photo(path).image for path in files]),
+        "decoded": lambda: detector.predict_batch(pictures),
+        "files": lambda: detector.predict_batch([read_photo(path).image for path in files]),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 1):

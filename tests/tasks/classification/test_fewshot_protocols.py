@@ -94,7 +94,7 @@ def test_selection_searches_then_trains_a_plain_lora_where_it_says(recipe, name)
     assert list(dict.fromkeys(stage for stage in stages if stage)) == ["search", "train"]
     facts = result["seeds"]["1"]["facts"]
     assert facts["gates"]
-    classifier = ImageClassifier.load(folder / "artefact")
+    classifier = ImageClassifier.load(folder / "artefact", attach=True)
     adapted = {name.partition(".lora_A")[0] for name, _ in classifier.backbone.named_parameters() if ".lora_A" in name}
     assert 0 < len(adapted) <= 12
     evaluated = result["seeds"]["1"]["metrics"]["test/test/accuracy"]

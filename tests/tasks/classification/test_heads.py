@@ -116,7 +116,7 @@ def test_classifier_that_was_loaded_answers_for_the_adapter_at_hand(tiny_weights
     plain = vl.load_backbone("tiny-clip", str(tiny_weights))
     model = moved(vl.attach(plain, vl.BlockLoraConfig(r=2, blocks=2), towers=("text",)))
     ImageClassifier(model, "text", CLASSES, ("{}",)).save(tmp_path, {})
-    classifier = ImageClassifier.load(tmp_path)
+    classifier = ImageClassifier.load(tmp_path, attach=True)
     with classifier.backbone.disable_adapter():
         expected = ImageClassifier(vl.load_backbone("tiny-clip", str(tiny_weights)).eval(), "text", CLASSES, ("{}",))
         torch.testing.assert_close(classifier(pixels), expected(pixels), rtol=1e-4, atol=1e-4)

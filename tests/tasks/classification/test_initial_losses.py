@@ -71,7 +71,7 @@ def test_a_run_starts_from_its_gradients_and_resumes(recipe, tmp_path, start, he
         assert (update.offset_B is not None) == ("lora_ga" in start)
     result = run(config)
     assert result["config"]["initializer"]["samples"] == 6
-    again = ImageClassifier.load(tmp_path / "r" / "seed-1" / "artefact")
+    again = ImageClassifier.load(tmp_path / "r" / "seed-1" / "artefact", attach=True)
     assert again.backbone.peft_config["default"].initializer in start
 
 

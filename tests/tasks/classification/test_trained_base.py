@@ -146,7 +146,7 @@ def test_adapter_on_a_trained_base_is_saved_with_it(base, tmp_path, config):
     classifier.save(tmp_path / "both", {})
     assert all(torch.equal(tensor, state[name]) for name, tensor in classifier.state_dict().items())
     assert load_file(tmp_path / "both" / "base.safetensors").keys() == names
-    again = ImageClassifier.load(tmp_path / "both")
+    again = ImageClassifier.load(tmp_path / "both", attach=True)
     assert again.trained_base == names
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, state[name]), name

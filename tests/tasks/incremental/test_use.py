@@ -14,7 +14,7 @@ from vision_lowrank.cli.main import main
 from vision_lowrank.config import load_config
 from vision_lowrank.studies.run import run
 from vision_lowrank.tasks.classification.base import load_frozen
-from vision_lowrank.tasks.classification.classifier import ImageClassifier, read_artefact
+from vision_lowrank.tasks.classification.classifier import ImageClassifier
 from vision_lowrank.tasks.classification.reference import load_reference
 
 
@@ -53,20 +53,20 @@ def test_classes_are_added_to_what_was_trained_and_taken_back(sessions, colours,
     features, labels = load_reference(artefact, 3)
     assert labels.bincount().tolist() == [4, 4, 3]
     assert features.shape == (11, ImageClassifier.load(artefact).backbone.embed_dim)
-    before = read_artefact(artefact)
+    before = ImageClassifier.read(artefact)
     new = tmp_path / "new"
     shutil.copytree(colours / "red", new / "red")
     assert command("add-classes", artefact, new) == 0
     out = capsys.readouterr().out
     assert "red" in out
-    assert read_artefact(artefact)["classes"] == ["amber", "blue", "cyan", "red"]
+    assert ImageClassifier.read(artefact)["classes"] == ["amber", "blue", "cyan", "red"]
     assert command("predict", artefact, colours / "red", "--json", tmp_path / "rows.json") == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert sum(row["class"] == "red" for row in rows) > len(rows) / 2
     assert command("add-classes", artefact, new) == 2
     assert "has 'red' already" in capsys.readouterr().err
     assert command("add-classes", artefact, "--undo") == 0
-    assert read_artefact(artefact) == before
+    assert ImageClassifier.read(artefact) == before
 
 
 def test_an_evaluation_may_keep_more_of_the_picture(sessions):

@@ -13,8 +13,8 @@ from vision_lowrank.modes import preserved
 from vision_lowrank.studies.run import build_task, run
 from vision_lowrank.tasks.manipulation.answers import stated_verdict
 from vision_lowrank.tasks.manipulation.explainer import EXPLAIN, deactivate_explainer, explained, explainer_active
+from vision_lowrank.tasks.manipulation.frames import stacked
 from vision_lowrank.tasks.manipulation.model import ManipulationModel
-from vision_lowrank.tasks.manipulation.pictures import stacked
 
 LORA = ["adapter={type: lora, r: 2, towers: [vision], modules: [q, v]}"]
 
@@ -132,7 +132,7 @@ def test_a_saved_detector_finds_and_says_the_same(spoken):
     deactivate_explainer(task.model.backbone)
     torch.testing.assert_close(outputs(detector, task.splits.val), outputs(task.model, task.splits.val))
     images = [task.splits.tests["test"].image(index) for index in range(2)]
-    findings, silent = detector.inspect(images, explain=True), detector.inspect(images)
+    findings, silent = detector.predict(images, explain=True), detector.predict(images)
     for finding, plain in zip(findings, silent, strict=True):
         assert (finding.probability, finding.boxes) == (plain.probability, plain.boxes)
         assert finding.explained_by in ("model", "template")
@@ -157,7 +157,7 @@ def test_a_text_that_contradicts_the_heads_is_left_out(spoken, edited, monkeypat
     monkeypatch.setattr(detector.backbone.get_base_model(), "generate", generate)
     from vision_lowrank.data.manipulation.schema import read_schema
 
-    (finding,) = detector.inspect([read_schema(edited / "test.jsonl").image(1)], explain=True)
+    (finding,) = detector.predict([read_schema(edited / "test.jsonl").image(1)], explain=True)
     assert finding.explained_by == by
     assert stated_verdict(finding.explanation) == "real"
     assert "Verdict: real" in asked[0]
@@ -177,7 +177,7 @@ def test_the_language_model_may_be_all_that_has_an_adapter(detection, explaining
     assert set(detector.backbone.peft_config) == {EXPLAIN}
     assert detector.explains
     torch.testing.assert_close(outputs(detector, task.splits.val), outputs(plain.model.eval(), task.splits.val))
-    detector.inspect([task.splits.val.image(0)], explain=True)
+    detector.predict([task.splits.val.image(0)], explain=True)
 
 
 def test_a_tower_trained_whole_is_refused_where_explaining_divides_its_attention(detection, explaining):

@@ -9,6 +9,7 @@ from tasks.manipulation.test_task import rows_of
 from typer.testing import CliRunner
 
 import vision_lowrank as vl
+from vision_lowrank.backbones.adapted import adapted
 from vision_lowrank.cli.main import app
 from vision_lowrank.data.manipulation.base import Vocabulary
 from vision_lowrank.data.manipulation.framing import Framing
@@ -17,13 +18,13 @@ from vision_lowrank.errors import ArtefactError, UserError
 from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.metrics.localisation.pixels import pixel_row, pixel_values
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
-from vision_lowrank.tasks.manipulation.model import ManipulationModel, tiles_of
-from vision_lowrank.tasks.manipulation.pictures import Frames, stacked
+from vision_lowrank.tasks.manipulation.frames import Frames, stacked, tiles_of
+from vision_lowrank.tasks.manipulation.model import ManipulationModel
 
 
 @pytest.fixture(scope="module")
 def loaded(finished):
-    return ManipulationModel.load(finished[2] / "artefact")
+    return ManipulationModel.load(finished[2] / "artefact", attach=True)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def decoded(detector, images):
 
 def test_a_scan_says_what_the_evaluation_said(finished, loaded, test_set, images):
     rows = rows_of(finished[2])
-    for number, (finding, row) in enumerate(zip(loaded.inspect(images), rows, strict=True)):
+    for number, (finding, row) in enumerate(zip(loaded.predict(images), rows, strict=True)):
         assert finding.probability == pytest.approx(float(row["probability"]), abs=2e-6)
         assert finding.verdict == row["verdict"]
         if finding.verdict != "real":
@@ -85,7 +86,7 @@ def test_a_picture_is_judged_alike_alone_and_in_a_batch(detector, images, framin
         torch.testing.assert_close(together.tokens[row, :own], alone.tokens[0], rtol=1e-4, atol=1e-5)
         assert torch.equal(together.valid[row, :own], alone.valid[0])
         assert not together.valid[row, own:].any()
-    for finding, image in zip(detector.inspect(mixed), mixed, strict=True):
+    for finding, image in zip(detector.predict(mixed), mixed, strict=True):
         assert finding.heatmap.shape == image.size[::-1]
         assert finding.heatmap.dtype == np.float32
         assert all(0 <= x <= side for box in finding.boxes for x, side in zip(box, image.size * 2, strict=True))
@@ -144,7 +145,7 @@ def test_an_adapter_at_its_start_changes_nothing(images, tiny_weights):
 
 
 def test_a_threshold_decides_and_what_is_real_has_no_regions(detector, images):
-    real, edited = (detector.inspect(images[:3], Calibration().fixed(t)) for t in (1.0, 0.0))
+    real, edited = (detector.predict(images[:3], calibration=Calibration().fixed(t)) for t in (1.0, 0.0))
     for calm, alarmed in zip(real, edited, strict=True):
         assert (calm.verdict, alarmed.verdict) == ("real", "edited")
         assert calm.probability == alarmed.probability
@@ -158,12 +159,12 @@ def test_a_threshold_decides_and_what_is_real_has_no_regions(detector, images):
 
 
 def test_no_pictures_give_no_findings(detector):
-    assert detector.inspect([]) == []
+    assert detector.predict([]) == []
 
 
 def test_an_explanation_needs_a_model_that_learnt_it(detector, images):
     with pytest.raises(UserError, match="leave --explain out") as caught:
-        detector.inspect(images[:1], explain=True)
+        detector.predict(images[:1], explain=True)
     assert "\n" not in str(caught.value)
 
 
@@ -234,17 +235,40 @@ def test_damage_is_named(artefact):
 
 
 def test_detectors_and_classifiers_are_not_taken_for_one_another(artefact, edited, tiny_weights, tmp_path):
-    with pytest.raises(ArtefactError, match="holds a manipulation detector: use it with `vision-lowrank scan"):
+    with pytest.raises(ArtefactError, match="holds a model for manipulation, not a model for classification"):
         ImageClassifier.load(artefact)
-    result = CliRunner().invoke(app, ["predict", str(artefact), str(edited / "test-0.png")])
-    assert result.exit_code != 0
-    assert "vision-lowrank scan" in result.output + str(result.exception)
+    assert isinstance(vl.load_model(artefact), ManipulationModel)
     classifier = ImageClassifier(vl.load_backbone("tiny-clip", str(tiny_weights)), "linear", ("a", "b"), ())
     classifier.save(tmp_path / "classifier", {})
-    with pytest.raises(ArtefactError, match="holds no manipulation detector but a classification model"):
+    with pytest.raises(ArtefactError, match="holds a model for classification, not a model for manipulation"):
         ManipulationModel.load(tmp_path / "classifier")
     with pytest.raises(ArtefactError, match="no artefact here"):
         ManipulationModel.load(tmp_path)
+
+
+def test_predict_prints_a_row_for_every_picture(artefact, loaded, edited, tmp_path):
+    pictures = [str(edited / "test-0.png"), str(edited / "test-1.png")]
+    result = CliRunner().invoke(app, ["predict", str(artefact), *pictures, "--json", str(tmp_path / "found.json")])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert [row.pop("image") for row in rows] == pictures
+    assert rows == [finding.to_row() for finding in loaded.predict(pictures)]
+    shown = CliRunner().invoke(app, ["predict", str(artefact), *pictures]).output
+    for word in ("verdict", "likelihood", "regions", *(row["verdict"] for row in rows)):
+        assert word in shown
+    refused = CliRunner().invoke(app, ["predict", str(artefact), *pictures, "--top", "2"])
+    assert "a model for manipulation predicts without 'top'" in str(refused.exception)
+
+
+def test_the_form_for_prediction_says_the_same_bit_for_bit(artefact, loaded, images):
+    light = vl.load_model(artefact)
+    assert not adapted(light.backbone)
+    assert light.identity == loaded.identity
+    for one, other in zip(light.predict(images), loaded.predict(images), strict=True):
+        assert (one.probability, one.boxes, one.cues) == (other.probability, other.boxes, other.cues)
+        assert np.array_equal(one.heatmap, other.heatmap)
+    with pytest.raises(UserError, match="attach=True"):
+        light.save(artefact.parent / "again", {})
 
 
 def test_eval_gives_the_numbers_of_the_run_and_asks_before_it_frames_pictures_otherwise(artefact, tmp_path):

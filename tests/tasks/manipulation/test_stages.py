@@ -21,8 +21,8 @@ from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.metrics.calibration import Calibration
 from vision_lowrank.studies.run import build_task, run
 from vision_lowrank.tasks.manipulation.contrast import contrast_diagnostics, contrastive_loss, projector
+from vision_lowrank.tasks.manipulation.frames import stacked
 from vision_lowrank.tasks.manipulation.model import ManipulationModel
-from vision_lowrank.tasks.manipulation.pictures import stacked
 
 SIX = ["q", "k", "v", "o", "fc1", "fc2"]
 
@@ -235,7 +235,7 @@ def test_any_adapter_takes_the_place_of_lora(detection, adapter):
         float(Calibration(again.calibration.temperature).probability(engine.outputs["test/test"]["logit"])[i])
         for i in range(len(test))
     ]
-    found = [finding.probability for finding in again.inspect([test.image(i) for i in range(len(test))])]
+    found = [finding.probability for finding in again.predict([test.image(i) for i in range(len(test))])]
     assert found == pytest.approx(logits, abs=1e-4)
 
 
@@ -305,7 +305,7 @@ def test_full_fine_tuning_moves_the_tower_and_is_loaded_back(detection):
     assert detector.trained_base == set(task.parts.tower)
     assert all("visual" in name for name in detector.trained_base)
     test = task.splits.tests["test"]
-    scores = [each.probability for each in detector.inspect([test.image(i) for i in range(len(test))])]
+    scores = [each.probability for each in detector.predict([test.image(i) for i in range(len(test))])]
     assert roc_auc_score(test.labels, scores) == pytest.approx(result["metrics"]["test/test/auc"]["mean"])
 
 
@@ -320,7 +320,7 @@ def test_smaller_decoders_go_through_all_stages(detection, decoder):
     detector = ManipulationModel.load(detection.parent / "artefact")
     assert len(detector.cues) == (12 if decoder == "mlp" else 0)
     image = task.splits.val.image(0)
-    assert detector.inspect([image])[0].heatmap.shape == image.size[::-1]
+    assert detector.predict([image])[0].heatmap.shape == image.size[::-1]
 
 
 def test_a_frozen_tower_trains_the_decoders_alone(detection):

@@ -155,7 +155,7 @@ def test_calibration_is_that_of_the_validation_pictures(finished):
     config, _result, folder = finished
     detector = ManipulationModel.load(folder / "artefact")
     val = build_task(config, 1).splits.val
-    findings = detector.inspect([val.image(i) for i in range(len(val))], calibration=Calibration())
+    findings = detector.predict([val.image(i) for i in range(len(val))], calibration=Calibration())
     logits = torch.tensor([finding.probability for finding in findings], dtype=torch.float64).logit()
     expected = Calibration.fit(logits, val.labels != 0)
     assert detector.calibration.temperature == pytest.approx(expected.temperature, rel=1e-3)

@@ -113,6 +113,30 @@ class ClassificationTask(Task):
                 self.prompted[name] = ImageClassifier(classifier.backbone, "text", images.classes, templates)
         self._evaluated = classifier
 
+    @classmethod
+    def of_model(cls, model: Any, config: RunConfig) -> Task:
+        """A saved classifier on the data that `config` names, which must have its classes.
+
+        Raises:
+            UserError: it is no classifier, the data has other classes; or as the data set's reader.
+        """
+        if not isinstance(model, ImageClassifier):
+            return super().of_model(model, config)
+        splits = cls.splits_of(config, model.classes)
+        if splits.train.classes != model.classes:
+            odd = sorted(set(splits.train.classes) ^ set(model.classes))
+            raise UserError(
+                f"the artefact knows {len(model.classes)} classes, the data has {len(splits.train.classes)}"
+                f"{f' (differing in {odd[0]!r})' if odd else ' in another order'}: evaluate it on data of the same "
+                "classes."
+            )
+        return ClassificationTask(model, splits, splits.val)
+
+    @classmethod
+    def splits_of(cls, config: RunConfig, classes: Sequence[str]) -> Splits:
+        """All sets that a run of `config` evaluates a classifier of `classes` on."""
+        return load_splits(config)
+
     def replace_model(self, model: nn.Module) -> None:
         """Let all classifiers use `model`: the same backbone, adapted anew."""
         for classifier in (self.model, *self.prompted.values()):

@@ -1,6 +1,6 @@
 """An image classifier: backbone, perhaps an adapter, and a head; and the artefact it is saved as.
 
-Its artefact holds, beside what :mod:`vision_lowrank.tasks.artefact` writes, ``head``, ``classes`` and ``templates`` in
+Its artefact holds, beside what :mod:`vision_lowrank.tasks.saved` writes, ``head``, ``classes`` and ``templates`` in
 ``artefact.json``, and::
 
     head.safetensors    the head's tensors (absent for a text head, which has none)
@@ -10,18 +10,42 @@ Its artefact holds, beside what :mod:`vision_lowrank.tasks.artefact` writes, ``h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from ...errors import ArtefactError
-from ..about import check_about, read_about
-from ..artefact import AdaptedModel, load_model, load_part, save_part
+from ...registry import register
+from ..saved import AdaptedModel, load_part, restore_backbone, save_part
 from .heads import HeadName, TextHead, make_head
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one picture.
+
+    Attributes:
+        top: (class, probability), the most probable first.
+    """
+
+    top: tuple[tuple[str, float], ...]
+
+    def to_row(self) -> dict[str, Any]:
+        """``class``, ``probability`` and ``top``, a list of both."""
+        ranked = [[name, round(probability, 6)] for name, probability in self.top]
+        return {"class": ranked[0][0], "probability": ranked[0][1], "top": ranked}
+
+    def to_cells(self) -> dict[str, str]:
+        """The class, its probability, and what comes next."""
+        (name, probability), *others = self.top
+        then = ", ".join(f"{other} {100 * p:.0f}%" for other, p in others)
+        return {"class": name, "probability": f"{100 * probability:.1f}%", "then": then}
+
+
+@register("model", "classification", summary="classes of pictures: backbone, perhaps an adapter, and a head")
 class ImageClassifier(AdaptedModel):
     """``forward(pixels (B, 3, H, W)) -> logits (B, C)``.
 
@@ -29,6 +53,10 @@ class ImageClassifier(AdaptedModel):
         head: one of :mod:`.heads`.
         classes: class names, index = column of the logits.
     """
+
+    task: ClassVar[str] = "classification"
+    keys: ClassVar[tuple[str, ...]] = ("head", "classes", "templates")
+    exports: ClassVar[tuple[str, ...]] = (*AdaptedModel.exports, "onnx")
 
     def __init__(self, model: nn.Module, head: HeadName, classes: Sequence[str], templates: Sequence[str]) -> None:
         super().__init__(model)
@@ -61,7 +89,7 @@ class ImageClassifier(AdaptedModel):
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
         about = {
-            "task": "classification",
+            "task": self.task,
             "head": self.head_name,
             "classes": self.classes,
             "templates": self.templates,
@@ -71,21 +99,23 @@ class ImageClassifier(AdaptedModel):
             save_part(self.head, folder / "head.safetensors")
 
     @classmethod
-    def load(cls, folder: str | Path, backbone: nn.Module | None = None) -> ImageClassifier:
+    def load(cls, folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False) -> ImageClassifier:
         """Read an artefact back, in evaluation mode.
 
         Args:
             folder: what :meth:`save` wrote.
             backbone: the base model, if it is loaded already; otherwise it is loaded by the name in the artefact.
+            attach: as for :func:`~vision_lowrank.tasks.saved.load_model`.
 
         Raises:
             ArtefactError: not an artefact, damaged, or made for another base model.
         """
         folder = Path(folder)
-        about = read_artefact(folder)
-        model, base = load_model(folder, about, backbone)
+        about = cls.read(folder)
+        model, base = restore_backbone(folder, about, backbone, attach)
         classifier = cls(model, about["head"], about["classes"], about["templates"])
         classifier.fingerprint, classifier.trained_base = about["fingerprint"], base
+        classifier.record = about.get("record", {})
         if classifier.head.state_dict():
             load_part(classifier.head, folder / "head.safetensors", "head")
         classifier.eval()
@@ -97,15 +127,17 @@ class ImageClassifier(AdaptedModel):
         """Class probabilities (B, C), float32."""
         return self(pixels).float().softmax(dim=-1)
 
+    def predict_batch(self, images: Sequence[Image.Image], *, top: int = 3) -> list[Prediction]:
+        """What the classifier says of RGB pictures, in one batch.
 
-def read_artefact(folder: Path) -> dict[str, Any]:
-    """The content of a classifier's ``artefact.json``.
-
-    Raises:
-        ArtefactError: the file is missing or not valid, or belongs to another task.
-    """
-    about = read_about(folder)
-    if about.get("task") == "manipulation":
-        raise ArtefactError(f"{folder}: holds a manipulation detector: use it with `vision-lowrank scan --model`.")
-    check_about(folder, about, ("head", "classes", "templates"))
-    return about
+        Args:
+            images: of any size.
+            top: classes to name for each.
+        """
+        device = next(self.backbone.parameters()).device
+        pixels = torch.stack([self.backbone.transform(image) for image in images]).to(device)
+        values, columns = self.probabilities(pixels).topk(min(top, len(self.classes)))
+        return [
+            Prediction(tuple((self.classes[column], p) for column, p in zip(labels, probabilities, strict=True)))
+            for labels, probabilities in zip(columns.tolist(), values.tolist(), strict=True)
+        ]

@@ -14,7 +14,7 @@ whose test pictures the trained model must recognise by the prompts of their own
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from ...backbones.prefix_cache import PrefixCache
 from ...config.marks import OfKind
 from ...config.schema import RunConfig, Section
 from ...data.augmentation import Augmentation, training_transform
-from ...data.base import ImageSet
+from ...data.base import ImageSet, Splits
 from ...data.loading import TransformedImages
 from ...data.protocols import base_to_novel, with_transfer
 from ...data.samplers import draw_shots
@@ -117,6 +117,14 @@ class FewShot(ClassificationTask):
         self._probing = False
         self._held: list[nn.Parameter] = []
         self._pictures: PrefixCache | None = None  # where every step sees a picture with the same pixels
+
+    @classmethod
+    def splits_of(cls, config: RunConfig, classes: Sequence[str]) -> Splits:
+        """The data set, halved where the protocol says so, and what is transferred to."""
+        splits = load_splits(config)
+        if config.task.protocol == "base_to_novel":
+            splits, _, _ = base_to_novel(splits, splits.train, None)
+        return with_transfer(splits, config.task.transfer)
 
     def stages(self) -> list[Stage]:
         """The few-shot pictures, augmented and mixed: one stage for each phase of the adapter.

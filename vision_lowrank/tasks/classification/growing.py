@@ -25,12 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...attachment.store import CONFIG
 from ...data.base import ImageSet
 from ...data.folder import read_tree
 from ...data.options import class_name
 from ...errors import ArtefactError, DataError, UserError
-from .classifier import ImageClassifier, read_artefact
+from .classifier import ImageClassifier
 from .growth import Growth, averaged, new_classes, old_classes
 from .heads import PROTOTYPES, make_head
 from .reference import FILE as REFERENCE
@@ -139,9 +138,7 @@ def undo(folder: Path, *, dry_run: bool = False) -> tuple[str, ...]:
 
 def _read(folder: Path) -> dict[str, Any]:
     recover(folder)
-    if (folder / CONFIG).is_file() and not (folder / ARTEFACT).is_file():
-        raise ArtefactError(f"{folder}: an adapter alone, without a head: give an artefact folder, as `train` writes.")
-    return read_artefact(folder)
+    return ImageClassifier.read(folder)
 
 
 def _check_head(folder: Path, head: str) -> None:
@@ -219,7 +216,7 @@ def _write(
             if reference is not None and len(reference[1]):
                 save_reference(new, *reference)
             (new / ARTEFACT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-            if read_artefact(folder)["classes"] != read["classes"]:
+            if ImageClassifier.read(folder)["classes"] != read["classes"]:
                 raise ArtefactError(f"{folder}: somebody else changed its classes meanwhile: run the command again.")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -19,7 +19,7 @@ momentum of SGD from session to session, here each session starts with none.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +99,12 @@ class Incremental(ClassificationTask):
         self._phases = phases(model)
         self._stage, self._session, self._untrained = "", sessions.sessions[-1], False
         self._matrix: SessionMatrix | None = None
+
+    @classmethod
+    def splits_of(cls, config: RunConfig, classes: Sequence[str]) -> Splits:
+        """The data set with the classes that a classifier knows, in its order: sessions have one of their own."""
+        splits = load_splits(config)
+        return _in_order(splits, classes) if set(classes) <= set(splits.train.classes) else splits
 
     def stages(self) -> list[Stage]:
         """``base``, in as many parts as the adapter has phases, and ``session-1`` … ``session-T``."""
@@ -320,3 +326,13 @@ class Incremental(ClassificationTask):
             self.seed + SESSION_SEEDS * session.number,
             views=2 if contrasts else 1,
         )
+
+
+def _in_order(splits: Splits, classes: Sequence[str]) -> Splits:
+    """The sets of all splits with `classes`, in that order."""
+
+    def of(images: ImageSet) -> ImageSet:
+        return images.of_classes([images.classes.index(name) for name in classes])
+
+    tests = {name: of(images) for name, images in splits.tests.items()}
+    return replace(splits, train=of(splits.train), val=of(splits.val), tests=tests, retention={})

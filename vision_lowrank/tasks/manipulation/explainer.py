@@ -7,27 +7,29 @@ compute layers again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from ...backbones.adapted import adapter_names
 from ...data.manipulation.base import REAL, ManipulationSet
-from ...engine.task import Batch
 from ...errors import UserError
 from ...modes import preserved
 from .explanation import answer, question
-from .pictures import tiles_of
+from .frames import tiles_of
 
 EXPLAIN = "explanation"
 
 
 def deactivate_explainer(model: nn.Module) -> None:
     """Let the detector's own adapter, where there is one, be all that is active, and of adapters all that may train."""
-    if EXPLAIN not in getattr(model, "peft_config", ()):
+    if EXPLAIN not in adapter_names(model):
         return
-    own = [name for name in model.peft_config if name != EXPLAIN]
+    own = [name for name in adapter_names(model) if name != EXPLAIN]
     if own:
         model.set_adapter(own[0])
     else:
@@ -37,7 +39,7 @@ def deactivate_explainer(model: nn.Module) -> None:
 def activate_explainer(model: nn.Module) -> None:
     """Let the language model's adapter be active as well; what requires a gradient may change."""
     model.base_model.enable_adapter_layers()
-    model.base_model.set_adapter(list(model.peft_config))
+    model.base_model.set_adapter(list(adapter_names(model)))
 
 
 @contextmanager
@@ -49,6 +51,23 @@ def explainer_active(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             deactivate_explainer(model)
+
+
+def save_explainer(model: nn.Module, folder: Path) -> None:
+    """Write the language model's adapter, which rests."""
+    from ...attachment.store import save  # where an adapter is attached, PEFT has been imported
+
+    with explainer_active(model):  # what an adapter at rest gives proves nothing
+        save(model, folder, EXPLAIN)
+
+
+def load_explainer(folder: Path, model: nn.Module) -> nn.Module:
+    """`model` with the language model's adapter in `folder`, which rests."""
+    from ...attachment.store import load  # PEFT, only where it is needed
+
+    model = load(folder, model, EXPLAIN)
+    deactivate_explainer(model)
+    return model
 
 
 def explained(pictures: ManipulationSet) -> ManipulationSet:
@@ -66,7 +85,7 @@ def explained(pictures: ManipulationSet) -> ManipulationSet:
     return pictures.subset(sorted({*written, *reals.tolist()}))
 
 
-def answer_loss(model: nn.Module, pictures: ManipulationSet, batch: Batch) -> Tensor:
+def answer_loss(model: nn.Module, pictures: ManipulationSet, batch: Mapping[str, Any]) -> Tensor:
     """Next-token loss of what the records of a batch of `pictures` answer; the model must speak."""
     records = [pictures.records[index] for index in batch["index"].tolist()]
     counts, sizes = batch["count"].tolist(), batch["size"].tolist()

@@ -1,9 +1,9 @@
-"""What a detector says of one picture."""
+"""What a model of manipulation says of one picture."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -34,3 +34,23 @@ class Finding:
     explanation: str
     explained_by: Literal["model", "template"]
     heatmap: np.ndarray
+
+    def to_row(self) -> dict[str, Any]:
+        """All but the heat map: ``boxes`` as ``{"xyxy", "score"}`` and ``cues`` as ``{"name", "prob"}``."""
+        return {
+            "verdict": self.verdict,
+            "probability": round(float(self.probability), 6),
+            "boxes": self.boxes.to_rows(),
+            "cues": [{"name": name, "prob": round(float(probability), 6)} for name, probability in self.cues],
+            "explanation": self.explanation,
+            "explained_by": self.explained_by,
+        }
+
+    def to_cells(self) -> dict[str, str]:
+        """The verdict, the likelihood of an edit, and the regions as left, top, right, bottom in pixels."""
+        regions = (" ".join(f"{edge:.0f}" for edge in box) for box in self.boxes)
+        return {
+            "verdict": self.verdict,
+            "likelihood": f"{100 * self.probability:.1f}%",
+            "regions": ", ".join(regions),
+        }

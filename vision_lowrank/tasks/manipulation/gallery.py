@@ -134,7 +134,7 @@ def _example(
     detector: ManipulationModel, pictures: ManipulationSet, name: str, index: int, row: Mapping[str, Any]
 ) -> dict[str, Any]:
     image = pictures.image(index)
-    finding = detector.inspect([image])[0]
+    finding = detector.predict([image])[0]
     picture = drawn(image, finding.heatmap, finding.boxes, _truth(pictures, index, image.size))
     quality, measure = _quality((name, index, row))
     return {

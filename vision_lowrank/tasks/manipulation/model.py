@@ -1,6 +1,6 @@
-"""A manipulation detector: a backbone's states at one layer, a decoder on them, and how its scores become verdicts.
+"""A model of manipulation: a backbone's states at one layer, a decoder on them, and how its scores become verdicts.
 
-Its artefact holds, beside what :mod:`vision_lowrank.tasks.artefact` writes, decoder, framing, layer, cues and
+Its artefact holds, beside what :mod:`vision_lowrank.tasks.saved` writes, decoder, framing, layer, cues and
 calibration in ``artefact.json``, and::
 
     decoder.safetensors    the decoder's tensors
@@ -14,33 +14,32 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from ...attachment.parameters import backbone_of
-from ...attachment.store import adapter_state, checksum
-from ...attachment.store import load as load_adapter
-from ...attachment.store import save as save_adapter
+from ...attachment.folder import checksum
+from ...backbones.adapted import adapter_names, backbone_of
 from ...data.boxes import Boxes
 from ...data.manipulation.framing import Framing, heat_map
-from ...data.manipulation.regions import mask_of_boxes
-from ...errors import ArtefactError, UserError
+from ...errors import UserError
 from ...metrics.calibration import Calibration
-from ..about import check_about, read_about
-from ..artefact import AdaptedModel, load_model, load_part, save_part
+from ...registry import register
+from ..saved import AdaptedModel, adapter_checksums, load_part, restore_backbone, save_part
 from .decoders import Decoded, decode_boxes, make_decoder
-from .explainer import EXPLAIN, deactivate_explainer, explainer_active
+from .explainer import EXPLAIN, deactivate_explainer, explainer_active, load_explainer, save_explainer
 from .explanation import question, reconcile, template
 from .finding import Finding
-from .pictures import Frames, Sample, stacked, tiles_of
+from .frames import Frames, Sample, stacked, tiles_of
 
 CUE_THRESHOLD = 0.5
+EXPLANATION = "explanation"  # folder of the language model's adapter
 
 
+@register("model", "manipulation", summary="whether, where and how a picture was edited: backbone and decoder")
 class ManipulationModel(AdaptedModel):
     """Says whether pictures were edited, where, and by which visible signs.
 
@@ -52,6 +51,12 @@ class ManipulationModel(AdaptedModel):
         calibration: from logits to verdicts.
         about: facts for readers: training data, limits, versions.
     """
+
+    task: ClassVar[str] = "manipulation"
+    keys: ClassVar[tuple[str, ...]] = ("decoder", "framing", "layer", "cues", "calibration", "about")
+    export_limits: ClassVar[Mapping[str, str]] = {
+        "onnx": "pictures of any size are cut into tiles before the network, and boxes are read off after it"
+    }
 
     def __init__(
         self, model: nn.Module, decoder: Mapping[str, Any], framing: Framing, layer: int, cues: Sequence[str]
@@ -80,24 +85,22 @@ class ManipulationModel(AdaptedModel):
     @property
     def explains(self) -> bool:
         """Whether its language model was taught to explain."""
-        return EXPLAIN in getattr(self.backbone, "peft_config", ())
+        return EXPLAIN in adapter_names(self.backbone)
 
     @property
     def identity(self) -> str:
         """16 hex digits that change with anything an outcome depends on, but the threshold."""
         states = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
-        for name in getattr(self.backbone, "peft_config", ()):
-            states |= {f"{name}.{key}": tensor for key, tensor in adapter_state(self.backbone, name).items()}
         states |= {name: p for name, p in backbone_of(self.backbone).named_parameters() if name in self.trained_base}
-        weights = checksum({name: tensor.detach().cpu().contiguous() for name, tensor in states.items()})
+        weights = [checksum(states), *adapter_checksums(self.backbone)]
         facts = f"{self.fingerprint} {weights} {self.framing} {self.layer} {self.calibration.temperature}"
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     @torch.inference_mode()
-    def inspect(
-        self, images: Sequence[Image.Image], calibration: Calibration | None = None, explain: bool = False
+    def predict_batch(
+        self, images: Sequence[Image.Image], *, calibration: Calibration | None = None, explain: bool = False
     ) -> list[Finding]:
-        """What the detector finds, picture by picture, in one batch.
+        """What the model finds, picture by picture, in one batch.
 
         Args:
             images: RGB, upright, of any size.
@@ -137,6 +140,8 @@ class ManipulationModel(AdaptedModel):
     def heat(self, decoded: Decoded, row: int, boxes: Boxes, width: int, height: int) -> np.ndarray:
         """(height, width) float32 in [0, 1]: the token map over the picture, or boxes where there is none."""
         if decoded.tokens is None:
+            from ...data.manipulation.regions import mask_of_boxes  # SciPy, for the few decoders without a map
+
             heat = np.zeros((height, width), dtype=np.float32)
             for box, score in reversed(list(zip(boxes, boxes.scores, strict=True))):
                 heat[mask_of_boxes([box], width, height)] = score
@@ -163,60 +168,46 @@ class ManipulationModel(AdaptedModel):
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
         deactivate_explainer(self.backbone)
         about = {
-            "task": "manipulation",
+            "task": self.task,
             "decoder": self.decoder_options,
             "framing": self.framing.to_dict(),
             "layer": self.layer,
             "cues": self.cues,
             "calibration": self.calibration.to_dict(),
             "about": self.about,
-            "tower_adapter": any(name != EXPLAIN for name in getattr(self.backbone, "peft_config", ())),
+            "tower_adapter": any(name != EXPLAIN for name in adapter_names(self.backbone)),
         }
         self.save_model(folder, about, record)
         save_part(self.decoder, folder / "decoder.safetensors")
         if self.explains:
-            with explainer_active(self.backbone):  # what an adapter at rest gives proves nothing
-                save_adapter(self.backbone, folder / "explanation", EXPLAIN)
+            save_explainer(self.backbone, folder / EXPLANATION)
 
     @classmethod
-    def load(cls, folder: str | Path, backbone: nn.Module | None = None) -> ManipulationModel:
+    def load(cls, folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False) -> ManipulationModel:
         """Read an artefact back, in evaluation mode.
 
         Args:
             folder: what :meth:`save` wrote.
             backbone: the base model, if it is loaded already; otherwise it is loaded by the name in the artefact.
+            attach: as for :func:`~vision_lowrank.tasks.saved.load_model`; a language model that was taught to explain
+                always has its adapters attached, as it must switch them.
 
         Raises:
-            ArtefactError: not a detector's artefact, damaged, or made for another base model.
+            ArtefactError: not an artefact of this kind, damaged, or made for another base model.
         """
         folder = Path(folder)
-        about = read_manipulation(folder)
+        about, explains = cls.read(folder), (folder / EXPLANATION).is_dir()
         # Where only the language model has an adapter, it lies in `adapter` as well as in `explanation`.
         own = about["adapter"] and about.get("tower_adapter", True)
-        model, base = load_model(folder, about | {"adapter": own}, backbone)
-        if (folder / "explanation").is_dir():
-            model = load_adapter(folder / "explanation", model, EXPLAIN)
-            deactivate_explainer(model)
+        backbone, base = restore_backbone(folder, about | {"adapter": own}, backbone, attach or explains)
+        backbone = load_explainer(folder / EXPLANATION, backbone) if explains else backbone
         framing = Framing.from_dict(about["framing"])
-        detector = cls(model, about["decoder"], framing, about["layer"], about["cues"])
-        load_part(detector.decoder, folder / "decoder.safetensors", "decoder")
-        detector.fingerprint, detector.trained_base = about["fingerprint"], base
-        detector.calibration = Calibration.from_dict(about["calibration"])
-        detector.about = about["about"]
-        return detector.eval().requires_grad_(False)
-
-
-def read_manipulation(folder: Path) -> dict[str, Any]:
-    """The content of a detector's ``artefact.json``.
-
-    Raises:
-        ArtefactError: the file is missing or not valid, or belongs to another task.
-    """
-    about = read_about(folder)
-    if about.get("task") != "manipulation":
-        raise ArtefactError(f"{folder}: holds no manipulation detector but a {about.get('task')} model.")
-    check_about(folder, about, ("decoder", "framing", "layer", "cues", "calibration", "about"))
-    return about
+        model = cls(backbone, about["decoder"], framing, about["layer"], about["cues"])
+        load_part(model.decoder, folder / "decoder.safetensors", "decoder")
+        model.fingerprint, model.trained_base, model.record = about["fingerprint"], base, about.get("record", {})
+        model.calibration = Calibration.from_dict(about["calibration"])
+        model.about = about["about"]
+        return model.eval().requires_grad_(False)
 
 
 def _with_text(finding: Finding, text: str, cues: Sequence[str]) -> Finding:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...attachment.parameters import Parameters, adapter_parameters
@@ -35,10 +35,9 @@ from ...backbones.adapted import without_adapter
 from ...config.schema import RunConfig
 from ...data.manipulation.augmentation import augmentation
 from ...data.manipulation.base import REAL, ManipulationSet
-from ...data.manipulation.robustness import Degradation, parse
 from ...data.manipulation.sampling import draws_of
 from ...engine.keep import Best, Last
-from ...engine.task import Batch, Outputs, Stage, Task, count
+from ...engine.task import Batch, Outputs, Stage, count
 from ...files import write_text
 from ...metrics.calibration import Calibration
 from ...modes import preserved
@@ -47,16 +46,16 @@ from .building import build_model, load_manipulation, tower_width
 from .config import ContrastOptions, ManipulationConfig
 from .contrast import contrast_diagnostics, contrastive_loss, projector
 from .decoders import Decoded
+from .evaluation import ManipulationEvaluation
 from .explainer import activate_explainer, answer_loss, deactivate_explainer, explained
+from .frames import tiles_of, whole_pictures
 from .gallery import write_gallery
 from .layer_discrimination import LayerTerms, choose_layer
 from .levels import TRUTH, levels
 from .losses import Targets, decoder_losses
-from .model import ManipulationModel
 from .picture_sets import check_pictures, drawn_twins, sample_evenly, share_of_reals, twins_of
-from .pictures import Annotations, DrawnPictures, Pictures, tiles_of, whole_pictures
-from .scoring import Priors, Scores, decoded_of, details, score, write_pictures
-from .text_scores import explanation_scores
+from .pictures import DrawnPictures, Pictures
+from .scoring import details, write_pictures
 from .untrained import Untrained
 
 CONTRAST, LAYERS, DECODERS, EXPLANATION = "contrast", "layers", "decoders", "explanation"
@@ -68,23 +67,16 @@ PROBED = 1000  # most pictures that a probe is fitted on
     "task", "manipulation", summary="whether, where and how a picture was edited; ManipShield",
     paper="arXiv 2511.14259", config=ManipulationConfig,
 )  # fmt: skip
-class Manipulation(Task):
+class Manipulation(ManipulationEvaluation):
     """A :class:`ManipulationModel` and the stages that train it."""
 
-    headline = (
-        *("auc", "balanced_accuracy", "false_alarm_rate", "ece", "pixel_f1", "pixel_iou", "pixel_false_localisation"),
-        *("box_union_iou", "box_ap50", "box_false_localisation", "cue_micro_f1", "cue_macro_f1"),
-    )
-
     def __init__(self, config: RunConfig, seed: int) -> None:
-        super().__init__()
         options: ManipulationConfig = config.task
-        self.config, self.options, self.seed = config, options, seed
-        self.splits = load_manipulation(config)
-        self.degradations = [parse(name) for name in options.robustness]
-        self.model, self.parts = build_model(config, self.splits)
+        splits = load_manipulation(config)
+        detecting, parts = build_model(config, splits)
+        super().__init__(detecting, splits, options)
+        self.config, self.seed, self.parts = config, seed, parts
         model = self.model.backbone
-        self.annotations = Annotations(self.model.frames, self.model.cues, options.boxes)
         self.draws = draws_of(self.splits.train, seed)
         check_pictures(options, self.splits.val, self.draws)
         self.explained = explained(self.splits.train) if options.explanation else None
@@ -93,22 +85,14 @@ class Manipulation(Task):
         self.register_buffer("layer_table", torch.full((model.state_layers, 6), torch.nan, dtype=torch.float64))
         self.register_buffer("contrast_table", torch.full((2, 2), torch.nan, dtype=torch.float64))
         self.register_buffer("val_logits", torch.full((len(self.splits.val),), torch.nan))
-        self.priors = Priors.of(self.splits.train, self.model.cues)
         self._phases = phases(model) if config.adapter else {"train": {}}
         several = len(self._phases) > 1
         self._decoding = {f"{DECODERS}-{phase}" if several else DECODERS: phase for phase in self._phases}
         self._pos_weight = share_of_reals(self.splits.train, self.draws)
         self._contrasts = options.losses.contrast > 0  # in stage C as well
-        self._stage, self._set = "", ""
+        self._stage = ""
         self._untrained: Untrained | None = None
         self._plain = False
-        self._scores: dict[str, Scores] = {}
-
-    def use_detector(self, detector: ManipulationModel) -> None:
-        """Evaluate a saved detector in place of the one that this run would train."""
-        self.model = detector
-        self.annotations = Annotations(detector.frames, detector.cues, self.options.boxes)
-        self.priors = Priors.of(self.splits.train, detector.cues)
 
     def stages(self) -> list[Stage]:
         """The stages of the module docstring that the options ask for; ``decoders`` once per phase of the adapter."""
@@ -222,17 +206,12 @@ class Manipulation(Task):
             row[0], row[1] = found["twin_cosine"], found["probe_auc"]
 
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
-        """Validation pictures; or every test set as it is (``test/NAME``) and degraded (``test/NAME/jpeg-70``)."""
-        if split == "val" and self._stage == CONTRAST:
-            return {}  # the decoders have not learnt anything yet
-        return {
-            name: Pictures(pictures, self.annotations, degradation)
-            for name, (pictures, degradation) in self._sets(split).items()
-        }
+        """As the base class; no validation pictures while the decoders have not learnt anything yet."""
+        return {} if split == "val" and self._stage == CONTRAST else super().eval_sets(split)
 
     def begin_eval(self, set_name: str) -> None:
         """Which outputs are asked for; learning to explain changes none of them."""
-        self._set = set_name
+        super().begin_eval(set_name)
         if self._stage == EXPLANATION:
             deactivate_explainer(self.model.backbone)
 
@@ -248,23 +227,15 @@ class Manipulation(Task):
             return about | {"features": self._features(batch)}
         if self._plain and self._untrained:
             return self._untrained.outputs(self._features(batch), batch["inside"])
-        decoded = self.model(batch)
-        outputs = {name: value for name, value in decoded._asdict().items() if value is not None}
-        outputs |= {f"true_{key}": batch[key] for key in TRUTH if self._set == CALIBRATION}
-        return outputs | {name: self._wide(outputs[name]) for name in ("tokens", "valid") if name in outputs}
+        truth = {f"true_{key}": batch[key] for key in TRUTH if self._set == CALIBRATION}
+        return super().eval_step(batch) | truth
 
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
-        """Every metric of :mod:`.scoring`."""
-        pictures, degradation = self._sets("val" if set_name == "val" else "test")[set_name]
-        calibration = (self._untrained if self._plain and self._untrained else self.model).calibration
-        found = score(self.model, pictures, outputs, calibration, self.priors, degradation)
-        if self._plain:
-            return found.metrics
-        self._scores[set_name] = found
-        if degradation is not None or set_name == "val":
-            return found.metrics
-        most = self.options.explained_pictures
-        return found.metrics | explanation_scores(self.model, pictures, decoded_of(outputs), calibration, most)
+        """As the base class; of the untrained model those of :mod:`.scoring` alone, which are not kept."""
+        if not self._plain:
+            return super().metrics(set_name, outputs)
+        calibration = (self._untrained or self.model).calibration
+        return self._score(set_name, outputs, calibration).metrics
 
     @contextmanager
     def untrained(self) -> Iterator[None]:
@@ -290,7 +261,7 @@ class Manipulation(Task):
         self._settle()
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """The detector as an artefact folder."""
+        """The model as an artefact folder."""
         train, val = self.splits.train, self.splits.val
         self.model.about = {
             "training_set": {"name": train.name, "pictures": len(train), "hash": train.hash},
@@ -343,15 +314,6 @@ class Manipulation(Task):
             begin_phase(self.model.backbone, self._decoding.get(stage, self._decoding[first]))
             self.parts = replace(self.parts, tower=adapter_parameters(self.model.backbone))  # it may bring others
 
-    def _sets(self, split: Literal["val", "test"]) -> dict[str, tuple[ManipulationSet, Degradation | None]]:
-        if split == "val":
-            return {"val": (self.splits.val, None)}
-        sets: dict[str, tuple[ManipulationSet, Degradation | None]] = {}
-        for name, pictures in self.splits.tests.items():
-            sets[f"test/{name}"] = (pictures, None)
-            sets |= {f"test/{name}/{each}": (pictures, each) for each in self.degradations}
-        return sets
-
     def _pictures(self, pictures: ManipulationSet) -> Pictures:
         return Pictures(pictures, self.annotations)
 
@@ -372,12 +334,8 @@ class Manipulation(Task):
         z = self.projector(self._features(flat))
         return contrastive_loss(z, flat["label"], twins, options.reading, options.temperature, options.twin_weight)
 
-    def _wide(self, tokens: Tensor) -> Tensor:
-        """(B, n) with zeros up to the most tokens of a picture, so that batches can be joined."""
-        return nn.functional.pad(tokens, (0, self.model.frames.tokens - tokens.shape[1]))
-
     def _settle(self) -> None:
-        """Let the detector use the chosen layer and the calibration."""
+        """Let the model use the chosen layer and the calibration."""
         self.model.layer = int(self.layer)
         if not self.val_logits.isnan().any():
             self.model.calibration = Calibration.fit(self.val_logits.cpu(), self.splits.val.labels != REAL)

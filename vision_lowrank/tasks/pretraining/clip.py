@@ -159,8 +159,15 @@ class PretrainClip(ClassificationTask):
         scale = model.logit_scale.clamp(max=MAX_SCALE)
         return {"loss": contrastive_loss(images, texts, scale, positives), "scale": scale.detach()}
 
+    def begin_training(self) -> None:
+        """Remember that the whole model trains, so that its artefact needs no base; buffers belong to it."""
+        self.model.trained_base = set(self.model.backbone.state_dict())
+
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """The model's weights as ``model.safetensors`` (fp16) and the record as ``record.json``."""
+        """The classifier by prompts as an artefact folder; for other programs, and to ship, the model's weights as
+        ``model.safetensors`` (fp16), and the record as ``record.json``.
+        """
+        super().save_artefact(folder, record)
         save_weights(self.model.backbone.model, folder / "model.safetensors")
         write_text(folder / "record.json", json.dumps(dict(record), indent=1, ensure_ascii=False) + "\n")
 

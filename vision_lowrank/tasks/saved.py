@@ -1,0 +1,328 @@
+"""Saved models of all tasks: what each can do, and the folder it is loaded from.
+
+A saved model is an :class:`AdaptedModel`: a backbone, perhaps an adapter, perhaps a head. Its task registers it as a
+``model`` part under the name that stands as ``task`` in its ``artefact.json``; :func:`load_model` chooses by that. An
+artefact is a folder::
+
+    artefact.json       the task, base model and its fingerprint, preprocessing, what the task adds, the run's record
+    adapter/            PEFT's adapter folder (absent without an adapter)
+    base.safetensors    the base's tensors that were trained themselves (absent where none were)
+
+and what the task saves beside them. It holds all that prediction needs but the untrained base weights, and refuses any
+other base. The folder of an adapter alone, as ``vl.save`` writes it, loads as a model without a head.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..attachment.factored import has_factors, load_factored
+from ..attachment.folder import checksum
+from ..attention.split import fuse_attention
+from ..backbones.adapted import adapted, adapter_names, backbone_of
+from ..backbones.load import load_backbone
+from ..data.images import read_image, to_rgb
+from ..data.transforms import Preprocess
+from ..errors import ArtefactError, UserError, near_miss
+from ..registry import register, registry
+from .about import check_about, read_about
+
+if TYPE_CHECKING:
+    from ..config.schema import RunConfig
+    from ..engine.task import Task
+
+BASE = "base.safetensors"
+
+
+class Row(Protocol):
+    """What a saved model says of one input."""
+
+    def to_row(self) -> dict[str, Any]:
+        """Plain values for JSON; those that are no lists are the columns of a CSV file."""
+        ...
+
+    def to_cells(self) -> dict[str, str]:
+        """Column -> text, for a table that people read."""
+        ...
+
+
+@register("model", "adapter", summary="an adapter alone, as vl.save writes it: to inspect and to export")
+class AdaptedModel(nn.Module):
+    """A backbone, attached or not, that can be saved with what trained, and used. Subclasses add a head.
+
+    Attributes:
+        task: what ``artefact.json`` and the registry call this kind of model.
+        keys: what ``artefact.json`` must say beside what all must.
+        takes: what it can be given: ``pictures``.
+        exports: formats that it can be written in.
+        export_limits: format -> why it cannot be written in that one, where people would ask.
+        backbone: attached or not.
+        fingerprint: of the base weights, before any of them trained.
+        trained_base: names, inside the backbone, of the base's tensors that were trained themselves.
+        record: config, versions and metrics of the run that made it; empty where none did.
+    """
+
+    task: ClassVar[str] = "adapter"
+    keys: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ("pictures",)
+    exports: ClassVar[tuple[str, ...]] = ("lora", "diffusers", "kohya", "merged")
+    export_limits: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone = model
+        self.fingerprint, self.trained_base = model.fingerprint, set[str]()
+        self.record: Mapping[str, Any] = {}
+
+    # --- use ---------------------------------------------------------------------------------------------------------
+
+    def predict(self, inputs: Sequence[str | Path | Image.Image], batch_size: int = 64, **options: Any) -> list[Row]:
+        """What the model says of each input, in order.
+
+        Args:
+            inputs: pictures, as files or as PIL has them.
+            batch_size: inputs per pass.
+            options: those of the kind of model, see its ``predict_batch``.
+
+        Raises:
+            DataError: a file is no readable picture.
+            UserError: an option that this kind of model does not have.
+        """
+        self.check_options(options)
+        rows: list[Row] = []
+        for start in range(0, len(inputs), batch_size):
+            given = inputs[start : start + batch_size]
+            rows += self.predict_batch(
+                [to_rgb(each) if isinstance(each, Image.Image) else read_image(each) for each in given], **options
+            )
+        return rows
+
+    def predict_batch(self, images: Sequence[Image.Image]) -> list[Row]:
+        """One row for each RGB picture, looked at together."""
+        raise UserError(
+            "this is an adapter alone, without a head: give an artefact folder, as `train` writes; "
+            "`vision-lowrank export` writes it for other programs."
+        )
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise UserError where `options` of :meth:`predict` has one that this kind of model does not know."""
+        known = list(inspect.signature(self.predict_batch).parameters)[1:]
+        for name in options:
+            if name not in known:
+                raise UserError(f"a model for {self.task} predicts without '{name}'.{near_miss(name, known)}")
+
+    def on(self, config: RunConfig) -> Task:
+        """This very model on the data that `config` names, ready to be evaluated.
+
+        Raises:
+            UserError: the task that `config` names evaluates other models, or the data does not fit this one.
+        """
+        return registry.get("task", config.task.type).target.of_model(self, config)
+
+    # --- files -------------------------------------------------------------------------------------------------------
+
+    def note_training(self) -> None:
+        """Remember which base parameters train now; what trains beside an adapter is in the adapter's own folder."""
+        if not adapted(self.backbone):
+            self.trained_base |= {name for name, p in self.backbone.named_parameters() if p.requires_grad}
+
+    def save(self, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write the model; `record` is kept beside it (config, versions, metrics), where the folder has a place."""
+        self._save_adapter(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False) -> AdaptedModel:
+        """Read back what :meth:`save` wrote; arguments and errors are those of :func:`load_model`."""
+        folder = Path(folder)
+        backbone, _ = restore_backbone(folder, cls.read(folder), backbone, attach)
+        return cls(backbone).eval()
+
+    @classmethod
+    def read(cls, folder: Path) -> dict[str, Any]:
+        """What the artefact in `folder` says of itself.
+
+        Raises:
+            ArtefactError: the file is missing or not valid, or belongs to a model of another kind.
+        """
+        about = read_about(folder)
+        if about.get("task") != cls.task:
+            alone = about.get("task") == AdaptedModel.task
+            held = "an adapter alone, without a head" if alone else f"a model for {about.get('task')}"
+            raise ArtefactError(
+                f"{folder}: holds {held}, not a model for {cls.task}: `vision-lowrank inspect` says more of it."
+            )
+        check_about(folder, about, cls.keys)
+        return about
+
+    def save_model(self, folder: Path, about: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Write adapter, trained base weights and ``artefact.json``.
+
+        Args:
+            folder: created where it is missing.
+            about: what the task adds to ``artefact.json``.
+            record: config, versions and metrics of the run, kept beside it.
+
+        Raises:
+            UserError: it was loaded for prediction alone.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if base := self._base_state():
+            save_file(base, folder / BASE)
+        has_adapter = adapted(self.backbone) or self.backbone.factored
+        if has_adapter:
+            self._save_adapter(folder / "adapter")
+        everything = {
+            **about,
+            "backbone": self.backbone.spec,
+            "fingerprint": self.fingerprint,
+            "preprocess": self.backbone.preprocess.to_dict(),
+            "adapter": bool(has_adapter),
+            "base": checksum(base) if base else None,
+            "record": dict(record),
+        }
+        (folder / "artefact.json").write_text(json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
+
+    def _save_adapter(self, folder: Path) -> None:
+        from ..attachment.store import save  # where an adapter is attached, PEFT has been imported
+
+        if not adapted(self.backbone):
+            raise UserError("the model was loaded for prediction: load it with attach=True to save it.")
+        save(self.backbone, folder)
+
+    def _base_state(self) -> dict[str, Tensor]:
+        """The base's trained tensors, by their names in a backbone as ``load_backbone`` gives it."""
+        if not self.trained_base:
+            return {}
+        plain = self.backbone
+        if adapted(plain):
+            plain = fuse_attention(copy.deepcopy(plain).unload())  # an adapter has split attention and wrapped layers
+            plain.take_identity()
+            self._belongs_to(plain.fingerprint)
+        return {n: t.detach().contiguous() for n, t in plain.state_dict().items() if n in self.trained_base}
+
+    def _belongs_to(self, weights: str) -> None:
+        """Let the adapters say that they belong to a base of the fingerprint `weights`: the one trained beside them."""
+        backbone_of(self.backbone).fingerprint = weights
+        for name, place in self.backbone.attachments.items():
+            self.backbone.attachments[name] = replace(place, fingerprint=weights)
+
+
+def load_model(folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False) -> AdaptedModel:
+    """Load a saved model of any task, in evaluation mode.
+
+    Args:
+        folder: an artefact, such as ``runs/NAME/seed-1/artefact``, or an adapter's folder.
+        backbone: the base model, if it is loaded already; otherwise it is loaded by the name in the artefact.
+        attach: attach the adapter with PEFT, so that it can be switched off, merged, exported and trained on. Without
+            it an adapter that has factors is put into the linears, which is quicker and computes the same.
+
+    Raises:
+        ArtefactError: not an artefact, damaged, or made for another base model.
+    """
+    folder = Path(folder)
+    about = read_about(folder)
+    check_about(folder, about, ("task",))
+    return registry.get("model", about["task"]).target.load(folder, backbone, attach=attach)
+
+
+def restore_backbone(
+    folder: Path, about: Mapping[str, Any], backbone: nn.Module | None, attach: bool
+) -> tuple[nn.Module, set[str]]:
+    """The backbone of an artefact with its adapter, and the names of its base's trained tensors.
+
+    Args:
+        folder: the artefact.
+        about: its ``artefact.json``.
+        backbone: as for :func:`load_model`.
+        attach: likewise.
+
+    Raises:
+        ArtefactError: damaged, or made for another base model.
+    """
+    backbone = backbone if backbone is not None else load_backbone(**about["backbone"])
+    base = _read_base(folder / BASE, about["base"]) if about.get("base") else {}
+    is_whole = base.keys() >= backbone.state_dict().keys()  # then nothing is left of whatever base there was
+    if not is_whole and backbone.fingerprint != about["fingerprint"]:
+        raise ArtefactError(
+            f"{folder}: made for base weights {about['fingerprint']} ({about['backbone']['name']}), but "
+            f"'{backbone.name}' has {backbone.fingerprint}: load the base it was trained on."
+        )
+    if about["preprocess"]:
+        backbone.preprocess = Preprocess.from_dict(about["preprocess"])
+    if base:
+        _put_base(base, backbone, folder / BASE)
+    place = folder if about["task"] == AdaptedModel.task else folder / "adapter"
+    return _with_adapter(place, backbone, attach) if about["adapter"] else backbone, set(base)
+
+
+def _with_adapter(folder: Path, backbone: nn.Module, attach: bool) -> nn.Module:
+    """`backbone` with the adapter in `folder`: attached, or where that is not asked for, its factors in the linears."""
+    if not attach and has_factors(folder):
+        return load_factored(folder, backbone)
+    from ..attachment.store import load  # PEFT, only where it is needed
+
+    return load(folder, backbone)
+
+
+def adapter_checksums(model: nn.Module) -> list[str]:
+    """SHA-256 of the tensors of each adapter of a backbone, attached or in its linears: as its folder has them."""
+    if not adapted(model):
+        return [model.factored] if model.factored else []
+    from ..attachment.store import adapter_state  # where an adapter is attached, PEFT has been imported
+
+    return [checksum(adapter_state(model, name)) for name in adapter_names(model)]
+
+
+def save_part(module: nn.Module, path: Path) -> None:
+    """Write a head, or another part of a task, as safetensors; :func:`load_part` reads it."""
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, path)
+
+
+def load_part(module: nn.Module, path: Path, what: str) -> None:
+    """Fill a head, or another part that a task saved as safetensors, called `what` in messages.
+
+    Raises:
+        ArtefactError: the file cannot be read or does not fit.
+    """
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtefactError(f"{path}: the {what} cannot be read ({reason}): the artefact is damaged.") from None
+
+
+def _read_base(path: Path, expected: str) -> dict[str, Tensor]:
+    """The base's trained tensors."""
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get a fresh copy.") from None
+    if checksum(state) != expected:
+        raise ArtefactError(f"{path}: is not what was saved, its checksum differs: get a fresh copy.")
+    return state
+
+
+def _put_base(state: Mapping[str, Tensor], backbone: nn.Module, path: Path) -> None:
+    """Put trained tensors of the base into `backbone`, which has another fingerprint from then on."""
+    own = backbone.state_dict(keep_vars=True)
+    odd = sorted(name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape)
+    if odd:
+        raise ArtefactError(
+            f"{path}: '{odd[0]}' does not fit '{backbone.name}': pass a backbone as load_backbone gives."
+        )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+    backbone.take_identity()
