@@ -345,4 +345,4 @@ def test_without_adapter_there_is_nothing_to_do():
 def test_refused_before_anything_is_loaded(adapter, words):
     section = adapter and AdapterSection(**adapter)
     with pytest.raises(UserError, match=words):
-        RunConfig(backbone={"name": "any"}, task={}, data={}, adapter=section, rule=rule_of({"type": "allora"}))
+        RunConfig(backbone={"name": "tiny-clip"}, task={}, data={}, adapter=section, rule=rule_of({"type": "allora"}))

@@ -270,7 +270,7 @@ def test_refused_before_anything_is_loaded(adapter, rule, words):
     settings = EngineConfig(compile=True)
     with pytest.raises(UserError, match=words):
         RunConfig(
-            backbone={"name": "any"},
+            backbone={"name": "tiny-clip"},
             task={},
             data={},
             adapter=adapter,

@@ -220,7 +220,7 @@ def test_what_does_not_fit_is_refused():
 def test_refused_before_anything_is_loaded(adapter, settings, words):
     with pytest.raises(UserError, match=words):
         RunConfig(
-            backbone={"name": "any"},
+            backbone={"name": "tiny-clip"},
             task={},
             data={},
             adapter=adapter,
