@@ -167,7 +167,7 @@ def _reason(item: Any, model: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         keys = _model_at(model, item["loc"][:-1]).model_fields
         hint = near_miss(str(item["loc"][-1]), keys)
-        return f"unknown key.{hint or ' Known: ' + ', '.join(keys) + '.'}"
+        return f"unknown key.{hint or ' Known: ' + (', '.join(keys) or 'none') + '.'}"
     if item["type"] == "missing":
         return "required, but not given"
     if item["type"] == "part":  # a registered part is meant: the registry's own words
