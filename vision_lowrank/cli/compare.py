@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import check_recipe
+from ..config.load import read_recipe
+from ..config.sections import known_keys
 from ..data.coop_sets import COOP_11
-from ..studies.variants import Budget, Protocol, check_budget, check_protocol, data_override, entries
+from ..errors import UserError
+from ..registry import registry
+from ..studies.variants import INCOMPARABLE, Budget, Protocol, check_budget, check_protocol, data_override, entries
 from .sweeps import numbers, print_results, resumable
 
 
@@ -25,6 +29,10 @@ def compare_command(
     protocol: Protocol,
 ) -> None:
     """Run the sweep, or a grid of sweeps, print its tables, say where everything is."""
+    section = read_recipe(config, overrides).tree.get("task")
+    task = section.get("type") if isinstance(section, dict) else None
+    if task in {part.name for part in registry.list("task")} and "shots" not in known_keys("task", task):
+        raise UserError(f"{config}: {INCOMPARABLE}")
     if seeds:
         overrides = [*overrides, f"task.seeds={numbers('--seeds', seeds, int)}"]
     is_grid = bool(shots or data or data_root or protocol != "fewshot")

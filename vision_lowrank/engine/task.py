@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,22 +76,28 @@ EvalSets = Mapping[str, Dataset | EvalSet]
 class Task(TrainedPart):
     """Base class of all tasks. Subclasses register themselves with ``@register("task", name, config=...)``.
 
+    A metric is named in full, ``test/fluent/loss``, or by its last word, which stands for it on every test set.
+
     Attributes:
-        headline: the metrics of a test set that are printed; none = all.
+        headline: the metric that stands for the result; empty where there is none.
+        columns: the metrics that tables print; none = all.
+        selects_by: full name of the validation metric that learning rates are chosen by; empty where there is none.
         gates: of a selection's search (:class:`vision_lowrank.selection.gates.Gates`); None without one.
     """
 
-    headline: tuple[str, ...] = ()
+    headline: ClassVar[str] = ""
+    columns: ClassVar[tuple[str, ...]] = ()
+    selects_by: ClassVar[str] = ""
     gates: nn.Module | None
 
     def __init__(self) -> None:
         super().__init__()
         self.gates = None
 
-    def is_headline(self, name: str) -> bool:
-        """Whether the metric of this full name is printed after an evaluation: a headline of a set, or any."""
+    def is_column(self, name: str) -> bool:
+        """Check whether the metric of this full name is told after an evaluation: a column of a set, or any."""
         of_set, _, metric = name.rpartition("/")
-        return not self.headline or (metric in self.headline and of_set.count("/") < 2)
+        return not self.columns or (metric in self.columns and of_set.count("/") < 2)
 
     @classmethod
     def of_model(cls, model: Any, config: RunConfig) -> Task:

@@ -41,7 +41,7 @@ from ..viz.plots import pareto
 from ..viz.text import csv_text, markdown, percent
 from .run import build_task, open_run, run_seed
 from .trials import each_method, every_seed
-from .variants import OTHERS, Budget, Entry, check_budget
+from .variants import INCOMPARABLE, OTHERS, Budget, Entry, check_budget
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 ROUNDS = 10
@@ -77,8 +77,8 @@ class Sweep:
         """
         check_budget(self.budget)
         config = load_config(self.recipe, self.overrides)
-        if not hasattr(config.task, "seeds") or (config.adapter is None and config.rule is None):
-            raise UserError(f"{self.recipe}: compare needs a few-shot recipe with an adapter.")
+        if not hasattr(config.task, "shots") or (config.adapter is None and config.rule is None):
+            raise UserError(f"{self.recipe}: {INCOMPARABLE}")
         if self.budget != "defaults" and (config.adapter is None or "r" not in config.adapter.options):
             kind = config.adapter.type if config.adapter else "a recipe without adapter"
             raise UserError(f"budget '{self.budget}' goes by the recipe's rank, and {kind} has none.")

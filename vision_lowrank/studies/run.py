@@ -82,7 +82,7 @@ def _leading(config: RunConfig) -> dict[str, Any]:
     """Which metrics the task leads with: its headline, its columns in tables and what its states are chosen by."""
     kind = registry.get("task", config.task.type).target
     names = ("headline", "columns", "selects_by")
-    return {name: getattr(kind, name) for name in names} if hasattr(kind, "selects_by") else {}
+    return {name: getattr(kind, name) for name in names}
 
 
 def open_run(folder: Path, config: RunConfig) -> None:

@@ -18,6 +18,11 @@ Protocol = Literal["fewshot", "base_to_novel", "transfer"]
 # What a method may have beside its adapter: sections of a config, in the order in which they are written.
 OTHERS = ("initializer", "rule", "regularizer", "selection")
 NONE = "none"
+# Why a recipe is refused, and what serves it.
+INCOMPARABLE = (
+    "compare needs a few-shot recipe with an adapter; `vision-lowrank incremental` compares recipes of sessions, and "
+    "`vision-lowrank train` runs any."
+)
 
 
 class Entry(NamedTuple):

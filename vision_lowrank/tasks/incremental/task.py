@@ -67,6 +67,7 @@ SESSION_SEEDS = 4096  # keeps the augmentations of one session apart from those 
 class Incremental(ClassificationTask):
     """An :class:`ImageClassifier` with a prototype head that learns new classes session after session."""
 
+    headline = "incremental/last_accuracy"
     classifier: ImageClassifier
 
     def __init__(self, config: RunConfig, seed: int) -> None:

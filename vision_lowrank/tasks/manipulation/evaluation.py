@@ -24,10 +24,12 @@ from .text_scores import explanation_scores
 class ManipulationEvaluation(Task):
     """Evaluates a :class:`ManipulationModel` on the pictures of its task."""
 
-    headline = (
+    headline = "auc"
+    columns = (
         *("auc", "balanced_accuracy", "false_alarm_rate", "ece", "pixel_f1", "pixel_iou", "pixel_false_localisation"),
         *("box_union_iou", "box_ap50", "box_false_localisation", "cue_micro_f1", "cue_macro_f1"),
     )
+    selects_by = "val/auc"
 
     def __init__(self, model: ManipulationModel, splits: ManipulationSplits, options: ManipulationConfig) -> None:
         super().__init__()
