@@ -1,43 +1,101 @@
-"""``vision-lowrank compare``: several methods on the same data and splits."""
+"""``vision-lowrank compare``: variants on the same data and splits, side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..data.coop_sets import COOP_11
-from ..studies.comparison import Budget, Sweep, compare, entries, table
-from ..studies.grid import Grid, Protocol, benchmark, tables
-from .sweeps import numbers, print_results, resumable
+from ..errors import UserError
+from ..studies.variants import Budget, assignments, check_budget, entries
+from .sweeps import Launch, numbers, print_results, resumable, split
+
+if TYPE_CHECKING:
+    from ..studies.grid import Plan, Tested
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line says is compared.
+
+    Attributes:
+        methods: adapters and what goes with them, exchanged in one recipe; None where something else is compared.
+        initializers: combined with each of them.
+        budget: how large they are.
+        vary: settings that vary in one recipe.
+        rates: learning rates to choose from.
+    """
+
+    methods: str | None
+    initializers: str
+    budget: Budget
+    vary: Sequence[str]
+    rates: str | None
+
+    def plan(self, recipes: Sequence[Path]) -> Plan:
+        """The variants, before any settings for all.
+
+        Raises:
+            UserError: unknown names, or options that do not go together.
+        """
+        check_budget(self.budget)
+        rates = numbers("--lr", self.rates, float)
+        if self.methods is None and (self.initializers != "none" or self.budget != "defaults"):
+            raise UserError("compare: --initializers and --budget are of --methods: name them, or --methods all.")
+        if self.methods is not None and self.vary:
+            raise UserError("compare: give either --methods or --vary.")
+        if (self.methods is not None or self.vary) and len(recipes) != 1:
+            raise UserError(f"compare: --methods and --vary are of one recipe, and {len(recipes)} are given.")
+        chosen, _ = entries(self.methods, self.initializers) if self.methods is not None else [], assignments(self.vary)
+        from ..studies.methods import Methods  # torch, only now
+        from ..studies.recipes import Recipes, Variations
+
+        if self.methods is not None:
+            return Methods(recipes[0], chosen, self.budget, rates)
+        return Variations(recipes[0], self.vary, rates) if self.vary else Recipes(recipes, rates)
 
 
 def compare_command(
-    config: Path,
-    overrides: list[str],
-    methods: str,
-    initializers: str,
-    budget: Budget,
+    given: list[str],
+    wanted: Wanted,
     seeds: str | None,
-    rates: str | None,
     out: Path | None,
     shots: str | None,
     data: str | None,
     data_root: str | None,
-    protocol: Protocol,
+    protocol: Tested,
+    launch: Launch,
 ) -> None:
-    """Run the sweep, or a grid of sweeps, print its tables, say where everything is."""
-    if seeds:
-        overrides = [*overrides, f"task.seeds={numbers('--seeds', seeds, int)}"]
-    is_grid = bool(shots or data or data_root or protocol != "fewshot")
-    name = f"benchmark-{config.stem}-{protocol}" if is_grid else f"compare-{config.stem}"
-    folder = out or Path("runs") / (name if budget == "defaults" else f"{name}-{budget}")
-    sweep = Sweep(config, entries(methods, initializers), folder, overrides, budget, numbers("--lr", rates, float))
+    """Run the study, or a grid of studies, print its tables, say where everything is."""
+    recipes, overrides = split("compare", given, seeds)
+    few, names = numbers("--shots", shots, int), [each.strip() for each in (data or "").split(",") if each.strip()]
+    plan = wanted.plan(recipes)
+    from ..studies.recipes import shared_prefix  # torch, only now
+
+    is_grid = bool(few or names or data_root or protocol != "all")
+    stem = recipes[0].stem if len(recipes) == 1 else shared_prefix(recipes).rstrip("_") or "recipes"
+    name = f"grid-{stem}-{protocol}" if is_grid else f"compare-{stem}"
+    folder = out or Path("runs") / (name if wanted.budget == "defaults" else f"{name}-{wanted.budget}")
     if is_grid:
-        names = [each.strip() for each in (data or "").split(",") if each.strip()]
         names = list(COOP_11) if names == ["coop"] else names
-        grid = Grid(sweep, protocol, numbers("--shots", shots, int), names, data_root)
-        shown = tables(resumable(benchmark, grid))
-        files = [f"benchmark.{suffix}" for suffix in ("md", "csv", "tex", "json")]
+        _run_grid(folder, launch, plan, overrides=overrides, protocol=protocol, shots=few, data=names, root=data_root)
     else:
-        shown = [(f"{config.stem}, budget {budget}", *table(resumable(compare, sweep)))]
-        files = [*(f"comparison.{suffix}" for suffix in ("md", "csv", "json")), "pareto.svg"]
-    print_results(shown, [folder / file for file in files])
+        _run_study(folder, launch, plan, overrides)
+
+
+def _run_study(folder: Path, launch: Launch, plan: Plan, overrides: Sequence[str]) -> None:
+    from ..studies.columns import tables
+    from ..studies.pages import study_files
+    from ..studies.study import run_study
+
+    result = resumable(run_study, plan.study(folder, overrides), launch.made(folder))
+    print_results(tables(result), study_files(folder))
+
+
+def _run_grid(folder: Path, launch: Launch, plan: Plan, *, root: str | None, **options: Any) -> None:
+    from ..studies.grid import Grid, run_grid, tables
+
+    result = resumable(run_grid, Grid(plan, folder, data_root=root, **options), launch.made(folder))
+    print_results(tables(result), [folder / f"grid.{suffix}" for suffix in ("md", "csv", "tex", "json")])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ..metrics.names import is_share
-from ..registry import registry
+from ..studies.columns import printed
 
 
 def print_table(table: Table) -> None:
@@ -17,28 +17,13 @@ def print_table(table: Table) -> None:
     Console().print(table)
 
 
-def headline(task: str | None, names: Iterable[str]) -> list[str]:
-    """Which metrics are printed: of every test set as it is those that the task's class lists in ``headline``.
-
-    A task that lists none, or whose metrics have other names, prints all.
-
-    Args:
-        task: its registered name; None prints all.
-        names: of all metrics, such as ``test/seen/auc``; ``test/seen/jpeg-70/auc`` is not of a set as it is.
-    """
-    known = list(names)
-    wanted = getattr(registry.get("task", task).target, "headline", ()) if task else ()
-    sets = dict.fromkeys(name.rpartition("/")[0] for name in known if name.startswith("test/") and name.count("/") == 2)
-    return [name for each in sets for metric in wanted if (name := f"{each}/{metric}") in known] or known
-
-
 def metrics_table(result: Mapping[str, Any]) -> Table:
-    """Untrained, trained and the difference, for the headline metrics of a run's ``result.json``."""
+    """Untrained, trained and the difference, for the printed metrics of a run's ``result.json``."""
     seeds = len(result["seeds"])
     table = Table(title=f"{result['name']} ({seeds} seed{'s' if seeds > 1 else ''}; shares in percent)")
     for column, justify in (("metric", "left"), ("untrained", "right"), ("trained", "right"), ("change", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    names = headline(result.get("task"), result["metrics"])
+    names = printed(result.get("task"), result["metrics"])
     for name in names:
         before, trained = result["baseline"].get(name), result["metrics"][name]
         change = f"{_scale(name) * (trained['mean'] - before['mean']):+.1f}" if before and is_share(name) else ""
@@ -48,11 +33,11 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
 
 
 def values_table(name: str, metrics: Mapping[str, float], task: str | None = None) -> Table:
-    """The headline metrics of one model; `task` as in :func:`headline`."""
+    """The printed metrics of one model; `task` as in :func:`~vision_lowrank.studies.columns.printed`."""
     table = Table(title=f"{name} (shares in percent)")
     table.add_column("metric")
     table.add_column("value", justify="right")
-    names = headline(task, metrics)
+    names = printed(task, metrics)
     for metric in names:
         table.add_row(metric, shown(metric, {"mean": metrics[metric], "std": 0.0, "n": 1}))
     table.caption = _rest(names, metrics, "written by --json FILE")

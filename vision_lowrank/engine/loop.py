@@ -150,7 +150,7 @@ class Engine:
         if self.metrics:
             name = self.stage.name if self.stage else None
             self._log.write(name, self.step, self.global_step, self.metrics, split=split)
-            told = [name for name in self.metrics if self.task.is_headline(name)]
+            told = [name for name in self.metrics if self.task.is_column(name)]
             self.display.say("  ".join(f"{name} {self.metrics[name]:.4g}" for name in told))
         self._call("on_evaluate", split, self.metrics)
         return self.metrics

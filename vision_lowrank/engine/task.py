@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from ..config.schema import RunConfig
 
 Batch = dict[str, Any]
 Outputs = dict[str, Tensor]
@@ -44,19 +46,57 @@ class Stage:
     prepares: bool = False
 
 
+class Series(NamedTuple):
+    """Metrics that come one after another.
+
+    Attributes:
+        names: their full names, ``{}`` for the numbers 0, 1, 2, …
+        title: what their table and their plot are called.
+    """
+
+    names: str
+    title: str
+
+
 class Task(nn.Module):
     """Base class of all tasks. Subclasses register themselves with ``@register("task", name, config=...)``.
 
+    A metric is named in full, ``test/fluent/loss``, or by its last word, which stands for it on every test set.
+
     Attributes:
-        headline: the metrics of a test set that are printed; none = all.
+        headline: the metric that stands for the result; empty where there is none.
+        columns: the metrics that tables print; none = all.
+        selects_by: full name of the validation metric that learning rates are chosen by; empty where there is none.
+        series: metrics that studies tabulate and draw one after another.
+        baseline: what tables call the model without training.
+        shares: beginnings of keys of the task's section that must be the same in all variants of a study, lest their
+            metrics mean different things.
+        about: what a reader of a table must know about its columns.
+        adapts: whether it attaches an ``adapter`` that the config names.
     """
 
-    headline: tuple[str, ...] = ()
+    headline: ClassVar[str] = ""
+    columns: ClassVar[tuple[str, ...]] = ()
+    selects_by: ClassVar[str] = ""
+    series: ClassVar[Series | None] = None
+    baseline: ClassVar[str] = "untrained"
+    shares: ClassVar[tuple[str, ...]] = ()
+    about: ClassVar[str] = ""
+    adapts: ClassVar[bool] = True
 
-    def is_headline(self, name: str) -> bool:
-        """Whether the metric of this full name is printed after an evaluation: a headline of a set, or any."""
+    @classmethod
+    def baseline_identity(cls, config: RunConfig) -> Any:
+        """What the evaluation of the model without training depends on, as plain values.
+
+        None is everything, the seed too; otherwise all runs of a study that agree in it share one evaluation.
+        """
+        return None
+
+    def is_column(self, name: str) -> bool:
+        """Whether the metric of this full name is told after an evaluation: a column, what is selected by, or any."""
         of_set, _, metric = name.rpartition("/")
-        return not self.headline or (metric in self.headline and of_set.count("/") < 2)
+        listed = name in self.columns or (metric in self.columns and of_set.count("/") < 2)
+        return not self.columns or listed or name == self.selects_by
 
     def stages(self) -> list[Stage]:
         """The stages to run, in order. A task without training (zero-shot) returns an empty list."""

@@ -189,7 +189,7 @@ def _facts(result: Result) -> dict[str, Any]:
     """What was adapted, on what, at which cost; costs are means over seeds, the other facts are the first seed's."""
     seeds = list(result.seeds.values())
     sections = {key: value if isinstance(value, dict) else {} for key, value in result.config.items()}
-    planned = sections.get("task", {}).get("seeds")
+    planned = result.config.get("seeds")
     costs = {name: [getattr(seed.cost, name) for seed in seeds] for name in Cost.model_fields}
     return {
         "facts": seeds[0].facts,

@@ -105,6 +105,9 @@ def prompted_sets(splits: Splits) -> dict[str, tuple[ImageSet, tuple[str, ...]]]
 class ClassificationTask(Task):
     """Evaluates an :class:`ImageClassifier` on the test sets, and by prompts alone on retention and transfer sets."""
 
+    headline = "accuracy"
+    selects_by = "val/accuracy"
+
     def __init__(self, classifier: ImageClassifier, splits: Splits, val: ImageSet | None) -> None:
         super().__init__()
         self.model, self.splits, self.val_images = classifier, splits, val

@@ -69,10 +69,12 @@ PROBED = 1000  # most pictures that a probe is fitted on
 class Manipulation(Task):
     """A :class:`ManipulationModel` and the stages that train it."""
 
-    headline = (
+    headline = "auc"
+    columns = (
         *("auc", "balanced_accuracy", "false_alarm_rate", "ece", "pixel_f1", "pixel_iou", "pixel_false_localisation"),
         *("box_union_iou", "box_ap50", "box_false_localisation", "cue_micro_f1", "cue_macro_f1"),
     )
+    selects_by = "val/auc"
 
     def __init__(self, config: RunConfig, seed: int) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from markupsafe import Markup
 from pydantic import BaseModel, Field, model_validator
 
+from ...metrics.names import sign
 from .. import plots
 
 PREFIXES = ("session/", "incremental/")
@@ -40,7 +41,6 @@ LABELS = {
     "base_only_accuracy": "base classes among themselves",
     "base_only_forgetting": "forgetting of base classes among themselves",
 }
-SMALLER_IS_BETTER = ("forgetting", "performance_drop")
 
 
 class Matrix(BaseModel):
@@ -111,5 +111,4 @@ def _points(rows: Sequence[Mapping[str, Any]], when: str) -> list[tuple[float, f
 
 
 def _labelled(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    sign = -1 if metric.endswith(SMALLER_IS_BETTER) else 1
-    return {**row, "metric": metric, "label": LABELS.get(metric, metric.replace("_", " ")), "sign": sign}
+    return {**row, "metric": metric, "label": LABELS.get(metric, metric.replace("_", " ")), "sign": sign(metric)}
