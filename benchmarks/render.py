@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 from manipulation import tables as manipulation
 from training_rules.claims.tables import tables as claims
 
-from vision_lowrank.studies import comparison
-from vision_lowrank.studies import grid as benchmark
-from vision_lowrank.studies import incremental as incremental_benchmark
+from vision_lowrank.studies import columns, figures, grid
 from vision_lowrank.viz.plots import accuracy_by_shots
-from vision_lowrank.viz.text import percent
+from vision_lowrank.viz.text import markdown, percent
 
 ROOT = Path(__file__).parents[1]
 NAMES = {
@@ -41,7 +39,7 @@ def accuracy_table(result: Result) -> str:
     lines = [["0", "zero-shot", *(percent(first["baseline"][name]) for name in SETS.values())]]
     for row in result["rows"]:
         lines.append([str(row["shots"]), NAMES[row["method"]], *(percent(row["metrics"][n]) for n in SETS.values())])
-    return comparison.markdown(["shots", "method", *SETS], lines)
+    return markdown(["shots", "method", *SETS], lines)
 
 
 def cost_table(result: Result) -> str:
@@ -52,7 +50,7 @@ def cost_table(result: Result) -> str:
             step = seconds[row["method"]]
             cost = [f"{1000 * step:.0f} ms", f"{step / seconds['lora']:.2f}", f"{row['peak_memory'] / 2**20:.0f} MiB"]
             lines.append([NAMES[row["method"]], f"{row['trainable_parameters']:,}", *cost])
-    return comparison.markdown(["method", "trainable parameters", "step", "ratio to LoRA", "peak memory"], lines)
+    return markdown(["method", "trainable parameters", "step", "ratio to LoRA", "peak memory"], lines)
 
 
 def emoji_fewshot(result: Result) -> str:
@@ -72,14 +70,14 @@ def emoji_fewshot_figure(result: Result) -> str:
 
 def catalogue(result: Result) -> str:
     """Every adapter with every initialiser, and why some pairs do not exist."""
-    header, lines = comparison.table(result)
+    header, lines = columns.table(result)
     failed = [row for row in result["rows"] if "failed" in row]
     ran = [line for line in lines if line[0] not in {row["method"] for row in failed}]
     reasons: dict[str, list[str]] = {}
     for row in failed:
         reasons.setdefault(row["failed"], []).append(row["method"])
     refused = "".join(f"* {', '.join(names)}: {reason}\n" for reason, names in reasons.items())
-    return f"{comparison.markdown(header, ran)}\nLeft out, with the message that a user gets:\n\n{refused}"
+    return f"{markdown(header, ran)}\nLeft out, with the message that a user gets:\n\n{refused}"
 
 
 def step_cost(result: Result) -> str:
@@ -99,7 +97,7 @@ def step_cost(result: Result) -> str:
         ]
         header = ["side", "step", "ratio to the floor", "of processor time", "peak memory", "trained"]
         refused = "".join(f"\n`{name}` was left out: {reason}\n" for name, reason in entry["refused"].items())
-        parts.append(f"**{title}**, {entry['rounds']} rounds\n\n{comparison.markdown(header, lines)}{refused}")
+        parts.append(f"**{title}**, {entry['rounds']} rounds\n\n{markdown(header, lines)}{refused}")
     return "\n".join(parts)
 
 
@@ -109,7 +107,7 @@ def init_cost(result: Result) -> str:
         [f"`{name}`", f"{row['seconds']:.1f} s", f"{row['peak_bytes'] / 2**20:.0f} MiB"]
         for name, row in result["rows"].items()
     ]
-    return comparison.markdown(["initialiser", "time", "peak memory beside the model"], lines)
+    return markdown(["initialiser", "time", "peak memory beside the model"], lines)
 
 
 def training_rules(result: Result) -> str:
@@ -132,15 +130,15 @@ def training_rules(result: Result) -> str:
         lines.append([row["method"], f"{row['lr']:g}", *accuracies, *cost, f"{row['peak_memory'] / 2**20:.0f}"])
     short = [name.removeprefix("test/").removesuffix("/accuracy") for name in SETS.values()]
     header = ["method", "lr", *short, *novel, "trained parameters", "step (ratio)", "step memory (MiB)"]
-    return comparison.markdown(header, lines)
+    return markdown(header, lines)
 
 
 def protocols(result: Result) -> str:
     """One table per protocol."""
     parts = []
     for protocol, rows in result["protocols"].items():
-        for title, header, lines in benchmark.tables({"protocol": protocol, "rows": rows}):
-            parts.append(f"**{title}**\n\n{comparison.markdown(header, lines)}")
+        for title, header, lines in grid.tables({"task": "fewshot", "protocol": protocol, "rows": rows}):
+            parts.append(f"**{title}**\n\n{markdown(header, lines)}")
     return "\n".join(parts)
 
 
@@ -154,14 +152,14 @@ def augmentation(result: Result) -> str:
         for method, contrast in dict.fromkeys((row["method"], row["contrastive"]) for row in here):
             shown = [cells.get((method, contrast, arm), "") for arm in arms]
             lines.append([method, "yes" if contrast else "no", *shown])
-        parts.append(f"**{data}, {shots} shots**\n\n{comparison.markdown(['method', 'contrastive', *arms], lines)}")
+        parts.append(f"**{data}, {shots} shots**\n\n{markdown(['method', 'contrastive', *arms], lines)}")
     names = ("fisher", "silhouette", "margin", "knn", "probe")
     header, lines = ["model", "pictures", *names, "consistency"], []
     for model, versions in result["separation"].items():
         for version, values in versions.items():
             numbers = [f"{values[name]:.3f}" for name in names]
             lines.append([model, version, *numbers, f"{values.get('consistency', 1):.3f}"])
-    parts.append(f"**separation of the test pictures of emoji**\n\n{comparison.markdown(header, lines)}")
+    parts.append(f"**separation of the test pictures of emoji**\n\n{markdown(header, lines)}")
     return "\n".join(parts)
 
 
@@ -169,14 +167,14 @@ def incremental(result: Result) -> str:
     """Both tables of every study."""
     parts = []
     for name, study in result["studies"].items():
-        for title, header, lines in incremental_benchmark.tables(study):
-            parts.append(f"**{name}: {title}**\n\n{comparison.markdown(header, lines)}")
+        for title, header, lines in columns.tables(study):
+            parts.append(f"**{name}: {title}**\n\n{markdown(header, lines)}")
     return "\n".join(parts)
 
 
 def incremental_figure(result: Result) -> str:
     """Accuracy after every session of emoji, as SVG."""
-    return incremental_benchmark.figure(result["studies"]["emoji"])
+    return figures.series_figure(result["studies"]["emoji"])
 
 
 class Section(NamedTuple):
@@ -219,7 +217,7 @@ def where(result: Result) -> str:
 
 SECTIONS = (
     Section("emoji_fewshot", "README.md", emoji_fewshot, emoji_fewshot_figure),
-    Section("catalogue", "docs/benchmarks.md", catalogue, comparison.figure),
+    Section("catalogue", "docs/benchmarks.md", catalogue, figures.pareto_figure),
     Section("step_cost", "docs/benchmarks.md", step_cost),
     Section("init_cost", "docs/benchmarks.md", init_cost),
     Section("training_rules", "docs/benchmarks.md", training_rules),
