@@ -153,6 +153,19 @@ def test_method_that_cannot_run_is_listed_and_stops_nothing(recipes, tmp_path, r
         study(recipes, tmp_path / "again")
 
 
+def test_damaged_result_costs_its_own_cell(recipes, tmp_path, runs):
+    study(recipes, tmp_path, rates=(0.001, 0.01))
+    (tmp_path / "proto" / "lr-0.01" / "seed-1" / "result.json").write_text("{")
+    (tmp_path / "lora" / "lr-0.01" / "seed-2" / "result.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        study(recipes, tmp_path, rates=(0.001, 0.01))
+    (tmp_path / "lora" / "lr-0.01" / "seed-2" / "result.json").unlink()
+    (tmp_path / "lora" / "lr-0.01" / "seed-2").rmdir()
+    damaged, whole = study(recipes, tmp_path, rates=(0.001, 0.01))["rows"]
+    assert "seed-1/result.json: not valid JSON" in damaged["failed"]
+    assert whole["lr"] == 0.01
+
+
 def test_settings_in_which_methods_differ_are_told(recipes, tmp_path, runs):
     settings = study(recipes, tmp_path)["settings"]
     assert settings["task.epochs"] == {"proto": 0, "lora": 1}

@@ -57,11 +57,11 @@ class Teller:
         self._total, self._say = total, say
         self._begun, self._started = 0, time.perf_counter()
 
-    def begins(self, job: Job | None) -> None:
+    def begins(self, job: Job) -> None:
         """A job begins."""
         self._begun += 1
         minutes = (time.perf_counter() - self._started) / 60
-        self._say(f"job {self._begun} of {self._total}: {job.name if job else ''} ({minutes:.0f} min so far)")
+        self._say(f"job {self._begun} of {self._total}: {job.name} ({minutes:.0f} min so far)")
 
     def ends(self, job: Job, reason: str | None) -> None:
         """A job is over: told where it could not be done."""

@@ -51,8 +51,9 @@ class Processes:
                 while (left and not signals.pending) or any(worker.job for worker in workers):
                     for worker in workers if not signals.pending else []:
                         if left and worker.job is None:
-                            worker.give(*left.pop(0))
-                            tell.begins(worker.job)
+                            number, job = left.pop(0)
+                            worker.give(number, job)
+                            tell.begins(job)
                     for worker in workers if signals.pending else []:
                         worker.stop()
                     for worker in _answered(workers):

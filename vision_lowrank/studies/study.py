@@ -16,7 +16,6 @@ A job that cannot be done, or whose loss diverges, costs its own cell of the tab
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import sys
@@ -92,7 +91,7 @@ def run_studies(studies: Sequence[Study], launch: Launcher = here, say: Say = qu
     for study in studies:
         check_names(study.variants)
     cells = {id(variant): _Cell(study, variant) for study in studies for variant in study.variants}
-    _choose(list(cells.values()), launch, say)
+    _launch([(cell, job) for cell in cells.values() for job in cell.choices()], launch, say)
     for cell in cells.values():
         cell.settle(cells)
     _launch([(cell, job) for cell in cells.values() for job in cell.trainings()], launch, say)
@@ -161,7 +160,10 @@ class _Cell:
         elif len(rates) == 1:
             self.rate = rates[0]
         else:
-            self._take_best(rates)
+            try:
+                self._take_best(rates)
+            except UserError as error:  # a result that cannot be read
+                self.failed = one_line(error)
 
     def _take_best(self, rates: Sequence[float]) -> None:
         task = facts_of(self._config.task.type)
@@ -195,7 +197,7 @@ class _Cell:
         costs = {"peak_memory": first["cost"]["peak_memory"]} if "peak_memory" in first["cost"] else {}
         seconds = [each["cost"]["step_seconds"] for each in results.values() if "step_seconds" in each["cost"]]
         costs |= {"step_seconds": median(seconds)} if seconds else {}
-        timed = [json.loads(job.result.read_text()) for job in self.timings() if job.result.is_file()]
+        timed = [read_result(job.result) for job in self.timings() if job.result.is_file()]
         return {
             **name,
             **self.variant.facts,
@@ -231,11 +233,6 @@ class _Cell:
         return self.variant.name
 
 
-def _choose(cells: Sequence[_Cell], launch: Launcher, say: Say) -> None:
-    """The first wave."""
-    _launch([(cell, job) for cell in cells for job in cell.choices()], launch, say)
-
-
 def _launch(pairs: Sequence[tuple[_Cell, Training | Timing]], launch: Launcher, say: Say) -> None:
     """Run the jobs that are not done, each in a folder of its own config; what cannot be done is noted."""
     waiting = []
@@ -250,8 +247,8 @@ def _launch(pairs: Sequence[tuple[_Cell, Training | Timing]], launch: Launcher, 
             waiting.append((cell, job))
     reasons = launch([job for _, job in waiting], say) if waiting else []
     for (cell, job), reason in zip(waiting, reasons, strict=True):
-        if reason is not None:
-            cell.leave_out(job, reason)
+        if reason is not None or not job.result.is_file():
+            cell.leave_out(job, reason or "it left no result")
 
 
 def _result(study: Study, cells: Sequence[_Cell]) -> Result:
