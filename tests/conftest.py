@@ -66,7 +66,7 @@ def recipe(tmp_path, pictures, tiny_weights):
     path.write_text(
         f"out: {tmp_path / 'runs'}\n"
         f"backbone: {{name: tiny-clip, weights: {tiny_weights}}}\n"
-        "task: {type: fewshot, shots: 2, seeds: [1, 2]}\n"
+        "seeds: [1, 2]\ntask: {type: fewshot, shots: 2}\n"
         f"data: {{type: folder, root: {pictures}, fractions: [0.5, 0.2, 0.3]}}\n"
         "adapter: {type: block_lora, r: 2, blocks: 2, layers: [0, 1]}\n"
         "engine: {steps: 4, batch_size: 6, lr: 1.0e-2, tensorboard: false, checkpoint_every: 2, log_every: 1}\n"

@@ -54,7 +54,7 @@ def test_commands_run(path, place):
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("vision-lowrank")]
     assert commands
     for command in commands:
-        short = ["engine.steps=2", "task.seeds=[1]"] if command[0] == "train" else []
+        short = ["engine.steps=2", "seeds=[1]"] if command[0] == "train" else []
         with pytest.raises(SystemExit) as stop:
             main([*command, *short])
         assert stop.value.code == 0, command

@@ -7,7 +7,7 @@ Questions of arXiv 2303.02577, asked of tiny-clip's picture tower with frozen cl
 digits: does augmentation help parameter-efficient tuning, which kind hurts, do tuned prefixes separate augmented
 classes less well than full fine-tuning, and does a contrastive term mend that? The learning rate of each method is
 chosen once per data set (crops, 4 shots, first seed's validation pictures). All arms take 40 steps of 32 pictures, the
-contrastive ones, at 16 shots, of 16 pictures twice. Test pictures are clean.
+contrastive ones, at 16 shots, of 16 pictures twice. Test pictures are clean. ``--jobs N`` trains in N processes.
 
 ``separation``: features of the test pictures of emoji, clean and augmented, with k-NN and probe on the training pool,
 of the frozen model and of the models trained with 16 shots and crops, seed 1. Writes ``results.json`` beside this file.
@@ -19,7 +19,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,18 @@ from torch.utils.data import DataLoader
 
 from vision_lowrank.analysis.separation import separation_under
 from vision_lowrank.backbones.load import load_backbone
-from vision_lowrank.config import environment, load_config
+from vision_lowrank.config import RunConfig, environment, load_config
 from vision_lowrank.data.augmentation import training_transform
 from vision_lowrank.data.base import ImageSet
 from vision_lowrank.data.loading import TransformedImages
 from vision_lowrank.data.transforms import Transform
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
-from vision_lowrank.studies.comparison import Sweep, compare
-from vision_lowrank.studies.variants import Entry
+from vision_lowrank.studies.columns import complete_rows
+from vision_lowrank.studies.launch import Launcher
+from vision_lowrank.studies.processes import local
+from vision_lowrank.studies.study import Study, run_studies
+from vision_lowrank.studies.variants import Variant
 from vision_lowrank.tasks.classification.base import load_splits
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 
@@ -71,31 +74,51 @@ CONTRAST = ("regularizer={type: supervised_contrastive}", "task.views=2", "engin
 STRENGTHS = ("basic", "randaugment", "randaugment_heavy")
 
 
-def cell(data: str, method: str, augmentation: str, shots: int, contrast: bool, rates: Sequence[float]) -> Any:
-    """One arm: three seeds at the best of `rates`."""
-    recipe, changes, _ = METHODS[method]
-    given = [*COMMON, *DATA[data], *changes, *AUGMENTATIONS[augmentation], f"task.shots={shots}"]
-    given += CONTRAST if contrast else ()
-    path = ROOT / "configs" / "fewshot" / f"emoji_{recipe}.yaml"
-    sweep = Sweep(path, [Entry.of(load_config(path, given))], _folder(data, method, augmentation, shots, contrast),
-                  given, rates=rates)  # fmt: skip
-    [row] = (result := compare(sweep, say))["rows"]
-    if "failed" in row:
-        raise SystemExit(f"{method}: {row['failed']}")
-    [test] = [name for name in row["metrics"] if name.startswith("test/") and name.endswith("/accuracy")]
-    where = {"data": data, "method": method, "augmentation": augmentation, "shots": shots, "contrastive": contrast}
-    facts = {"lr": row["lr"], "validation": row["validation"], "trained_parameters": row["trained_parameters"]}
-    return where | facts | {"accuracy": row["metrics"][test], "baseline": result["baseline"][test]}
+class Arm(NamedTuple):
+    """One cell of the table."""
+
+    data: str
+    method: str
+    augmentation: str
+    shots: int
+    contrastive: bool
+
+    @property
+    def name(self) -> str:
+        """Of its variant, and of its folder."""
+        return f"{self.method} {self.augmentation} {self.shots}" + (" contrastive" if self.contrastive else "")
+
+    @property
+    def config(self) -> RunConfig:
+        """What trains."""
+        recipe, changes, _ = METHODS[self.method]
+        given = [*COMMON, *DATA[self.data], *changes, *AUGMENTATIONS[self.augmentation], f"task.shots={self.shots}"]
+        given += CONTRAST if self.contrastive else ()
+        return load_config(ROOT / "configs" / "fewshot" / f"emoji_{recipe}.yaml", given)
 
 
-def rows(methods: Sequence[str]) -> list[dict[str, Any]]:
+def arms(data: str, methods: Sequence[str]) -> dict[Arm, Variant]:
+    """All arms of a data set with their variants: those of a method take the rate of its plain one."""
+    found: dict[Arm, Variant] = {}
+    for method in methods:
+        plain = Arm(data, method, "basic", *CELLS[0])
+        leader = Variant(plain.name, plain.config, rates=METHODS[method][2])
+        for augmentation in CONTROL.get(method, AUGMENTATIONS):
+            for each in (Arm(data, method, augmentation, *cell) for cell in CELLS):
+                found[each] = leader if each == plain else Variant(each.name, each.config, follows=leader)
+    return found
+
+
+def rows(methods: Sequence[str], launch: Launcher) -> list[dict[str, Any]]:
     """All arms of some methods."""
+    plans = [arms(data, methods) for data in DATA]
+    studies = [Study(RUNS / data, data, list(plan.values())) for data, plan in zip(DATA, plans, strict=True)]
     found = []
-    for data in DATA:
-        for method in methods:
-            rate = cell(data, method, "basic", *CELLS[0], METHODS[method][2])["lr"]
-            for augmentation in CONTROL.get(method, AUGMENTATIONS):
-                found += [cell(data, method, augmentation, *each, (rate,)) for each in CELLS]
+    for plan, result in zip(plans, run_studies(studies, launch, say), strict=True):
+        for arm, row in zip(plan, complete_rows(result), strict=True):
+            [test] = [name for name in row["metrics"] if name.startswith("test/") and name.endswith("/accuracy")]
+            facts = {key: row[key] for key in ("lr", "validation", "trained_parameters")}
+            found.append(arm._asdict() | facts | {"accuracy": row["metrics"][test], "baseline": row["baseline"][test]})
     return found
 
 
@@ -103,11 +126,12 @@ def separations(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Separation of emoji classes by the frozen model and by each method, without and with the contrastive term."""
     config = load_config(ROOT / "configs" / "fewshot" / "emoji_lora.yaml", DATA["emoji"])
     splits = load_splits(config)
-    models: dict[str, nn.Module] = {"frozen": load_backbone(config.backbone.name)}
+    models: dict[str, nn.Module] = {"frozen": load_backbone(**config.backbone.arguments)}
     for row in found:
         if (row["data"], row["augmentation"], row["shots"]) == ("emoji", "basic", CELLS[-1][0]):
-            place = [row[key] for key in ("data", "method", "augmentation", "shots", "contrastive")]
-            [artefact] = _folder(*place).glob(f"*/lr-{row['lr']:g}/seed-1/artefact")
+            arm = Arm(**{key: row[key] for key in Arm._fields})
+            folder = RUNS / arm.data / Variant(arm.name, None).folder
+            artefact = folder / f"lr-{row['lr']:g}" / "seed-1" / "artefact"
             name = row["method"] + (" + contrastive" if row["contrastive"] else "")
             models[name] = ImageClassifier.load(artefact).model
     return {name: _separation(model, splits.train, splits.tests["fluent"]) for name, model in models.items()}
@@ -133,17 +157,14 @@ def features(model: nn.Module, images: ImageSet, transform: Transform) -> tuple[
     )
 
 
-def _folder(data: str, method: str, augmentation: str, shots: int, contrast: bool) -> Path:
-    return RUNS / data / method / augmentation / (f"{shots}-contrastive" if contrast else str(shots))
-
-
 def main() -> None:
     """Run what is missing and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="train only these, and write nothing")
-    methods = parser.parse_args().methods
-    found = rows(methods or list(METHODS))
-    if methods:
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    given = parser.parse_args()
+    found = rows(given.methods or list(METHODS), local(given.jobs))
+    if given.methods:
         return
     result = {
         "command": "python benchmarks/augmentation/run.py",

@@ -5,7 +5,7 @@
 
 It is ``vision-lowrank compare`` with fixed settings: configs/fewshot/emoji_lora.yaml, 100 steps, three seeds, each
 method at its own default size, its learning rate chosen on validation pictures. Writes ``results.json`` beside this
-file. With ``--methods`` two processes can share the work before the full command collects it.
+file. ``--jobs N`` trains in N processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from pathlib import Path
 
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
-from vision_lowrank.studies.comparison import Sweep, compare, entries, table
+from vision_lowrank.studies.columns import table
+from vision_lowrank.studies.methods import Methods
+from vision_lowrank.studies.processes import local
+from vision_lowrank.studies.study import run_study
+from vision_lowrank.studies.variants import entries
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -28,14 +32,14 @@ def main() -> None:
     """Run what is missing and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", help="adapters with commas between; all of them if not given")
-    arguments = parser.parse_args()
-    chosen = entries(arguments.methods or "all", "all")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    given = parser.parse_args()
     recipe = ROOT / "configs" / "fewshot" / "emoji_lora.yaml"
-    folder = ROOT / "runs" / "catalogue"
-    result = compare(Sweep(recipe, chosen, folder, OVERRIDES, "defaults", RATES), say)
+    plan = Methods(recipe, entries(given.methods or "all", "all"), rates=RATES)
+    result = run_study(plan.study(ROOT / "runs" / "catalogue", OVERRIDES), local(given.jobs), say)
     for line in table(result)[1]:
         print("  ".join(line))
-    if not arguments.methods:
+    if not given.methods:
         result |= {"command": "python benchmarks/catalogue/run.py", "recipe": str(recipe.relative_to(ROOT))}
         write_text(HERE / "results.json", json.dumps(result, indent=1) + "\n")
 

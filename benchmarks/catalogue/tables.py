@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from textwrap import fill
 from typing import Any
 
-from vision_lowrank.studies.comparison import figure, table
+from vision_lowrank.studies.columns import table
+from vision_lowrank.studies.figures import pareto_figure
 from vision_lowrank.viz.text import markdown
 
 Result = Mapping[str, Any]
@@ -25,6 +26,6 @@ def render_tables(result: Result) -> str:
     return f"{markdown(header, ran)}\nLeft out, with the message that a user gets:\n\n{wrapped}"
 
 
-def draw_figure(result: Result) -> str:
+def draw_figure(result: Result) -> str | None:
     """Accuracy against trained parameters, as SVG."""
-    return figure(result)
+    return pareto_figure(result)

@@ -3,22 +3,29 @@
     python benchmarks/incremental/run.py                # an hour on one core; goes on if interrupted
     python benchmarks/incremental/run.py --data digits  # train only these, and write nothing
 
-Recipes: configs/incremental/emoji_*.yaml. Emoji: 14 base sub-groups with 10 pictures each in the Fluent style, which
-tiny-clip has never seen, then three sessions of 5 new ones with 5 pictures each. Digits: 4 base classes, then three
-sessions of 2, with as many pictures. Each method's learning rate is chosen out of three on the first seed's validation
-pictures. Heads compare cosines. Writes ``results.json`` beside this file.
+It is ``vision-lowrank incremental`` with fixed settings. Recipes: configs/incremental/emoji_*.yaml. Emoji: 14 base
+sub-groups with 10 pictures each in the Fluent style, which tiny-clip has never seen, then three sessions of 5 new ones
+with 5 pictures each. Digits: 4 base classes, then three sessions of 2, with as many pictures. Each method's learning
+rate is chosen out of three on the first seed's validation pictures. Heads compare cosines. Writes ``results.json``
+beside this file; ``--jobs N`` trains in N processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
-from vision_lowrank.studies.incremental import Study, study
+from vision_lowrank.studies.columns import complete_rows
+from vision_lowrank.studies.launch import Launcher
+from vision_lowrank.studies.processes import local
+from vision_lowrank.studies.recipes import Recipes
+from vision_lowrank.studies.study import Study, run_studies
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -32,31 +39,37 @@ DIGITS = (
 DATA = {"emoji": (), "digits": DIGITS}
 
 
-def result(data: str) -> dict[str, Any]:
-    """One study, whatever of it is missing run first."""
-    recipes = [ROOT / "configs" / "incremental" / f"emoji_{method}.yaml" for method in METHODS]
+def study(data: str, methods: Sequence[str]) -> Study:
+    """All methods on one data set."""
+    recipes = [ROOT / "configs" / "incremental" / f"emoji_{method}.yaml" for method in methods]
     given = ("engine.tensorboard=false", "engine.checkpoint_every=0", *DATA[data])
-    found = study(Study(recipes, ROOT / "runs" / "incremental" / f"{data}", given, rates=RATES), say)
-    failed = [row for row in found["rows"] if "failed" in row]
-    if failed:
-        raise SystemExit(f"{failed[0]['method']}: {failed[0]['failed']}")
-    return found | {"recipes": {name: Path(path).name for name, path in found["recipes"].items()}}
+    found = Recipes(recipes, RATES).study(ROOT / "runs" / "incremental" / data, given)
+    names = {variant.name: path.name for variant, path in zip(found.variants, recipes, strict=True)}
+    return replace(found, title="class-incremental learning", facts={**found.facts, "recipes": names})
+
+
+def studies(data: Sequence[str], methods: Sequence[str], launch: Launcher) -> dict[str, Any]:
+    """What each study finds, whatever of it is missing run first."""
+    results = dict(zip(data, run_studies([study(name, methods) for name in data], launch, say), strict=True))
+    return {name: {**result, "rows": complete_rows(result)} for name, result in results.items()}
 
 
 def main() -> None:
     """Run what is missing and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=DATA, help="train only these, and write nothing")
-    data = parser.parse_args().data
-    studies = {name: result(name) for name in data or DATA}
-    if data:
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="train only these, and write nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    given = parser.parse_args()
+    found = studies(given.data or list(DATA), given.methods or METHODS, local(given.jobs))
+    if given.data or given.methods:
         return
-    found = {
+    result = {
         "command": "python benchmarks/incremental/run.py",
-        "environment": next(iter(studies.values()))["environment"],
-        "studies": studies,
+        "environment": next(iter(found.values()))["environment"],
+        "studies": found,
     }
-    write_text(HERE / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text(HERE / "results.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(HERE / "results.json")
 
 

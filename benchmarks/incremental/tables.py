@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vision_lowrank.studies.incremental import figure, tables
+from vision_lowrank.studies.columns import tables
+from vision_lowrank.studies.figures import series_figure
 from vision_lowrank.viz.text import markdown
 
 Result = Mapping[str, Any]
@@ -20,6 +21,6 @@ def render_tables(result: Result) -> str:
     return "\n".join(parts)
 
 
-def draw_figure(result: Result) -> str:
+def draw_figure(result: Result) -> str | None:
     """Accuracy after every session of emoji, as SVG."""
-    return figure(result["studies"]["emoji"])
+    return series_figure(result["studies"]["emoji"])

@@ -30,7 +30,7 @@ DATA = (
     "data.fractions=[0.8,0.1,0.1]",
 )
 TRIAL_DATA = ("data.crops=4", "data.per_photo=2")
-TRIAL = ("engine.steps=2", "engine.warmup_steps=1", "engine.batch_size=2", "task.seeds=[1]")
+TRIAL = ("engine.steps=2", "engine.warmup_steps=1", "engine.batch_size=2", "seeds=[1]")
 SETS = ("seen", "unseen")
 DETECTION = (
     "auc", "balanced_accuracy", "recall", "false_alarm_rate", "tpr_at_fpr_1", "tpr_at_fpr_5", "equal_mix/accuracy",
@@ -70,12 +70,11 @@ class Conditions:
         """Where the study ends; a trial touches no committed file."""
         return self.folder / "results.json" if self.trial else HERE / "results.json"
 
-    def config(self, method: str, rate: float | None = None) -> RunConfig:
-        """A method's recipe on the data of the study; `rate` = learning rate, default the recipe's."""
+    def config(self, method: str) -> RunConfig:
+        """A method's recipe on the data of the study."""
         engine = (f"engine.threads={self.threads}", "engine.precision=bf16", "engine.tensorboard=false")
         given = [f"data.photos={self.photos}", f"data.folder={self.data}", *DATA, *engine]
         given += [*TRIAL_DATA, *TRIAL] if self.trial else []
-        given += [f"engine.lr={rate}"] if rate else []
         recipe = ROOT / "configs" / "manipulation" / f"edits_{method}.yaml"
         config = load_config(recipe, given)
         return load_config(recipe, [*given, "task.contrast.steps=2"]) if self.trial and config.task.contrast else config

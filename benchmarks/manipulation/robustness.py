@@ -34,7 +34,7 @@ def robustness(study: Conditions, rate: float) -> dict[str, Any]:
     """``SET -> DEGRADATION -> METRIC`` with mean, spread and n over seeds, ``clean`` first."""
     levels = [None, *(each for curve in curves().values() for each in curve)]
     levels = levels[:2] if study.trial else levels
-    splits, seeds = study.splits(), study.config(MAIN).task.seeds
+    splits, seeds = study.splits(), study.config(MAIN).seeds
     sets = {name: sample_evenly(splits.tests[name], 30 if study.trial else PICTURES) for name in SETS}
     found = []
     for seed in seeds:

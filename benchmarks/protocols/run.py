@@ -11,7 +11,7 @@ Recipes and learning rates: configs/fewshot/emoji_*.yaml; the rates were chosen 
 * ``transfer``: all sub-groups train; then, without further training, the three other styles (domains), digits and
   the emoji's groups (other data sets, prompts of their own).
 
-With ``--methods`` two processes can share the work before the full command collects it and writes ``results.json``.
+Writes ``results.json`` beside this file; ``--jobs N`` trains in N processes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from typing import Any
 from vision_lowrank.config import environment, load_config
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
-from vision_lowrank.studies.comparison import Sweep, compare
-from vision_lowrank.studies.grid import UNTRAINED
-from vision_lowrank.studies.variants import Entry
+from vision_lowrank.studies.columns import complete_rows
+from vision_lowrank.studies.launch import Launcher
+from vision_lowrank.studies.processes import local
+from vision_lowrank.studies.study import Study, run_studies
+from vision_lowrank.studies.variants import Variant
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -42,32 +44,38 @@ PROTOCOLS = {
 }
 
 
-def rows(protocol: str, methods: Sequence[str]) -> list[dict[str, Any]]:
+def study(protocol: str, methods: Sequence[str]) -> Study:
+    """A protocol's study."""
+    given = ("engine.tensorboard=false", "engine.checkpoint_every=0", f"task.shots={SHOTS}", *PROTOCOLS[protocol])
+    recipes = {name: ROOT / "configs" / "fewshot" / f"emoji_{name}.yaml" for name in methods}
+    variants = [Variant(name, load_config(path, given)) for name, path in recipes.items()]
+    return Study(ROOT / "runs" / "protocols" / protocol, protocol, variants)
+
+
+def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per method, the untrained model's first."""
-    found = []
-    for method in methods:
-        path = ROOT / "configs" / "fewshot" / f"emoji_{method}.yaml"
-        given = ("engine.tensorboard=false", "engine.checkpoint_every=0", f"task.shots={SHOTS}", *PROTOCOLS[protocol])
-        folder = ROOT / "runs" / "protocols" / protocol
-        result = compare(Sweep(path, [Entry.of(load_config(path, given))], folder, given), say)
-        [row] = result["rows"]
-        if "failed" in row:
-            raise SystemExit(f"{method}: {row['failed']}")
-        cell = {"data": "emoji", "shots": SHOTS}
-        if not found:
-            found.append({**cell, "method": UNTRAINED, "metrics": result["baseline"]})
-        kept = {key: row[key] for key in ("metrics", "lr", "trained_parameters", "train_hashes")}
-        found.append({**cell, "method": method, **kept})
+    cell = {"data": "emoji", "shots": SHOTS}
+    found: list[dict[str, Any]] = [{**cell, "method": "zero-shot", "metrics": result["baseline"]}]
+    for row in complete_rows(result):
+        kept = {key: row[key] for key in ("method", "metrics", "lr", "trained_parameters")}
+        found.append({**cell, **kept, "train_hashes": [facts["train_hash"] for facts in row["facts"].values()]})
     return found
+
+
+def protocols(methods: Sequence[str], launch: Launcher) -> dict[str, list[dict[str, Any]]]:
+    """Protocol -> rows."""
+    results = run_studies([study(protocol, methods) for protocol in PROTOCOLS], launch, say)
+    return {protocol: rows(result) for protocol, result in zip(PROTOCOLS, results, strict=True)}
 
 
 def main() -> None:
     """Run what is missing and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="train only these, and write nothing")
-    methods = parser.parse_args().methods
-    found = {protocol: rows(protocol, methods or METHODS) for protocol in PROTOCOLS}
-    if methods:
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    given = parser.parse_args()
+    found = protocols(given.methods or METHODS, local(given.jobs))
+    if given.methods:
         return
     result = {"command": "python benchmarks/protocols/run.py", "environment": environment(), "protocols": found}
     write_text(HERE / "results.json", json.dumps(result, indent=1) + "\n")

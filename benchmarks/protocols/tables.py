@@ -15,6 +15,6 @@ def render_tables(result: Result) -> str:
     """One table per protocol."""
     parts = []
     for protocol, rows in result["protocols"].items():
-        for title, header, lines in tables({"protocol": protocol, "rows": rows}):
+        for title, header, lines in tables({"task": "fewshot", "protocol": protocol, "rows": rows}):
             parts.append(f"**{title}**\n\n{markdown(header, lines)}")
     return "\n".join(parts)

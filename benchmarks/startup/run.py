@@ -82,7 +82,7 @@ def make_sides(artefact: Path, place: Path) -> dict[str, Side]:
 
 def train_artefact(place: Path) -> Path:
     """A classifier, trained for two steps."""
-    settings = [f"out={place}", "name=tiny", "task.seeds=[1]", "engine.steps=2", "engine.tensorboard=false"]
+    settings = [f"out={place}", "name=tiny", "seeds=[1]", "engine.steps=2", "engine.tensorboard=false"]
     subprocess.run(
         [sys.executable, "-m", "vision_lowrank", "train", RECIPE, *settings], check=True, stdout=subprocess.DEVNULL
     )

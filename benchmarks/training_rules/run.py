@@ -5,8 +5,7 @@
 
 Recipes: configs/fewshot/emoji_*.yaml. Few-shot: 4 pictures per class, the learning rate chosen per method on the first
 seed's validation pictures. Base-to-novel: 16 pictures of each class of the first half, at the same rate. Three seeds.
-With ``--methods`` two processes can share the work before the full command collects it and writes ``results.json``
-beside this file. Step times are of whole steps, all methods in turns in one run, as ratios to LoRA's.
+``--jobs N`` trains in N processes. Step times are of whole steps, all methods in turns in one run, as ratios to LoRA's.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,11 +20,16 @@ from typing import Any
 from vision_lowrank.config import RunConfig, environment, load_config
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
-from vision_lowrank.studies.comparison import Sweep, compare, step_times
-from vision_lowrank.studies.variants import Entry
+from vision_lowrank.studies.columns import complete_rows
+from vision_lowrank.studies.launch import Launcher
+from vision_lowrank.studies.processes import local
+from vision_lowrank.studies.study import Study, run_studies
+from vision_lowrank.studies.timing import step_times
+from vision_lowrank.studies.variants import Variant
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+RUNS = ROOT / "runs" / "training_rules"
 RATES = {"lora_pro": (5e-5, 2e-4, 8e-4), "lisa": (2e-5, 1e-4, 5e-4), "full": (2e-5, 1e-4, 5e-4)}
 OTHER_RATES = (5e-4, 1e-3, 2e-3)
 OVERRIDES = ("engine.tensorboard=false", "engine.checkpoint_every=0")
@@ -52,44 +55,30 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def sweep(method: str, folder: str, *overrides: str) -> Sweep:
-    """One method's recipe as a comparison with itself."""
+def config(method: str, *overrides: str) -> RunConfig:
+    """A method's recipe."""
     recipe, changes = METHODS[method]
-    path = ROOT / "configs" / "fewshot" / f"emoji_{recipe}.yaml"
-    given = (*OVERRIDES, *changes, *overrides)
-    place = ROOT / "runs" / "training_rules" / folder / method.replace(", ", "-").replace(" ", "-")
-    rates = RATES.get(recipe, OTHER_RATES)
-    return Sweep(path, [Entry.of(load_config(path, given))], place, given, rates=rates)
+    return load_config(ROOT / "configs" / "fewshot" / f"emoji_{recipe}.yaml", (*OVERRIDES, *changes, *overrides))
 
 
-def rows(methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Both protocols of each method."""
-    found = []
-    for method in methods:
-        few = compare(sweep(method, "fewshot"), say)
-        [first] = few["rows"]
-        if "failed" in first:
-            raise SystemExit(f"{method}: {first['failed']}")
-        half = replace(sweep(method, "base_to_novel", "task.protocol=base_to_novel", "task.shots=16"), rates=())
-        half = replace(half, overrides=(*half.overrides, f"engine.lr={first['lr']}"))
-        novel = compare(half, say)
-        kept = ("lr", "metrics", "trained_parameters", "peak_memory", "validation")
-        found.append(
-            {
-                "method": method,
-                **{key: first[key] for key in kept},
-                "baseline": few["baseline"],
-                "base_to_novel": novel["rows"][0]["metrics"],
-                "base_to_novel_baseline": novel["baseline"],
-            }
-        )
-    return found
+def rows(methods: Sequence[str], launch: Launcher) -> list[dict[str, Any]]:
+    """Both protocols of each method; the second takes the learning rates of the first."""
+    few = [Variant(name, config(name), rates=RATES.get(METHODS[name][0], OTHER_RATES)) for name in methods]
+    half = ("task.protocol=base_to_novel", "task.shots=16")
+    novel = [Variant(each.name, config(each.name, *half), follows=each) for each in few]
+    studies = [Study(RUNS / "fewshot", "few-shot", few), Study(RUNS / "base_to_novel", "base to novel", novel)]
+    pairs = zip(*map(complete_rows, run_studies(studies, launch, say)), strict=True)
+    kept = ("method", "lr", "metrics", "trained_parameters", "peak_memory", "validation", "baseline")
+    return [
+        {key: first[key] for key in kept}
+        | {"base_to_novel": second["metrics"], "base_to_novel_baseline": second["baseline"]}
+        for first, second in pairs
+    ]
 
 
 def costs() -> dict[str, dict[str, float]]:
     """Seconds of a step of every method and the ratio to LoRA's, all in turns."""
-    configs: list[RunConfig] = [sweep(method, "fewshot").base for method in METHODS]
-    times = dict(zip(METHODS, step_times(configs, 12), strict=True))
+    times = dict(zip(METHODS, step_times([config(method) for method in METHODS], 12), strict=True))
     return {
         method: {
             "step_seconds": median(own),
@@ -103,9 +92,10 @@ def main() -> None:
     """Run what is missing and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="train only these, and write nothing")
-    methods = parser.parse_args().methods
-    found = rows(methods or list(METHODS))
-    if methods:
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    given = parser.parse_args()
+    found = rows(given.methods or list(METHODS), local(given.jobs))
+    if given.methods:
         return
     result = {
         "command": "python benchmarks/training_rules/run.py",

@@ -232,7 +232,7 @@ def test_it_attaches_to_a_backbone_and_counts_its_layers():
 
 
 def test_the_engine_adds_the_penalty_to_the_loss(recipe, tmp_path):
-    config = load_config(recipe, ["adapter={type: kasa, r: 2, beta: 0.5}", "task.seeds=[1]"])
+    config = load_config(recipe, ["adapter={type: kasa, r: 2, beta: 0.5}", "seeds=[1]"])
     experiment.run(config)
     (log,) = (tmp_path / "runs").rglob("metrics.jsonl")
     rows = [json.loads(line) for line in log.read_text().splitlines()]

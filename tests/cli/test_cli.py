@@ -31,7 +31,7 @@ def artefact(tmp_path_factory, pictures, tiny_weights):
     path = folder / "shapes.yaml"
     path.write_text(
         f"out: {folder}\nbackbone: {{name: tiny-clip, weights: {tiny_weights}}}\n"
-        "task: {type: fewshot, shots: 2, seeds: [1]}\n"
+        "task: {type: fewshot, shots: 2}\n"
         f"data: {{type: folder, root: {pictures}}}\nadapter: {{type: comp_lora, r: 2}}\n"
         "engine: {steps: 3, batch_size: 6, lr: 1.0e-2, tensorboard: false}\n"
     )
@@ -62,7 +62,7 @@ def test_every_command_has_help(command, capsys):
 
 
 def test_train_prints_table_and_places(recipe, capsys):
-    assert run("train", recipe, "task.seeds=[1]") == 0
+    assert run("train", recipe, "seeds=[1]") == 0
     out = capsys.readouterr().out
     assert "untrained" in out
     assert "report.html" in out
@@ -70,7 +70,7 @@ def test_train_prints_table_and_places(recipe, capsys):
 
 
 def test_resume_of_a_finished_run_gives_the_same_table(recipe, tmp_path, capsys):
-    run("train", recipe, "task.seeds=[1]")
+    run("train", recipe, "seeds=[1]")
     first = capsys.readouterr().out
     assert run("train", "--resume", tmp_path / "runs" / "shapes") == 0
     assert capsys.readouterr().out == first
@@ -242,7 +242,7 @@ def test_broken_picture_is_named_and_skipped_only_on_request(recipe, pictures, t
     root = f"data.root={tmp_path / 'own'}"
     assert "disc/broken.png" in one_line(capsys, "train", recipe, root)
     with pytest.warns(UserWarning, match=r"broken\.png"):
-        assert run("train", recipe, root, "data.skip_broken=true", "task.seeds=[1]", "name=skipped") == 0
+        assert run("train", recipe, root, "data.skip_broken=true", "seeds=[1]", "name=skipped") == 0
 
 
 def test_predict_names_a_broken_picture_and_skips_it_on_request(artefact, pictures, tmp_path, capsys):
@@ -290,8 +290,8 @@ def test_folder_that_is_no_artefact_names_the_right_one(artefact, pictures, caps
 
 
 def test_run_folder_of_another_config(recipe, capsys):
-    run("train", recipe, "task.seeds=[1]")
-    assert "another config" in one_line(capsys, "train", recipe, "task.seeds=[1]", "engine.lr=0.5")
+    run("train", recipe, "seeds=[1]")
+    assert "another config" in one_line(capsys, "train", recipe, "seeds=[1]", "engine.lr=0.5")
 
 
 def test_no_write_permission(recipe, tmp_path, capsys):
@@ -331,7 +331,7 @@ def test_interrupt_says_how_to_go_on(recipe, tmp_path):
         command = [sys.executable, "-m", "vision_lowrank", "train", *map(str, arguments)]
         return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
-    settings = ["task.seeds=[1]", "engine.steps=60"]
+    settings = ["seeds=[1]", "engine.steps=60"]
     process = start(recipe, *settings, "name=stopped")
     checkpoints = tmp_path / "runs" / "stopped" / "seed-1" / "checkpoints"
     while not list(checkpoints.glob("step-*")) and process.poll() is None:

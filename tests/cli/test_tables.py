@@ -1,27 +1,28 @@
-"""The tables that `train` and `eval` print: headline metrics of tasks that name them, all of others."""
+"""The tables that `train` and `eval` print: the columns of tasks that name them, all metrics of others."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from vision_lowrank.cli.tables import metrics_table, printed, values_table
+from vision_lowrank.cli.tables import metrics_table, values_table
 from vision_lowrank.registry import registry
+from vision_lowrank.studies.columns import printed
 
 NAMES = ("test/a/loss", "test/a/auc", "test/a/jpeg-70/auc", "test/b/auc", "test/b/f1", "val/auc", "val/equal_mix/auc")
 
 
 @pytest.fixture(autouse=True)
 def tasks(monkeypatch):
-    found = {"long": SimpleNamespace(columns=("f1", "auc")), "short": SimpleNamespace()}
+    found = {"long": SimpleNamespace(columns=("f1", "auc")), "short": SimpleNamespace(columns=())}
     monkeypatch.setattr(registry, "get", lambda kind, name: SimpleNamespace(target=found[name]))
 
 
-def test_headline_metrics_are_those_of_sets_as_they_are_in_the_tasks_order():
+def test_columns_are_those_of_sets_as_they_are_in_the_tasks_order():
     assert printed("long", NAMES) == ["test/a/auc", "test/b/f1", "test/b/auc"]
 
 
 @pytest.mark.parametrize(("task", "names"), [("short", NAMES), (None, NAMES), ("long", ("val/auc", "session/0/f1"))])
-def test_all_metrics_where_no_headline_is_named_or_found(task, names):
+def test_all_metrics_where_no_column_is_named_or_found(task, names):
     assert printed(task, names) == list(names)
 
 

@@ -6,7 +6,8 @@ from vision_lowrank.errors import ConfigError
 
 RECIPE = """
 backbone: {backbone}
-task: {{type: fewshot, shots: 2, seeds: [1]}}
+seeds: [1]
+task: {{type: fewshot, shots: 2}}
 data: {{type: digits}}
 """
 

@@ -88,7 +88,7 @@ def test_what_all_share(recipe):
     assert config.backbone.options.pooler
     assert (task.type, task.head, task.cit_variant, task.select) == ("incremental", "prototype", "code", "last")
     assert (task.contrastive, task.consistency, task.temperature, task.projection) == (1.0, 1.0, 0.07, "none")
-    assert (task.teacher_momentum, task.consistency_model, len(task.seeds)) == (0.999, "base", 3)
+    assert (task.teacher_momentum, task.consistency_model, len(config.seeds)) == (0.999, "base", 3)
     assert (task.augmentation, task.crop, task.flip) == ("color_jitter", (0.08, 1.0), 0.5)
     assert (engine.optimizer, engine.momentum, engine.nesterov, engine.weight_decay) == ("sgd", 0.9, True, 5e-4)
     assert (engine.batch_size, engine.schedule, engine.min_lr, engine.warmup_steps) == (64, "cosine", 0.0, 0)

@@ -85,6 +85,10 @@ def test_problem_names_the_file_that_set_the_key(tmp_path):
         ("engine.steps=[", "not valid YAML"),
         ("name=a/b", "string should match pattern"),
         ("adapter={type: peft, name: DORE}", "Did you mean 'DORA'?"),
+        ("seed=5", "`seeds` is given too: give seeds=[5] alone"),
+        ("seeds=[]", "seeds"),
+        ("seeds=[1,-1]", "greater than or equal to 0"),
+        ("seeds=[1,2,1]", "a seed is given twice"),
     ],
 )
 def test_bad_value_is_named(override, message):
@@ -114,6 +118,16 @@ def test_changed_type_keeps_only_keys_that_the_new_type_knows():
 def test_peft_methods_are_checked_by_their_own_options():
     adapter = load_config(BLOCK, ["adapter={type: peft, name: DORA, r: 3}"]).adapter
     assert adapter.config().use_dora is True
+
+
+def test_seed_is_short_for_seeds_of_one(tmp_path):
+    assert load_config(write(tmp_path, "none.yaml", BASE)).seeds == (1,)
+    short = load_config(write(tmp_path, "one.yaml", BASE + "seed: 3\n"))
+    assert (short.seeds, short.seed) == ((3,), 3)
+    assert "seed" not in to_tree(short)
+    assert validate(to_tree(short)) == short
+    assert load_config(BLOCK).seeds == (1, 2, 3)
+    assert load_config(BLOCK, ["seeds=[4]"]).seed == 4
 
 
 def test_interpolation_resolves(tmp_path):

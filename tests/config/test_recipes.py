@@ -35,18 +35,18 @@ def test_recipe_runs_two_steps(path, pictures, edited, tiny_weights, tmp_path):
     ]
     overrides += ["engine.steps=2", "engine.batch_size=8"]
     if config.task.type == "fewshot":
-        overrides += ["task.seeds=[1]", "task.shots=2", "task.steps_per_shot=null"]
+        overrides += ["seeds=[1]", "task.shots=2", "task.steps_per_shot=null"]
         if config.task.transfer:
             overrides.append("task.transfer=[{type: digits}]")
     if config.task.type == "incremental":
         protocol = "{name: fscit, base: 2, way: 1, shots: 2, base_shots: 2}"
-        overrides += ["task.seeds=[1]", f"task.protocol={protocol}", "task.epochs=null", "task.select=last"]
+        overrides += ["seeds=[1]", f"task.protocol={protocol}", "task.epochs=null", "task.select=last"]
     if config.selection is not None:
         overrides.append("selection.steps=3")
         if hasattr(config.selection, "warmup"):
             overrides.append("selection.warmup=1")
     if config.task.type == "manipulation":
-        overrides += ["task.seeds=[1]", f"data={edited}", "engine.precision=fp32"]
+        overrides += ["seeds=[1]", f"data={edited}", "engine.precision=fp32"]
         overrides += ["task.contrast.steps=2"] if config.task.contrast else []
         if config.task.explanation:
             overrides += ["backbone={name: hf:tiny-internvl3_5}", "task.explanation.steps=2"]

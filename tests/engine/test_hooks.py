@@ -20,7 +20,7 @@ KEEP = "hooks=[{{type: keep_adapters{}}}]"
 
 def config_of(recipe, *overrides):
     """The recipe's run of one seed and six epochs of one step."""
-    return load_config(recipe, ["task.seeds=[1]", "engine.steps=6", "engine.eval_every=2", *overrides])
+    return load_config(recipe, ["seeds=[1]", "engine.steps=6", "engine.eval_every=2", *overrides])
 
 
 def folders(seed):

@@ -116,7 +116,7 @@ def test_artefact_predicts_what_training_evaluated(finished):
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 def test_plain_vit_trains_with_a_head_and_reloads(recipe, head):
     vit = "backbone={name: 'timm:test_vit', weights: random}"
-    config = load_config(recipe, [vit, f"task.head={head}", "adapter=null", "task.seeds=[1]", f"name={head}"])
+    config = load_config(recipe, [vit, f"task.head={head}", "adapter=null", "seeds=[1]", f"name={head}"])
     result = experiment.run(config)
     assert result["metrics"]["test/test/loss"]["mean"] != result["baseline"]["test/test/loss"]["mean"]
     folder = experiment.run_folder(config) / "seed-1" / "artefact"
@@ -136,7 +136,7 @@ def test_nothing_to_train_is_said(recipe):
 def test_recomputed_dropout_reaches_the_kernel_and_changes_no_number(recipe):
     results = []
     for recompute in ("true", "false"):
-        overrides = ["adapter.dropout=0.3", "task.seeds=[1]", f"engine.recompute_dropout={recompute}"]
+        overrides = ["adapter.dropout=0.3", "seeds=[1]", f"engine.recompute_dropout={recompute}"]
         config = load_config(recipe, [*overrides, f"name=recompute-{recompute}"])
         results.append(experiment.run(config)["seeds"]["1"])
     recomputed, kept = results

@@ -100,7 +100,7 @@ def test_a_model_loaded_for_prediction_is_not_saved_without_its_adapter(trained,
 
 
 def test_on_evaluates_this_very_model_and_refuses_others(recipe):
-    config = load_config(recipe, ["task.seeds=[1]"])
+    config = load_config(recipe, ["seeds=[1]"])
     result = run(config)
     folder = recipe.parent / "runs" / config.name / "seed-1" / "artefact"
     model = vl.load_model(folder)

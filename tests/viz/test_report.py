@@ -75,7 +75,8 @@ def make_run(run: Path, before=(0.25, 0.25), after=(0.5, 0.6), classes=("cat", "
     config = {
         "name": "demo",
         "backbone": {"name": "tiny-clip"},
-        "task": {"type": "fewshot", "shots": 4, "seeds": list(range(1, len(after) + 1)), "head": "text"},
+        "seeds": list(range(1, len(after) + 1)),
+        "task": {"type": "fewshot", "shots": 4, "head": "text"},
         "data": {"type": "emoji"},
         "adapter": {"type": "block_lora", "r": 8},
     }
@@ -293,7 +294,7 @@ def test_unfinished_run_shows_what_was_logged(tmp_path):
 
 def test_missing_seeds_are_counted(tmp_path):
     run = make_run(tmp_path / "demo")
-    edit(run, lambda result: result["config"]["task"].update(seeds=[1, 2, 3]))
+    edit(run, lambda result: result["config"].update(seeds=[1, 2, 3]))
     assert "Not finished: 2 of 3 seeds so far." in Page(write_report(run)).words(None)
 
 

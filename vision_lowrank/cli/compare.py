@@ -1,59 +1,142 @@
-"""``vision-lowrank compare``: several methods on the same data and splits."""
+"""``vision-lowrank compare``: variants on the same data and splits, side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..config import check_recipe
-from ..config.load import read_recipe
-from ..config.sections import known_keys
 from ..data.coop_sets import COOP_11
-from ..errors import UserError
-from ..registry import registry
-from ..studies.variants import INCOMPARABLE, Budget, Protocol, check_budget, check_protocol, data_override, entries
-from .sweeps import numbers, print_results, resumable
+from ..errors import ConfigError, UserError
+from ..studies.variants import (
+    Budget,
+    Entry,
+    Tested,
+    assignments,
+    check_budget,
+    check_protocol,
+    data_override,
+    entries,
+)
+from .sweeps import Launch, numbers, print_results, resumable, split
+
+if TYPE_CHECKING:
+    from ..studies.grid import Plan
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line says is compared.
+
+    Attributes:
+        methods: adapters and what goes with them, exchanged in one recipe; None where something else is compared.
+        initializers: combined with each of them.
+        budget: how large they are.
+        vary: settings that vary in one recipe.
+        rates: learning rates to choose from.
+    """
+
+    methods: str | None
+    initializers: str
+    budget: Budget
+    vary: Sequence[str]
+    rates: str | None
+
+    def check(self, recipes: Sequence[Path]) -> None:
+        """Refuse unknown names, and options that do not go together, without importing torch.
+
+        Raises:
+            UserError: there are some.
+        """
+        check_budget(self.budget)
+        numbers("--lr", self.rates, float)
+        if self.methods is None and (self.initializers != "none" or self.budget != "defaults"):
+            raise UserError("compare: --initializers and --budget are of --methods: name them, or --methods all.")
+        if self.methods is not None and self.vary:
+            raise UserError("compare: give either --methods or --vary.")
+        if (self.methods is not None or self.vary) and len(recipes) != 1:
+            raise UserError(f"compare: --methods and --vary are of one recipe, and {len(recipes)} are given.")
+        self._entries()
+        assignments(self.vary)
+
+    def check_recipe(self, recipe: Path, overrides: Sequence[str]) -> None:
+        """Refuse a recipe of which no variation can run; one that can is enough, the others cost their own rows.
+
+        Raises:
+            ConfigError: what is wrong with the first variation.
+        """
+        first: ConfigError | None = None
+        for _, changes in assignments(self.vary):
+            try:
+                return check_recipe(recipe, [*overrides, *changes])
+            except ConfigError as error:
+                first = first or error
+        if first:
+            raise first
+
+    def plan(self, recipes: Sequence[Path]) -> Plan:
+        """The variants, before any settings for all; torch is imported from here on."""
+        from ..studies.methods import Methods
+        from ..studies.recipes import Recipes, Variations
+
+        rates = numbers("--lr", self.rates, float)
+        if self.methods is not None:
+            return Methods(recipes[0], self._entries(), self.budget, rates)
+        return Variations(recipes[0], self.vary, rates) if self.vary else Recipes(recipes, rates)
+
+    def _entries(self) -> list[Entry]:
+        """The methods; none where something else is compared."""
+        return [] if self.methods is None else entries(self.methods, self.initializers)
 
 
 def compare_command(
-    config: Path,
-    overrides: list[str],
-    methods: str,
-    initializers: str,
-    budget: Budget,
+    given: list[str],
+    wanted: Wanted,
     seeds: str | None,
-    rates: str | None,
     out: Path | None,
     shots: str | None,
     data: str | None,
     data_root: str | None,
-    protocol: Protocol,
+    protocol: Tested,
+    launch: Launch,
 ) -> None:
-    """Run the sweep, or a grid of sweeps, print its tables, say where everything is."""
-    section = read_recipe(config, overrides).tree.get("task")
-    task = section.get("type") if isinstance(section, dict) else None
-    if task in {part.name for part in registry.list("task")} and "shots" not in known_keys("task", task):
-        raise UserError(f"{config}: {INCOMPARABLE}")
-    if seeds:
-        overrides = [*overrides, f"task.seeds={numbers('--seeds', seeds, int)}"]
-    is_grid = bool(shots or data or data_root or protocol != "fewshot")
-    name = f"benchmark-{config.stem}-{protocol}" if is_grid else f"compare-{config.stem}"
-    folder = out or Path("runs") / (name if budget == "defaults" else f"{name}-{budget}")
-    check_budget(budget)
-    check_protocol(protocol)
-    names = [each.strip() for each in (data or "").split(",") if each.strip()]
+    """Run the study, or a grid of studies, print its tables, say where everything is."""
+    recipes, overrides = split("compare", given, seeds)
+    few, names = numbers("--shots", shots, int), [each.strip() for each in (data or "").split(",") if each.strip()]
     names = list(COOP_11) if names == ["coop"] else names
-    chosen, few, lrs = entries(methods, initializers), numbers("--shots", shots, int), numbers("--lr", rates, float)
-    for given in [[data_override(name, data_root)] for name in names] or [[]]:
-        check_recipe(config, [*overrides, *given])
-    from ..studies.comparison import Sweep, compare, table  # torch, only now
-    from ..studies.grid import Grid, benchmark, tables
+    wanted.check(recipes)
+    check_protocol(protocol)
+    launch.check()
+    fewest = [f"task.shots={min(few)}"] if few else []
+    for source in [[data_override(name, data_root)] for name in names] or [[]]:
+        for recipe in recipes:
+            wanted.check_recipe(recipe, [*overrides, *fewest, *source])
+    plan = wanted.plan(recipes)
+    from ..studies.recipes import shared_prefix  # torch, only now
 
-    sweep = Sweep(config, chosen, folder, overrides, budget, lrs)
+    is_grid = bool(few or names or data_root or protocol != "all")
+    stem = recipes[0].stem if len(recipes) == 1 else shared_prefix(recipes).rstrip("_") or "recipes"
+    name = f"grid-{stem}-{protocol}" if is_grid else f"compare-{stem}"
+    folder = out or Path("runs") / (name if wanted.budget == "defaults" else f"{name}-{wanted.budget}")
     if is_grid:
-        grid = Grid(sweep, protocol, few, names, data_root)
-        shown = tables(resumable(benchmark, grid))
-        files = [f"benchmark.{suffix}" for suffix in ("md", "csv", "tex", "json")]
+        _run_grid(folder, launch, plan, overrides=overrides, protocol=protocol, shots=few, data=names, root=data_root)
     else:
-        shown = [(f"{config.stem}, budget {budget}", *table(resumable(compare, sweep)))]
-        files = [*(f"comparison.{suffix}" for suffix in ("md", "csv", "json")), "pareto.svg"]
-    print_results(shown, [folder / file for file in files])
+        _run_study(folder, launch, plan, overrides)
+
+
+def _run_study(folder: Path, launch: Launch, plan: Plan, overrides: Sequence[str]) -> None:
+    from ..studies.columns import tables
+    from ..studies.pages import study_files
+    from ..studies.study import run_study
+
+    result = resumable(run_study, plan.study(folder, overrides), launch.made(folder))
+    print_results(tables(result), study_files(folder))
+
+
+def _run_grid(folder: Path, launch: Launch, plan: Plan, *, root: str | None, **options: Any) -> None:
+    from ..studies.grid import Grid, run_grid, tables
+
+    result = resumable(run_grid, Grid(plan, folder, data_root=root, **options), launch.made(folder))
+    print_results(tables(result), [folder / f"grid.{suffix}" for suffix in ("md", "csv", "tex", "json")])

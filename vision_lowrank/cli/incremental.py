@@ -1,17 +1,18 @@
-"""``vision-lowrank incremental``: several methods of class-incremental learning, the same sessions for all."""
+"""``vision-lowrank incremental``: ``compare`` of class-incremental recipes, the same sessions for all."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from ..config import check_recipe
+from ..config import check_recipe, read_recipe
 from ..errors import UserError
-from .sweeps import numbers, print_results, resumable
-
-FILES = (*(f"incremental.{suffix}" for suffix in ("md", "csv", "tex", "json")), "sessions.svg", "report.html")
+from .sweeps import Launch, numbers, print_results, resumable, split
 
 
-def incremental_command(given: list[str], seeds: str | None, rates: str | None, out: Path | None) -> None:
+def incremental_command(
+    given: list[str], seeds: str | None, rates: str | None, out: Path | None, launch: Launch
+) -> None:
     """Run the study, print its tables, say where everything is.
 
     Args:
@@ -19,17 +20,27 @@ def incremental_command(given: list[str], seeds: str | None, rates: str | None, 
         seeds: numbers with commas between, None = the recipes' own.
         rates: learning rates with commas between, None = each recipe's own.
         out: the study's folder; None = one under ``runs`` with what the recipes' names share.
+        launch: where jobs run.
+
+    Raises:
+        UserError: a recipe of another task; or as the study's.
     """
-    recipes = [Path(each) for each in given if "=" not in each]
-    overrides = [each for each in given if "=" in each]
-    drawn, lrs = numbers("--seeds", seeds, int), numbers("--lr", rates, float)
-    if not recipes:
-        raise UserError("incremental: name at least one recipe.")
+    recipes, overrides = split("incremental", given, seeds)
+    chosen = numbers("--lr", rates, float)
+    launch.check()
     for recipe in recipes:
         check_recipe(recipe, overrides)
-    from ..studies.incremental import Study, shared_prefix, study, tables  # torch, only now
+        task = read_recipe(recipe, overrides).tree["task"]["type"]
+        if task != "incremental":
+            raise UserError(
+                f"{recipe}: its task is {task}: give recipes of `task: {{type: incremental}}`, or use compare."
+            )
+    from ..studies.columns import tables  # torch, only now
+    from ..studies.pages import study_files
+    from ..studies.recipes import Recipes, shared_prefix
+    from ..studies.study import run_study
 
-    name = f"incremental-{shared_prefix(recipes)}".rstrip("_-")
-    folder = out or Path("runs") / name
-    plan = Study(recipes, folder, overrides, drawn, lrs)
-    print_results(tables(resumable(study, plan)), [folder / file for file in FILES])
+    folder = out or Path("runs") / f"incremental-{shared_prefix(recipes)}".rstrip("_-")
+    study = replace(Recipes(recipes, chosen).study(folder, overrides), title="class-incremental learning")
+    result = resumable(run_study, study, launch.made(folder))
+    print_results(tables(result), study_files(folder))

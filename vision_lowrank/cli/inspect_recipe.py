@@ -23,7 +23,7 @@ def inspect_recipe(path: Path, overrides: list[str]) -> None:
     config = load_config(path, overrides)
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    task = build_task(config, getattr(config.task, "seeds", (config.seed,))[0])
+    task = build_task(config, config.seed)
     model = task.model.backbone
     if adapted(model):
         print(coverage(model))

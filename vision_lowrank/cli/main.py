@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 from ..errors import UserError
 from ..registry import PACKAGES
 from ..version import __version__
+from .study_commands import compare, incremental
 
 app = typer.Typer(
     help="Adapt pretrained vision models with low-rank methods, and use what came out.",
@@ -158,52 +159,8 @@ def export(
     export_command(artefact, out, format, rank, tolerance, fuse_qkv)
 
 
-@app.command()
-def compare(
-    config: Annotated[Path, typer.Argument(help="a few-shot recipe with an adapter")],
-    overrides: Overrides = None,
-    methods: Annotated[str, typer.Option(help="adapters, or adapter+initialiser, with commas between; or all")] = "all",
-    initializers: Annotated[
-        str, typer.Option(help="to combine with each method: names, none among them, or all")
-    ] = "none",
-    budget: Annotated[
-        str, typer.Option(help="defaults, rank (the recipe's for all) or parameters (equal)")
-    ] = "defaults",
-    seeds: Annotated[Optional[str], typer.Option(help="such as 1,2,3; the recipe's if not given")] = None,  # noqa: UP045
-    shots: Annotated[Optional[str], typer.Option(help="such as 1,2,4,8,16; the recipe's if not given")] = None,  # noqa: UP045
-    data: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="data sets with commas between, or coop for its eleven; the recipe's if not given"),
-    ] = None,
-    data_root: Annotated[Optional[str], typer.Option(help="folder that holds the data sets of CoOp")] = None,  # noqa: UP045
-    protocol: Annotated[str, typer.Option(help="fewshot, base_to_novel or transfer")] = "fewshot",
-    lr: Annotated[Optional[str], typer.Option(help="learning rates to choose from on validation pictures")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="folder; runs/compare-RECIPE[-BUDGET] if not given")] = None,  # noqa: UP045
-) -> None:
-    """Run several methods on the same data and splits; writes a table and a Pareto plot. Call again to go on.
-
-    With --shots, --data or --protocol it runs a grid and writes the tables that papers print.
-    """
-    from .compare import compare_command
-
-    grid = (shots, data, data_root, protocol)
-    compare_command(config, overrides or [], methods, initializers, budget, seeds, lr, out, *grid)
-
-
-@app.command()
-def incremental(
-    recipes: Annotated[list[str], typer.Argument(help="class-incremental recipes; KEY=VALUE changes them all")],
-    seeds: Annotated[Optional[str], typer.Option(help="such as 1,2,3; the recipes' if not given")] = None,  # noqa: UP045
-    lr: Annotated[Optional[str], typer.Option(help="learning rates to choose from on validation pictures")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="folder; runs/incremental-NAME if not given")] = None,  # noqa: UP045
-) -> None:
-    """Run several class-incremental methods, a recipe each, on the same sessions. Call again to go on.
-
-    Writes tables, the accuracy after every session as a plot, and report.html.
-    """
-    from .incremental import incremental_command
-
-    incremental_command(recipes, seeds, lr, out)
+app.command()(compare)
+app.command()(incremental)
 
 
 class _ScanCommand(TyperCommand):

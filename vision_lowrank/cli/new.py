@@ -15,7 +15,8 @@ RECIPE = """\
 # Use it:     vision-lowrank predict runs/{name}/seed-1/artefact PICTURES
 name: {name}
 backbone: {{name: tiny-clip}}        # or {{name: "open_clip:ViT-B-16", weights: openai}}
-task: {{type: fewshot, shots: 4, seeds: [1]}}
+seeds: [1]                            # or [1, 2, 3], for a mean and a spread
+task: {{type: fewshot, shots: 4}}
 data: {{type: folder, root: my_pictures}}
 adapter: {{type: lora, r: 4, towers: [vision, text], modules: [q, k, v]}}
 engine: {{steps: 300, lr: 2.0e-4, batch_size: 32}}

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ..metrics.names import is_share
-from ..registry import registry
+from ..studies.columns import printed
 
 
 def print_table(table: Table) -> None:
     """Print to standard output."""
     Console().print(table)
-
-
-def printed(task: str | None, names: Iterable[str]) -> list[str]:
-    """Choose the metrics to print: of every test set as it is those that the task's class lists in ``columns``.
-
-    A task that lists none, or whose metrics have other names, prints all.
-
-    Args:
-        task: its registered name; None prints all.
-        names: of all metrics, such as ``test/seen/auc``; ``test/seen/jpeg-70/auc`` is not of a set as it is.
-    """
-    known = list(names)
-    wanted = getattr(registry.get("task", task).target, "columns", ()) if task else ()
-    sets = dict.fromkeys(name.rpartition("/")[0] for name in known if name.startswith("test/") and name.count("/") == 2)
-    return [name for each in sets for metric in wanted if (name := f"{each}/{metric}") in known] or known
 
 
 def metrics_table(result: Mapping[str, Any]) -> Table:
@@ -48,7 +33,7 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
 
 
 def values_table(name: str, metrics: Mapping[str, float], task: str | None = None) -> Table:
-    """The printed metrics of one model; `task` as in :func:`printed`."""
+    """The printed metrics of one model; `task` as in :func:`~vision_lowrank.studies.columns.printed`."""
     table = Table(title=f"{name} (shares in percent)")
     table.add_column("metric")
     table.add_column("value", justify="right")

@@ -119,6 +119,8 @@ class Findings:
 
     def _where(self, key: str) -> str:
         """``file: key``, with the file (or override) that set the key or the nearest key above or below it."""
+        if not key:  # of no key alone
+            return self.source
         parts = key.split(".")
         for length in range(len(parts), 0, -1):
             prefix = ".".join(parts[:length])

@@ -8,7 +8,7 @@ the family that ``backbone.name`` begins with; unknown keys are errors everywher
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -103,7 +103,9 @@ class RunConfig(Section):
 
     name: str = Field("run", pattern=r"^[\w.\-]+$", description="name of the run folder under `out`")
     out: str = Field("runs", description="folder that run folders are created in")
-    seed: int = Field(1, ge=0, description="seed of a task without `seeds`")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (1,), min_length=1, description="a training each, drawn data included; `seed: 3` is short for `seeds: [3]`"
+    )
     backbone: BackboneConfig
     task: Any = Field(description="`type` names a registered task; the other keys are that task's")
     data: Any = Field(description="`type` names a registered data set; the other keys are that data set's")
@@ -114,6 +116,28 @@ class RunConfig(Section):
     selection: Any = Field(None, description="`type` names a registered selection; null = the adapter sits as it says")
     hooks: tuple[Any, ...] = Field((), description="sections whose `type` names a registered hook of the training loop")
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig())
+
+    @property
+    def seed(self) -> int:
+        """The first of `seeds`: that of what is done once."""
+        return self.seeds[0]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_seed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """``seed: 3`` as ``seeds: [3]``."""
+        if "seed" not in values:
+            return values
+        if "seeds" in values:
+            raise UserError(f"seed: `seeds` is given too: give seeds=[{values['seed']}] alone.")
+        return {key: value for key, value in values.items() if key != "seed"} | {"seeds": (values["seed"],)}
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is given twice: its second training would be the first again")
+        return seeds
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:

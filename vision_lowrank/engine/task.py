@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,18 @@ class EvalSet:
 EvalSets = Mapping[str, Dataset | EvalSet]
 
 
+class Series(NamedTuple):
+    """Metrics that come one after another.
+
+    Attributes:
+        names: their full names, ``{}`` for the numbers 0, 1, 2, …
+        title: what their table and their plot are called.
+    """
+
+    names: str
+    title: str
+
+
 class Task(TrainedPart):
     """Base class of all tasks. Subclasses register themselves with ``@register("task", name, config=...)``.
 
@@ -82,22 +94,36 @@ class Task(TrainedPart):
         headline: the metric that stands for the result; empty where there is none.
         columns: the metrics that tables print; none = all.
         selects_by: full name of the validation metric that learning rates are chosen by; empty where there is none.
+        series: metrics that studies tabulate and draw one after another.
+        baseline: what tables call the model without training.
+        shares: beginnings of keys of the task's section that must be the same in all variants of a study, lest their
+            metrics mean different things.
+        about: what a reader of a table must know about its columns.
+        adapts: whether it attaches an ``adapter`` that the config names.
         gates: of a selection's search (:class:`vision_lowrank.selection.gates.Gates`); None without one.
     """
 
     headline: ClassVar[str] = ""
     columns: ClassVar[tuple[str, ...]] = ()
     selects_by: ClassVar[str] = ""
+    series: ClassVar[Series | None] = None
+    baseline: ClassVar[str] = "untrained"
+    shares: ClassVar[tuple[str, ...]] = ()
+    about: ClassVar[str] = ""
+    adapts: ClassVar[bool] = True
     gates: nn.Module | None
 
     def __init__(self) -> None:
         super().__init__()
         self.gates = None
 
-    def is_column(self, name: str) -> bool:
-        """Check whether the metric of this full name is told after an evaluation: a column of a set, or any."""
-        of_set, _, metric = name.rpartition("/")
-        return not self.columns or (metric in self.columns and of_set.count("/") < 2)
+    @classmethod
+    def baseline_identity(cls, config: RunConfig) -> Any:
+        """Name what the evaluation of the model without training depends on, as plain values.
+
+        None is everything, the seed too; otherwise all runs of a study that agree in it share one evaluation.
+        """
+        return None
 
     @classmethod
     def of_model(cls, model: Any, config: RunConfig) -> Task:
@@ -107,6 +133,12 @@ class Task(TrainedPart):
             UserError: this task evaluates none of its kind, or the data does not fit it.
         """
         raise UserError(f"task '{config.task.type}' evaluates no model for {model.task}: see `vision-lowrank inspect`.")
+
+    def is_column(self, name: str) -> bool:
+        """Check whether the metric of this name is told after an evaluation: a column, what is selected by, or any."""
+        of_set, _, metric = name.rpartition("/")
+        listed = name in self.columns or (metric in self.columns and of_set.count("/") < 2)
+        return not self.columns or listed or name == self.selects_by
 
     def stages(self) -> list[Stage]:
         """The stages to run, in order. A task without training (zero-shot) returns an empty list."""

@@ -1,4 +1,5 @@
-"""How a metric is shown, by the last word of its name: ``test/seen/pixel_f1`` is an ``f1``, a share, shown in percent.
+"""How a metric is shown and in which direction it is better, by the last word of its name: ``test/seen/pixel_f1`` is an
+``f1``, a share, shown in percent. The one place that knows.
 
 What is not listed here is shown as it is, and more of it is better.
 """
@@ -9,7 +10,7 @@ SHARES = {
     "accuracy", "top5", "auc", "ap", "ap50", "f1", "iou", "recall", "precision", "rate", "ece", "localisation", "area",
     "exact", "hamming", "map",
 }  # fmt: skip
-LESS_IS_BETTER = {"loss", "ece", "brier", "rate", "localisation", "area"}
+LESS_IS_BETTER = {"loss", "ece", "brier", "rate", "localisation", "area", "forgetting", "drop"}
 SESSIONS = ("session/", "incremental/")  # class-incremental learning: all of it shares
 
 
@@ -26,6 +27,11 @@ def larger_is_better(name: str) -> bool:
 def sign(name: str) -> int:
     """1 where more of a metric is better, -1 where less is."""
     return 1 if larger_is_better(name) else -1
+
+
+def title(name: str) -> str:
+    """What a column of a table is called: ``incremental/last_accuracy`` is ``last``, ``…/harmonic_mean`` two words."""
+    return name.rpartition("/")[2].removesuffix("_accuracy").replace("_", " ")
 
 
 def _word(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Running configs: one run, and studies of many."""
+"""Running configs: one run, and studies of many variants, seeds and learning rates as jobs."""

@@ -1,182 +1,178 @@
-"""Few-shot benchmarks: a grid of comparisons over data sets and shots, and the tables that papers print.
+"""A grid of studies over data sets and numbers of training pictures, and the tables that papers print.
 
-A benchmark folder holds a sweep folder per data set and number of shots (:mod:`vision_lowrank.studies.comparison`)::
+A grid's folder holds a study's folder per cell, ``DATA/shots-N``, and::
 
-    benchmark.json                    every cell: mean, spread and n of every metric, and the untrained model's
-    benchmark.md, .csv, .tex          the tables
+    grid.json                  every cell: mean, spread and n of every metric, the model without training first
+    grid.md, .csv, .tex        the tables
 
-Protocols (metrics of :class:`~vision_lowrank.tasks.classification.fewshot.FewShot`): ``fewshot`` tests all classes;
-``base_to_novel`` trains on the first half of the classes and adds novel accuracy and the harmonic mean; ``transfer``
-trains on one data set and adds what its recipe lists under ``task.transfer``: other data sets or domains. Averages over
-data sets are unweighted; the averaged harmonic mean is that of the averaged base and averaged novel accuracy.
+The protocol says what the tables show (sets ``test/…`` and ``transfer/…``, see the task): ``all`` a column per data
+set; ``base_to_novel``, which trains on the first half of the classes, also those of the other half and the harmonic
+mean; ``transfer`` what the recipe lists under ``task.transfer``: other data sets or domains. Averages over data sets
+are unweighted; the averaged harmonic mean is that of the averaged base and averaged novel metric. A cell in which
+nothing could run is empty.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 from ..config import environment
-from ..files import write_text
+from ..errors import UserError
 from ..metrics.classification import harmonic_mean
-from ..viz.text import csv_text, markdown, percent
-from .comparison import Sweep, compare
-from .variants import Protocol, check_protocol, data_override
+from .columns import Score, Table, compared, facts_of, shown
+from .launch import Launcher, Say, here
+from .pages import write_json, write_tables
+from .study import Study, quiet, run_studies
+from .variants import Tested, check_protocol, data_override
 
-UNTRAINED = "zero-shot"
-Cell = Mapping[str, float]
-Table = tuple[str, list[str], list[list[str]]]
+
+class Plan(Protocol):
+    """What is run in every cell: :class:`~.methods.Methods`, :class:`~.recipes.Recipes` or one like them."""
+
+    def study(self, folder: Path, overrides: Sequence[str] = ()) -> Study:
+        """The study, with settings for all its variants."""
+        ...
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a benchmark runs.
+    """What to run.
 
     Attributes:
-        sweep: recipe, methods, folder, overrides, budget and learning rates, as of one comparison.
+        plan: what is run in every cell.
+        folder: where everything goes.
+        overrides: settings for all.
         protocol: what is tested.
         shots: numbers of training pictures per class; empty for the recipe's own.
         data: names of data sets: registered ones, or those of ``data: {type: coop}``; empty for the recipe's own.
         data_root: folder that holds the data sets of ``coop``.
     """
 
-    sweep: Sweep
-    protocol: Protocol = "fewshot"
+    plan: Plan
+    folder: Path
+    overrides: Sequence[str] = ()
+    protocol: Tested = "all"
     shots: Sequence[int] = ()
     data: Sequence[str] = ()
     data_root: str | None = None
 
-    def cells(self) -> list[tuple[str, int, Sweep]]:
-        """(data set, shots, its sweep), data sets outermost."""
-        base = self.sweep.base
+    def cells(self) -> list[tuple[str, int | None, Study]]:
+        """(data set, shots, its study), data sets outermost.
+
+        Raises:
+            UserError: an unknown protocol or data set, or recipes that do not fit.
+        """
+        check_protocol(self.protocol)
+        data = [(name, [data_override(name, self.data_root)]) for name in self.data] or [("", [])]
+        shots = [(f"shots-{number}", [f"task.shots={number}"]) for number in self.shots] or [("", [])]
+        protocol = ["task.protocol=base_to_novel"] if self.protocol == "base_to_novel" else []
         found = []
-        for name in self.data or [base.data.type]:
-            for shots in self.shots or [base.task.shots]:
-                overrides = [*self.sweep.overrides, f"task.shots={shots}", *self._data_override(name)]
-                if self.protocol == "base_to_novel":
-                    overrides.append("task.protocol=base_to_novel")
-                folder = self.sweep.folder / name / f"shots-{shots}"
-                found.append((name, shots, replace(self.sweep, folder=folder, overrides=tuple(overrides))))
+        for name, source in data:
+            for label, few in shots:
+                study = self.plan.study(self.folder, [*self.overrides, *few, *source, *protocol])
+                config = next((each.config for each in study.variants if each.config is not None), None)
+                cell = name or (config.data.type if config else "data")
+                number = getattr(config.task, "shots", None) if config else None
+                folder = self.folder / cell / (label or (f"shots-{number}" if number else ""))
+                found.append((cell, number, replace(study, folder=folder)))
         return found
 
-    def _data_override(self, name: str) -> list[str]:
-        return [data_override(name, self.data_root)] if self.data else []
 
-
-def benchmark(grid: Grid, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def run_grid(grid: Grid, launch: Launcher = here, say: Say = quiet) -> dict[str, Any]:
     """Run what is missing and write the tables.
 
     Returns:
-        What ``benchmark.json`` holds.
+        What ``grid.json`` holds.
 
     Raises:
-        UserError: an unknown protocol or data set, or a comparison in which no method could run.
+        UserError: an unknown protocol or data set, or nothing could run in any cell.
     """
-    check_protocol(grid.protocol)
-    rows, cells = [], grid.cells()
-    for index, (data, shots, sweep) in enumerate(cells):
-        say(f"{data}, {shots} shots ({index + 1} of {len(cells)})")
-        result = compare(sweep, say)
-        rows.append({"data": data, "shots": shots, "method": UNTRAINED, "metrics": result["baseline"]})
+    cells = grid.cells()
+    results = run_studies([study for _, _, study in cells], launch, say)
+    if all(result["baseline"] is None for result in results):
+        raise UserError(results[0]["rows"][0]["failed"])
+    rows: list[dict[str, Any]] = []
+    for (data, shots, _), result in zip(cells, results, strict=True):
+        cell = {"data": data, "shots": shots}
+        if result["baseline"] is not None:
+            rows.append({**cell, "method": facts_of(result["task"]).baseline, "metrics": result["baseline"]})
         for row in result["rows"]:
             kept = {key: row[key] for key in ("method", "metrics", "failed", "lr", "trained_parameters") if key in row}
-            rows.append({"data": data, "shots": shots, **kept})
-    result = {"protocol": grid.protocol, "environment": environment(), "rows": rows}
-    folder = grid.sweep.folder
-    write_text(folder / "benchmark.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_tables(tables(result), folder / "benchmark")
-    return result
+            rows.append({**cell, **kept})
+    found = {"task": results[0]["task"], "protocol": grid.protocol, "environment": environment(), "rows": rows}
+    write_json(grid.folder / "grid.json", found)
+    write_tables(tables(found), grid.folder / "grid")
+    return found
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """(title, header, lines) for every number of shots: the untrained model first, then the methods."""
+    """(title, header, lines) for every number of shots: the model without training first, then the variants."""
     data = list(dict.fromkeys(row["data"] for row in result["rows"]))
     methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
     found = []
     for shots in dict.fromkeys(row["shots"] for row in result["rows"]):
-        cells = {(row["method"], row["data"]): row for row in result["rows"] if row["shots"] == shots}
-        columns = _columns(result["protocol"], [cells[UNTRAINED, each]["metrics"] for each in data], data)
+        rows = [row for row in result["rows"] if row["shots"] == shots]
+        cells = {(row["method"], row["data"]): row.get("metrics") for row in rows}
+        known = {name: next((row["metrics"] for row in rows if row["data"] == name and "metrics" in row), {})
+                 for name in data}  # fmt: skip
+        columns = _columns(result["protocol"], result["task"], known)
         lines = []
         for method in methods:
-            metrics = {each: cells[method, each].get("metrics") for each in data}
+            metrics = {name: cells.get((method, name)) for name in data}
             lines.append([method, *(_shown(column, metrics) for column in columns.values())])
-        found.append((f"{result['protocol']}, {shots} shots", ["method", *columns], lines))
+        title = result["protocol"] if shots is None else f"{result['protocol']}, {shots} shots"
+        found.append((title, ["method", *columns], lines))
     return found
-
-
-def write_tables(found: Sequence[Table], path: Path) -> None:
-    """`path` with ``.md``, ``.csv`` and ``.tex``, each with all tables (title, header, lines)."""
-    texts: dict[str, list[str]] = {"md": [], "csv": [], "tex": []}
-    for title, header, lines in found:
-        texts["md"].append(f"**{title}**\n\n{markdown(header, lines)}")
-        texts["csv"].append(csv_text([["table", *header], *([title, *line] for line in lines)]))
-        texts["tex"].append(latex(title, header, lines))
-    for suffix, parts in texts.items():
-        write_text(path.with_name(f"{path.name}.{suffix}"), "\n".join(parts))
-
-
-def latex(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A ``tabular`` with booktabs rules."""
-    rows = [" & ".join(map(_escaped, line)) + r" \\" for line in (header, *lines)]
-    body = "\n".join([rows[0], r"\midrule", rows[1], r"\midrule", *rows[2:]])
-    columns = "l" + "r" * (len(header) - 1)
-    return f"% {title}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
 
 
 # A column: for each data set the names of the metrics whose (averaged) values it combines.
 Column = dict[str, tuple[str, ...]]
 
 
-def _columns(protocol: str, baselines: Sequence[Mapping[str, Cell]], data: Sequence[str]) -> dict[str, Column]:
-    """Columns by title; what a data set's metrics are called is read off the untrained model's."""
-    columns: dict[str, Column] = {}
-    firsts = {name: _first(metrics, "test/") for name, metrics in zip(data, baselines, strict=True)}
+def _columns(protocol: str, task: str, known: Mapping[str, Mapping[str, Score]]) -> dict[str, Column]:
+    """Columns by title, from the names of every data set's metrics; nothing is known of one in which nothing ran."""
+    shown = {name: compared(task, metrics) for name, metrics in known.items()}
+    kinds = {name: {kind: [each for each in names if each.startswith(kind)] for kind in ("test/", "transfer/")}
+             for name, names in shown.items()}  # fmt: skip
+    firsts = {name: tuple((kinds[name]["test/"] or names)[:1]) for name, names in shown.items()}
+    several = [name for name in known if firsts[name]]
     if protocol == "base_to_novel":
-        novel = {name: _first(metrics, "transfer/novel-") for name, metrics in zip(data, baselines, strict=True)}
-        for name in data:
+        novel = {
+            name: tuple(each for each in names if each.startswith("transfer/novel-"))[:1]
+            for name, names in shown.items()
+        }
+        groups = {name: [name] for name in known} | ({"mean": several} if len(known) > 1 else {})
+        columns: dict[str, Column] = {}
+        for title, names in groups.items():
             columns |= {
-                f"{name} base": {name: (firsts[name],)},
-                f"{name} novel": {name: (novel[name],)},
-                f"{name} HM": {name: (firsts[name], novel[name])},
-            }
-        if len(data) > 1:
-            columns |= {
-                "mean base": {name: (firsts[name],) for name in data},
-                "mean novel": {name: (novel[name],) for name in data},
-                "mean HM": {name: (firsts[name], novel[name]) for name in data},
+                f"{title} base": {name: firsts[name] for name in names},
+                f"{title} novel": {name: novel[name] for name in names},
+                f"{title} HM": {name: firsts[name] + novel[name] for name in names},
             }
         return columns
-    for name, metrics in zip(data, baselines, strict=True):
-        tests = [key for key in metrics if key.startswith("test/") and key.endswith("/accuracy")]
-        others = [key for key in metrics if key.startswith("transfer/") and key.endswith("/accuracy")]
-        shown = tests + others if protocol == "transfer" or len(data) == 1 else tests[:1]
-        for key in shown:
-            title = key.removesuffix("/accuracy").partition("/")[2]
-            columns[title if len(shown) > 1 else name] = {name: (key,)}
-    if len(data) > 1 and protocol == "fewshot":
-        columns["mean"] = {name: (firsts[name],) for name in data}
+    columns = {}
+    for name in known:
+        tests, others = kinds[name]["test/"], kinds[name]["transfer/"]
+        wanted = tests + others if protocol == "transfer" or len(known) == 1 else list(firsts[name])
+        for key in wanted if len(wanted) > 1 else [None]:
+            title = key.removesuffix(f"/{facts_of(task).headline}").partition("/")[2] if key else name
+            columns[title] = {name: (key,) if key else firsts[name]}
+    if len(known) > 1 and protocol == "all":
+        columns["mean"] = {name: firsts[name] for name in several}
     return columns
 
 
-def _shown(column: Column, metrics: Mapping[str, Mapping[str, Cell] | None]) -> str:
-    """One cell: ``mean ± spread`` of a single metric, else the combined mean."""
-    if any(metrics[name] is None for name in column):
+def _shown(column: Column, metrics: Mapping[str, Mapping[str, Score] | None]) -> str:
+    """One cell: ``mean ± spread`` of a single metric, else the combined mean; ``-`` where something is missing."""
+    values = [[(metrics[name] or {}).get(key) for key in keys] for name, keys in column.items()]
+    if not values or any(not each or None in each for each in values):
         return "-"
-    values = [[metrics[name][key] for key in keys] for name, keys in column.items()]
+    name = next(iter(column.values()))[0]
     if len(values) == 1 and len(values[0]) == 1:
-        return percent(values[0][0])
+        return shown(name, values[0][0])
     means = [fmean(each["mean"] for each in group) for group in zip(*values, strict=True)]
-    return f"{100 * (harmonic_mean(*means) if len(means) == 2 else means[0]):.1f}"
-
-
-def _first(metrics: Mapping[str, Any], prefix: str) -> str:
-    return next(name for name in metrics if name.startswith(prefix) and name.endswith("/accuracy"))
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"[_%&#${}]", r"\\\g<0>", text).replace("±", r"$\pm$")
+    return shown(name, {"mean": harmonic_mean(*means) if len(means) == 2 else means[0], "std": 0.0, "n": 1})

@@ -59,8 +59,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     """
     folder = run_folder(config)
     open_run(folder, config)
-    seeds = getattr(config.task, "seeds", (config.seed,))
-    results = {str(seed): run_seed(config, seed, folder / f"seed-{seed}") for seed in seeds}
+    results = {str(seed): run_seed(config, seed, folder / f"seed-{seed}") for seed in config.seeds}
     result = {
         "name": config.name,
         "task": config.task.type,
@@ -104,7 +103,7 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     """Train and evaluate one seed; a finished one is read back."""
     path = folder / "result.json"
     if path.is_file():
-        return _read_json(path)
+        return read_result(path)
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     recompute_dropout(config.engine.recompute_dropout)
@@ -144,7 +143,7 @@ def _baseline(engine: Engine, path: Path) -> dict[str, float]:
     They are kept, so that a resumed run does not compute them again.
     """
     if path.is_file():
-        return _read_json(path)
+        return read_result(path)
     baseline = engine.evaluate_untrained()
     if engine.is_main:
         write_text(path, json.dumps(baseline) + "\n")
@@ -185,7 +184,12 @@ def _coverage(task: Task) -> dict[str, Any] | None:
     return coverage(model).to_dict() if adapted(model) else None
 
 
-def _read_json(path: Path) -> Any:
+def read_result(path: Path) -> Any:
+    """What a run wrote as JSON.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -1,32 +1,117 @@
-"""What a study compares: methods by what the command line calls them, budgets, protocols and data sets.
+"""What a study compares: a variant is a name and a config. And methods by what the command line calls them, budgets,
+protocols and data sets.
 
-Nothing here needs torch, so what is wrong with these names is said at once.
+Variants are made of one recipe and several methods (:mod:`.methods`), of several recipes (:mod:`.recipes`) or of one
+recipe and settings that vary (:func:`assignments`), or are listed one by one. Nothing here needs torch, so what is
+wrong with these names is said at once.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
 
-from ..config import RunConfig
+import yaml
+
+from ..config import RunConfig, to_tree
 from ..errors import UserError, near_miss
 from ..registry import registry
 
 Budget = Literal["defaults", "rank", "parameters"]
-Protocol = Literal["fewshot", "base_to_novel", "transfer"]
+Tested = Literal["all", "base_to_novel", "transfer"]
 # What a method may have beside its adapter: sections of a config, in the order in which they are written.
 OTHERS = ("initializer", "rule", "regularizer", "selection")
 NONE = "none"
-# Why a recipe is refused, and what serves it.
-INCOMPARABLE = (
-    "compare needs a few-shot recipe with an adapter; `vision-lowrank incremental` compares recipes of sessions, and "
-    "`vision-lowrank train` runs any."
-)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a study's table.
+
+    Attributes:
+        name: in the table.
+        config: what runs, with all its seeds; None where there is no such config.
+        reason: why there is none.
+        rates: learning rates to choose from; empty for the config's own.
+        follows: takes the learning rate that was chosen for this other variant of the same call; `rates` is empty then.
+        facts: what the row says of it beside the results.
+    """
+
+    name: str
+    config: RunConfig | None
+    reason: str = ""
+    rates: Sequence[float] = ()
+    follows: Variant | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, make: Callable[[], RunConfig], **options: Any) -> Variant:
+        """The variant of a config that may not be possible: then it says why."""
+        try:
+            return cls(name, make(), **options)
+        except UserError as error:
+            return cls(name, None, one_line(error), **options)
+
+    @property
+    def folder(self) -> str:
+        """What its folder is called: the name, but for what names of folders should not have."""
+        return re.sub(r"[^\w.+=-]+", "-", self.name)
+
+
+def one_line(error: UserError) -> str:
+    """All that an error says."""
+    return "; ".join(str(error).splitlines())
+
+
+def check_names(variants: Sequence[Variant]) -> None:
+    """Raise UserError where two variants would share a folder, or there is none."""
+    folders = [variant.folder for variant in variants]
+    twice = next((variant.name for variant in variants if folders.count(variant.folder) > 1), None)
+    if not variants or twice:
+        raise UserError(f"study: {f'two variants are called {twice!r}: rename one' if twice else 'nothing to run'}.")
+
+
+def differing(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
+    """Dotted keys in which configs differ, but for names of folders, with each one's value; None where it has none."""
+    found_in = {name: dict(leaves(to_tree(config) | {"name": "", "out": ""})) for name, config in configs.items()}
+    found = {}
+    for key in dict.fromkeys(key for each in found_in.values() for key in each):
+        values = {name: each.get(key) for name, each in found_in.items()}
+        first = next(iter(values.values()))
+        if any(value != first for value in values.values()):
+            found[key] = values
+    return found
+
+
+def assignments(vary: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """(name, overrides) for every combination of settings that vary.
+
+    Args:
+        vary: such as ``adapter.r=2,4`` or ``adapter.modules=[q],[q,v]``: a key and values with commas between.
+
+    Raises:
+        UserError: not of that form.
+    """
+    axes = []
+    for text in vary:
+        key, equals, values = text.partition("=")
+        try:
+            found = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            found = []
+        if not equals or not found:
+            raise UserError(f"--vary {text}: give a key and values with commas between, such as adapter.r=2,4,8.")
+        axes.append([(f"{key}={_shown(value)}", f"{key}={json.dumps(value)}") for value in found])
+    combinations = itertools.product(*axes)
+    return [(", ".join(name for name, _ in each), [override for _, override in each]) for each in combinations]
 
 
 class Entry(NamedTuple):
-    """One method of a comparison.
+    """One method: what is attached and how it trains.
 
     Attributes:
         adapter: a registered adapter; None trains without one.
@@ -38,13 +123,6 @@ class Entry(NamedTuple):
     initializer: str | None = None
     others: tuple[tuple[str, str], ...] = ()
 
-    @classmethod
-    def of(cls, config: RunConfig) -> Entry:
-        """The method of a recipe."""
-        chosen = {name: getattr(config, name).type for name in OTHERS if getattr(config, name) is not None}
-        adapter = config.adapter.type if config.adapter else None
-        return cls(adapter, chosen.pop("initializer", None), tuple(sorted(chosen.items())))
-
     @property
     def name(self) -> str:
         """``lora``, ``lora+pissa`` or ``lora+pissa+glad``."""
@@ -53,7 +131,7 @@ class Entry(NamedTuple):
 
 
 def entries(methods: str, initializers: str = NONE) -> list[Entry]:
-    """From what the command line says to the methods of a sweep, each once, in order.
+    """From what the command line says to methods, each once, in order.
 
     Args:
         methods: ``all`` registered adapters of ours, or comma-separated methods: an adapter or ``none``, and after
@@ -74,6 +152,37 @@ def entries(methods: str, initializers: str = NONE) -> list[Entry]:
             registry.get("adapter", adapter)
         found += [_entry(adapter, parts)] if parts else [_entry(adapter, [start]) for start in starts]
     return list(dict.fromkeys(found))
+
+
+def check_budget(budget: str) -> None:
+    """Raise UserError for an unknown budget."""
+    known = get_args(Budget)
+    if budget not in known:
+        raise UserError(f"unknown budget '{budget}'.{near_miss(budget, known)} Known: {', '.join(known)}.")
+
+
+def check_protocol(protocol: str) -> None:
+    """Raise UserError for an unknown protocol."""
+    known = get_args(Tested)
+    if protocol not in known:
+        raise UserError(f"unknown protocol '{protocol}'.{near_miss(protocol, known)} Known: {', '.join(known)}.")
+
+
+def data_override(name: str, root: str | None) -> str:
+    """The override of a recipe that puts it on a data set: a registered one, or one of ``data: {type: coop}``.
+
+    Args:
+        name: of the data set.
+        root: folder that holds the data sets of ``coop``.
+
+    Raises:
+        UserError: the data set is one of ``coop``, and there is no `root`.
+    """
+    if name in {part.name for part in registry.list("data")}:
+        return f"data={json.dumps({'type': name})}"
+    if root is None:
+        raise UserError(f"data set '{name}': give --data-root, the folder that holds the data sets of CoOp.")
+    return f"data={json.dumps({'type': 'coop', 'name': name, 'root': root})}"
 
 
 def _entry(adapter: str, names: Sequence[str]) -> Entry:
@@ -99,32 +208,14 @@ def _split(text: str) -> list[str]:
     return names
 
 
-def check_budget(budget: str) -> None:
-    """Raise UserError for an unknown budget."""
-    known = get_args(Budget)
-    if budget not in known:
-        raise UserError(f"unknown budget '{budget}'.{near_miss(budget, known)} Known: {', '.join(known)}.")
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that is not a section."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
-def check_protocol(protocol: str) -> None:
-    """Raise UserError for an unknown protocol."""
-    known = get_args(Protocol)
-    if protocol not in known:
-        raise UserError(f"unknown protocol '{protocol}'.{near_miss(protocol, known)} Known: {', '.join(known)}.")
-
-
-def data_override(name: str, root: str | None) -> str:
-    """The override of a recipe that puts it on a data set: a registered one, or one of ``data: {type: coop}``.
-
-    Args:
-        name: of the data set.
-        root: folder that holds the data sets of ``coop``.
-
-    Raises:
-        UserError: the data set is one of ``coop``, and there is no `root`.
-    """
-    if name in {part.name for part in registry.list("data")}:
-        return f"data={json.dumps({'type': name})}"
-    if root is None:
-        raise UserError(f"data set '{name}': give --data-root, the folder that holds the data sets of CoOp.")
-    return f"data={json.dumps({'type': 'coop', 'name': name, 'root': root})}"
+def _shown(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)

@@ -201,7 +201,7 @@ def _label(metric: str, labels: Mapping[str, str]) -> str:
 def _facts(result: Result) -> dict[str, Any]:
     """What was adapted, on what, at which cost; costs are means over seeds, the other facts are the first seed's."""
     seeds = list(result.seeds.values())
-    planned = result.config.get("seeds", _part(result.config, "task").get("seeds"))
+    planned = result.config.get("seeds")
     costs = {name: [getattr(seed.cost, name) for seed in seeds] for name in Cost.model_fields}
     return {
         "facts": seeds[0].facts,

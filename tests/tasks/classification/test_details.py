@@ -43,7 +43,7 @@ def test_confusion_and_mistakes_are_those_of_the_outputs(recipe, tmp_path):
 
 
 def test_the_lines_of_the_report_classify_a_picture(recipe, tmp_path, pictures, monkeypatch, capsys):
-    run(load_config(recipe, ["task.seeds=[1]", "engine.steps=1"]))
+    run(load_config(recipe, ["seeds=[1]", "engine.steps=1"]))
     monkeypatch.chdir(tmp_path / "runs")
     (tmp_path / "runs" / "picture.png").symlink_to(pictures / "disc" / "0.png")
     page = (tmp_path / "runs" / "shapes" / "report.html").read_text()

@@ -41,7 +41,7 @@ def test_base_to_novel_trains_and_tests_halves(recipe):
 
 
 def test_base_to_novel_reports_the_harmonic_mean(recipe):
-    result = experiment.run(load_config(recipe, [DIGITS, "task.protocol=base_to_novel", "task.seeds=[1]"]))
+    result = experiment.run(load_config(recipe, [DIGITS, "task.protocol=base_to_novel", "seeds=[1]"]))
     for metrics in (result["baseline"], result["metrics"]):
         base, novel = (metrics[f"{name}/accuracy"]["mean"] for name in ("test/digits", "transfer/novel-digits"))
         assert metrics["harmonic_mean/digits/accuracy"]["mean"] == pytest.approx(harmonic_mean(base, novel))
@@ -86,7 +86,7 @@ def test_heads_without_prompts_know_no_other_classes(recipe, override):
 
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_selection_searches_then_trains_a_plain_lora_where_it_says(recipe, name):
-    overrides = ["adapter={type: lora, r: 2, layers: [0, 1]}", f"selection={SELECTIONS[name]}", "task.seeds=[1]"]
+    overrides = ["adapter={type: lora, r: 2, layers: [0, 1]}", f"selection={SELECTIONS[name]}", "seeds=[1]"]
     config = load_config(recipe, overrides)
     result = experiment.run(config)
     folder = experiment.run_folder(config) / "seed-1"
@@ -102,7 +102,7 @@ def test_selection_searches_then_trains_a_plain_lora_where_it_says(recipe, name)
 
 
 def test_resumed_search_gives_the_same_adapter(recipe, monkeypatch):
-    overrides = ["adapter={type: lora, r: 2, layers: [0, 1]}", f"selection={SELECTIONS['flexora']}", "task.seeds=[1]"]
+    overrides = ["adapter={type: lora, r: 2, layers: [0, 1]}", f"selection={SELECTIONS['flexora']}", "seeds=[1]"]
     whole = experiment.run(load_config(recipe, [*overrides, "name=whole"]))
 
     update = Engine.update

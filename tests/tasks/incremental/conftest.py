@@ -38,7 +38,6 @@ def sessions(tmp_path, colours, tiny_weights):
         "task:\n"
         "  type: incremental\n"
         "  protocol: {name: fscit, base: 2, way: 2, base_shots: 4, shots: 3, val_shots: 1}\n"
-        "  seeds: [1]\n"
         "  cosine: true\n"
         "  epochs: 3\n"
         "  l_ft: 4\n"

@@ -93,7 +93,6 @@ out: {out}
 backbone: {{name: tiny-clip, weights: {weights}}}
 task:
   type: manipulation
-  seeds: [1]
   contrast: {{steps: 4, lr: 1.0e-3}}
   width: 32
   heads: 4

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ...attachment.phases import begin_phase, phases
 from ...backbones.adapted import backbone_of
 from ...backbones.prefix_cache import PrefixCache
+from ...config import to_tree
 from ...config.marks import OfKind
 from ...config.schema import RunConfig, Section
 from ...data.augmentation import Augmentation, training_transform
@@ -59,7 +60,6 @@ class FewShotConfig(Section):
 
     type: Literal["fewshot"] = "fewshot"
     shots: int = Field(4, ge=1, description="training pictures per class")
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="seeds of the few-shot draw and of training")
     sampler: Literal["coop", "clip_lora"] = Field("coop", description="whose few-shot draw a seed reproduces")
     allow_fewer: bool = Field(False, description="accept classes with fewer pictures than shots, as the sampler does")
     head: Literal["text", "linear", "cosine"] = Field(
@@ -95,6 +95,16 @@ class FewShotConfig(Section):
 )  # fmt: skip
 class FewShot(ClassificationTask):
     """Few-shot training and evaluation of an :class:`ImageClassifier`."""
+
+    shares = ("shots", "protocol", "transfer")
+
+    @classmethod
+    def baseline_identity(cls, config: RunConfig) -> Any:
+        """Class prompts depend on no training pictures: with a text head the shots make no difference."""
+        if config.task.head != "text":
+            return None
+        tree = to_tree(config)
+        return [tree["backbone"], tree["data"], {**tree["task"], "shots": None}]
 
     def __init__(self, config: RunConfig, seed: int) -> None:
         options: FewShotConfig = config.task

@@ -24,6 +24,8 @@ class ZeroShotConfig(Section):
 class ZeroShot(ClassificationTask):
     """Evaluation of a two-tower model by its class prompts alone."""
 
+    adapts = False
+
     def __init__(self, config: RunConfig, seed: int) -> None:
         splits = load_splits(config)
         classifier = ImageClassifier(

@@ -30,7 +30,6 @@ class IncrementalConfig(Section):
 
     type: Literal["incremental"] = "incremental"
     protocol: SessionOptions = Field(description="how classes are cut into sessions, and how many pictures each has")
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="seeds of the drawn shots and of training")
     head: Literal["prototype", "linear", "text"] = Field(
         "prototype", description="rows of new classes start as class means, at random, or as embeddings of prompts"
     )

@@ -40,7 +40,7 @@ from ...data.base import ImageSet, Splits, joined
 from ...data.loading import TransformedImages
 from ...data.sessions import Session, make_sessions
 from ...engine.keep import Best, Last
-from ...engine.task import Batch, Outputs, Stage, count
+from ...engine.task import Batch, Outputs, Series, Stage, count
 from ...errors import UserError
 from ...metrics.incremental import SessionMatrix, incremental_metrics
 from ...registry import register
@@ -67,8 +67,20 @@ SESSION_SEEDS = 4096  # keeps the augmentations of one session apart from those 
 class Incremental(ClassificationTask):
     """An :class:`ImageClassifier` with a prototype head that learns new classes session after session."""
 
-    headline = "incremental/last_accuracy"
     classifier: ImageClassifier
+    headline = "incremental/last_accuracy"
+    columns = (
+        *("incremental/last_accuracy", "incremental/average_accuracy", "incremental/base_accuracy"),
+        *("incremental/new_accuracy", "incremental/harmonic_mean", "incremental/performance_drop"),
+        "incremental/forgetting",
+    )
+    series = Series("session/{}/accuracy", "accuracy after every session")
+    baseline = "prototype only"
+    shares = ("protocol.", "mask_unseen", "cosine")
+    about = (
+        "After every session the test pictures of all classes seen so far are classified among them; base and new are "
+        "the accuracies on the base classes and on all later ones after the last session."
+    )
 
     def __init__(self, config: RunConfig, seed: int) -> None:
         options: IncrementalConfig = config.task

@@ -69,7 +69,6 @@ class ManipulationConfig(Section):
     """Options of ``task: {type: manipulation}``."""
 
     type: Literal["manipulation"] = "manipulation"
-    seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="seeds of drawn edits and of training")
     framing: Mode = Field("resize", description="how pictures meet the square input: resize, pad or tile")
     max_tiles: int = Field(6, ge=1, description="tile: most tiles beside the whole picture")
     override_framing: bool = Field(False, description="`eval`: use this framing although the detector learnt another")

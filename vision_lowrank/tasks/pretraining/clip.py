@@ -126,6 +126,8 @@ def drop_patches(backbone: Backbone, share: float) -> None:
 class PretrainClip(ClassificationTask):
     """Trains all of a two-tower model; evaluates its zero-shot classification."""
 
+    adapts = False
+
     def __init__(self, config: RunConfig, seed: int) -> None:
         splits = load_splits(config)
         backbone = load_backbone(**config.backbone.arguments)

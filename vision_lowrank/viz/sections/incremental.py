@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from markupsafe import Markup
 from pydantic import BaseModel, Field, model_validator
 
+from ...metrics.names import sign
 from ...registry import register
 from .. import plots
 from .base import Row
@@ -45,7 +46,6 @@ LABELS = {
     "base_only_accuracy": "base classes among themselves",
     "base_only_forgetting": "forgetting of base classes among themselves",
 }
-SMALLER_IS_BETTER = ("forgetting", "performance_drop")
 
 
 class Matrix(BaseModel):
@@ -145,6 +145,5 @@ def _points(rows: Sequence[Row], when: str) -> list[tuple[float, float]]:
 
 
 def _labelled(row: Row, metric: str, session: str = "") -> SessionRow:
-    sign = -1 if metric.endswith(SMALLER_IS_BETTER) else 1
     label = LABELS.get(metric, metric.replace("_", " "))
-    return SessionRow(**vars(row) | {"metric": metric, "label": label, "sign": sign}, session=session)
+    return SessionRow(**vars(row) | {"metric": metric, "label": label, "sign": sign(metric)}, session=session)
