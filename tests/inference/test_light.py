@@ -1,6 +1,7 @@
 """Predicting and scanning import no library of training: PEFT and what it brings, scikit-learn, matplotlib, …"""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -48,8 +49,9 @@ def results(tmp_path_factory, tiny_weights):
         "scan": ["scan", picture, "--out", str(here / "out"), "--overlay"],
     }
     done = subprocess.run(
-        [sys.executable, "-c", RUNNER], input=json.dumps(list(commands.values())), capture_output=True, text=True
-    )
+        [sys.executable, "-c", RUNNER], input=json.dumps(list(commands.values())), capture_output=True, text=True,
+        env=os.environ | {"COLUMNS": "400"},  # no path is cut in two
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return dict(zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
