@@ -127,7 +127,7 @@ MISTAKES = {
     ("inspect", "HERE"): "no artefact here (artefact.json is missing). Did you mean",
     ("inspect", "HERE/artefact", "engine.steps=1"): "an artefact takes no settings",
     ("inspect", RECIPE, "--out", "x.html"): "are for artefact folders",
-    ("predict", "HERE/artefact", "HERE/no_such.png"): "no such file, folder or match",
+    ("predict", "HERE/artefact", "HERE/no_such.png"): "does not exist",
     ("predict", "HERE/artefact", "HERE/empty"): "no pictures",
     (
         "predict",
