@@ -127,7 +127,8 @@ MISTAKES = {
     ("inspect", "HERE"): "no artefact here (artefact.json is missing). Did you mean",
     ("inspect", "HERE/artefact", "engine.steps=1"): "an artefact takes no settings",
     ("inspect", RECIPE, "--out", "x.html"): "are for artefact folders",
-    ("predict", "HERE/artefact", "HERE/no_such.png"): "does not exist",
+    ("predict", "HERE/artefact", "HERE/on.png"): "does not exist. Did you mean 'one.png'?",
+    ("predict", "HERE/artefact", "HERE/*.jpg"): "matches nothing",
     ("predict", "HERE/artefact", "HERE/empty"): "no pictures",
     (
         "predict",

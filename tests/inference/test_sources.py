@@ -99,3 +99,12 @@ def test_nothing_to_look_at_is_an_error(tree, given, message):
     with pytest.raises(DataError, match=message) as caught:
         find_files([tree / given])
     assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_not_there_is_a_glob(tree):
+    assert names(find_files([tree / "*" / "x.png"])) == ["a/x.png", "b/x.png"]
+    assert names(find_files([tree / "?"])) == ["a/x.png", "b/x.png"]  # folders too
+    (tree / "[a].png").write_bytes(b"")
+    assert names(find_files([tree / "[a].png"])) == ["[a].png"]
+    with pytest.raises(DataError, match=r"\*\.jpg' matches nothing"):
+        find_files([tree / "*.jpg"])

@@ -129,7 +129,7 @@ def test_a_section_of_another_package_shows_its_own(tmp_path):
     assert part(page, "kinds") == "1: cars, &lt;b&gt;, 25.0%"
     assert "count rate" not in page
     assert "validation higher-order accuracy of tracks" in page
-    assert "On the command line: count demo/seed-1/artefact In Python" in part(page, "use")
+    assert "On the command line: count demo/seed-1/artefact In Python: import vision_lowrank as vl" in part(page, "use")
 
 
 @pytest.mark.usefixtures("counting")

@@ -1,4 +1,4 @@
-"""From a run's config to its data and its detector, with the parameters that stages train."""
+"""From a run's config to its data and its model, with the parameters that stages train."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .pictures import Annotations, DrawnPictures
 
 @dataclass(frozen=True)
 class StageParameters:
-    """Parameters of a detector's backbone, by name inside it.
+    """Parameters of a model's backbone, by name inside it.
 
     Attributes:
         tower: of the vision tower's adapter, or its base weights where these train; empty where it is frozen.
@@ -67,7 +67,7 @@ def framing_of(options: ManipulationConfig, model: nn.Module) -> Framing:
 
 
 def build_model(config: RunConfig, splits: ManipulationSplits) -> tuple[ManipulationModel, StageParameters]:
-    """The detector that a run describes, its adapters attached, nothing trained.
+    """Build the model that a run describes, its adapters attached, nothing trained.
 
     Raises:
         UserError: a layer that does not exist, an initialiser without adapter, an adapter on a text tower, an
@@ -107,8 +107,8 @@ def build_model(config: RunConfig, splits: ManipulationSplits) -> tuple[Manipula
     if options.decoder == "query":
         decoder |= {"width": options.width, "heads": options.heads, "dropout": options.dropout}
     cues = () if options.decoder == "linear" else splits.train.vocabulary.cues
-    detector = ManipulationModel(model, decoder, framing, layer, cues)
-    return detector, StageParameters(tower, language)
+    built = ManipulationModel(model, decoder, framing, layer, cues)
+    return built, StageParameters(tower, language)
 
 
 def tower_width(model: nn.Module) -> int:

@@ -45,26 +45,26 @@ Candidate: TypeAlias = tuple[str, int, Mapping[str, Any]]  # set, index in it, i
 
 def write_gallery(
     folder: Path,
-    detector: ManipulationModel,
+    model: ManipulationModel,
     pictures: Mapping[str, ManipulationSet],
     scores: Mapping[str, Scores],
 ) -> None:
-    """Write ``gallery.json``; `detector` is left in evaluation mode.
+    """Write ``gallery.json``; `model` is left in evaluation mode.
 
     Args:
         folder: of the seed.
-        detector: looks at the chosen pictures again, one at a time.
+        model: looks at the chosen pictures again, one at a time.
         pictures: test sets by name.
         scores: of them, by ``test/NAME``; others, such as those of degraded pictures, take no part.
     """
-    detector.eval()
+    model.eval()
     chosen = choose([(name, index, row) for name in pictures for index, row in _rows(scores, name)])
     groups = [
         {
             "title": title,
             "rule": rule,
             "count": count,
-            "pictures": [_example(detector, pictures[place[0]], *place) for place in picked],
+            "pictures": [_example(model, pictures[place[0]], *place) for place in picked],
         }
         for title, rule, count, picked in chosen
     ]
@@ -131,10 +131,10 @@ def _quality(candidate: Candidate) -> tuple[float | None, str]:
 
 
 def _example(
-    detector: ManipulationModel, pictures: ManipulationSet, name: str, index: int, row: Mapping[str, Any]
+    model: ManipulationModel, pictures: ManipulationSet, name: str, index: int, row: Mapping[str, Any]
 ) -> dict[str, Any]:
     image = pictures.image(index)
-    finding = detector.predict([image])[0]
+    finding = model.predict([image])[0]
     picture = drawn(image, finding.heatmap, finding.boxes, _truth(pictures, index, image.size))
     quality, measure = _quality((name, index, row))
     return {

@@ -101,7 +101,7 @@ class _Parts:
 
 
 def score(
-    detector: ManipulationModel,
+    model: ManipulationModel,
     pictures: ManipulationSet,
     outputs: Outputs,
     calibration: Calibration,
@@ -111,7 +111,7 @@ def score(
     """All metrics of one set.
 
     Args:
-        detector: whose outputs these are.
+        model: whose outputs these are.
         pictures: the set.
         outputs: logit (N,), cues (N, C), boxes (N, K, 4), objectness (N, K), tokens (N, n), valid (N, n), in its order.
         calibration: temperature and threshold, from validation pictures.
@@ -122,7 +122,7 @@ def score(
     records = [pictures.records[index] for index in range(len(pictures))]
     p = calibration.probability(decoded.logit).numpy()
     edited = pictures.labels != REAL
-    judged = [_judged(detector, decoded, pictures, index, degradation) for index in range(len(pictures))]
+    judged = [_judged(model, decoded, pictures, index, degradation) for index in range(len(pictures))]
     parts = _Parts(
         p=p,
         edited=edited,
@@ -141,8 +141,8 @@ def score(
     found["ece_before"] = expected_calibration_error(decoded.logit.double().sigmoid().numpy(), edited)
     found |= pixel_report(parts.pixels[parts.mapped], edited[parts.mapped])
     found |= box_report([box for box, own in zip(parts.boxes, parts.boxed, strict=True) if own], edited[parts.boxed])
-    if detector.cues:
-        found |= cue_report(likely, cues, detector.cues, frequent=priors.cue)
+    if model.cues:
+        found |= cue_report(likely, cues, model.cues, frequent=priors.cue)
     if priors.box is not None:
         found |= _baselines(judged, parts, priors.box)
     slices = {
@@ -154,7 +154,7 @@ def score(
             found |= {f"{kind}/{name}/{metric}": entry[metric] for metric in ("recall", "auc")}  # type: ignore[misc]
     metrics = {name: float(value) for name, value in found.items() if value is not None}
     rows = [
-        _row(record, float(p[i]), calibration, judged[i], likely[i], detector.cues) for i, record in enumerate(records)
+        _row(record, float(p[i]), calibration, judged[i], likely[i], model.cues) for i, record in enumerate(records)
     ]
     return Scores(metrics, slices, rows, parts)
 
@@ -179,7 +179,7 @@ class _Judged:
 
 
 def _judged(
-    detector: ManipulationModel,
+    model: ManipulationModel,
     decoded: Decoded,
     pictures: ManipulationSet,
     index: int,
@@ -195,7 +195,7 @@ def _judged(
     local = record.label == REAL or record.scope != "global"
     every = decode_boxes(decoded.boxes[index], decoded.objectness[index], width, height, min_score=0.0)
     found = every[every.scores >= 0.5]
-    heat = detector.heat(decoded, index, found, width, height)
+    heat = model.heat(decoded, index, found, width, height)
     wanted = np.zeros((height, width), dtype=bool) if mask is None else mask
     corners = (truth or Boxes()).xyxy
     return _Judged(

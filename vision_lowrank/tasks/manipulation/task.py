@@ -73,8 +73,8 @@ class Manipulation(ManipulationEvaluation):
     def __init__(self, config: RunConfig, seed: int) -> None:
         options: ManipulationConfig = config.task
         splits = load_manipulation(config)
-        detecting, parts = build_model(config, splits)
-        super().__init__(detecting, splits, options)
+        built, parts = build_model(config, splits)
+        super().__init__(built, splits, options)
         self.config, self.seed, self.parts = config, seed, parts
         model = self.model.backbone
         self.draws = draws_of(self.splits.train, seed)

@@ -22,12 +22,12 @@ AT_ONCE = 8  # pictures that a language model explains together
 
 
 def explanation_scores(
-    detector: ManipulationModel, pictures: ManipulationSet, decoded: Decoded, calibration: Calibration, most: int
+    model: ManipulationModel, pictures: ManipulationSet, decoded: Decoded, calibration: Calibration, most: int
 ) -> dict[str, float]:
     """``explanation/NAME`` of a set, those that are defined; nothing where no picture is explained.
 
     Args:
-        detector: explains.
+        model: explains.
         pictures: the set.
         decoded: what its decoder said of all of them.
         calibration: from logits to verdicts.
@@ -35,14 +35,14 @@ def explanation_scores(
     """
     chosen = _chosen(pictures, most)
     sizes = [pictures.size(index) for index in chosen]
-    findings = [detector.finding(decoded, index, size, calibration) for index, size in zip(chosen, sizes, strict=True)]
-    if detector.explains:
-        with preserved(detector), torch.inference_mode():
-            detector.eval()
+    findings = [model.finding(decoded, index, size, calibration) for index, size in zip(chosen, sizes, strict=True)]
+    if model.explains:
+        with preserved(model), torch.inference_mode():
+            model.eval()
             for start in range(0, len(chosen), AT_ONCE):
                 part = slice(start, start + AT_ONCE)
-                findings[part] = detector.explain([pictures.image(index) for index in chosen[part]], findings[part])
-    rows = [_explained(detector, pictures, index, each) for index, each in zip(chosen, findings, strict=True)]
+                findings[part] = model.explain([pictures.image(index) for index in chosen[part]], findings[part])
+    rows = [_explained(model, pictures, index, each) for index, each in zip(chosen, findings, strict=True)]
     report = explanation_report(rows) if rows else {}
     return {f"explanation/{name}": value for name, value in report.items() if value is not None}
 
@@ -59,9 +59,9 @@ def _evenly(indices: list[int], most: int) -> list[int]:
     return [indices[place] for place in np.unique(np.linspace(0, len(indices) - 1, most).astype(int))]
 
 
-def _explained(detector: ManipulationModel, pictures: ManipulationSet, index: int, finding: Finding) -> Explained:
+def _explained(model: ManipulationModel, pictures: ManipulationSet, index: int, finding: Finding) -> Explained:
     record, (height, width) = pictures.records[index], finding.heatmap.shape
-    said = parse(finding.explanation, detector.cues, width, height)
+    said = parse(finding.explanation, model.cues, width, height)
     return Explained(
         text=finding.explanation,
         reference=record.explanation,
