@@ -17,6 +17,7 @@ from vision_lowrank.attachment.store import load, save
 from vision_lowrank.backbones.adapted import adapted, without_adapter
 from vision_lowrank.errors import ArtefactError, UserError
 from vision_lowrank.kernels.factored import FactoredLinear
+from vision_lowrank.registry import registry
 
 FACTORED = {
     "lora": vl.LoraConfig(r=2, alpha=3),
@@ -103,6 +104,23 @@ def test_methods_without_such_factors_are_left_to_peft(name, tmp_path):
     assert not has_factors(folder)
     assert not (folder / files.FACTORS).exists()
     assert json.loads((folder / files.RECORD).read_text())["factors"] is None
+
+
+@pytest.mark.parametrize("name", [part.name for part in vl.methods("adapter") if part.name != "peft"])
+def test_every_registered_method_loads_for_prediction_as_it_was_saved(name, tmp_path):
+    model = trained(registry.get("adapter", name).target(), towers=("vision",))
+    folder = save(model, tmp_path / "adapter")
+    light = vl.load_model(folder, backbone()).backbone
+    assert adapted(light) != has_factors(folder)
+    for one, other in zip(embeddings(light), embeddings(model), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 if adapted(light) else 0)
+
+
+def test_a_backbone_takes_one_adapter(tmp_path):
+    folder, base = save(trained(vl.LoraConfig(r=2)), tmp_path / "adapter"), backbone()
+    load_factored(folder, base)
+    with pytest.raises(UserError, match="already carries an adapter"):
+        load_factored(folder, base)
 
 
 def test_q_k_and_v_share_their_down_projection(tmp_path, monkeypatch):

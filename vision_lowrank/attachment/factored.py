@@ -17,8 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..attention.split import split_attention
+from ..backbones.adapted import adapted
 from ..backbones.base import Backbone
-from ..errors import ArtefactError
+from ..errors import ArtefactError, UserError
 from ..kernels.factored import FactoredLinear
 from .folder import (
     CONFIG,
@@ -55,8 +56,11 @@ def load_factored(folder: Path, backbone: Backbone) -> Backbone:
         backbone: the same base weights, without adapters.
 
     Raises:
+        UserError: `backbone` carries an adapter already.
         ArtefactError: as ``load``; the backbone is left without the adapter.
     """
+    if adapted(backbone) or getattr(backbone, "factored", None):
+        raise UserError(f"'{backbone.name}' already carries an adapter: load it anew for another one.")
     record = read_json(folder, RECORD)
     check_base(attachment_of(record, folder), backbone, folder)
     read_json(folder, CONFIG)
