@@ -5,7 +5,7 @@ The numbers, as ``--json`` writes them::
 
     backbone, method, k, epsilon
     layers, total, slots, …             or `refused`: why there is no ΔW to look at
-    forgetting                          before, after, lost: set/metric -> value
+    forgetting                          before, after, lost: set/metric -> value; which metric is the headline
     mitigation                          rows along λ, or `refused`
     separation                          frozen and adapted: pictures -> measure -> value, or `refused`
 """

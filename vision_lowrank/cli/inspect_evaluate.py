@@ -122,8 +122,9 @@ class _Features(Task):
         return {}
 
 
-def forgotten(run: Evaluation) -> dict[str, dict[str, float]]:
-    """Metrics of all test, retention and transfer sets: ``before``, ``after`` and ``lost``.
+def forgotten(run: Evaluation) -> dict[str, Any]:
+    """Metrics of all test, retention and transfer sets: ``before``, ``after`` and ``lost``; which of them is the
+    ``headline``.
 
     A trained head says nothing of the frozen model, so there test sets have no `before`; sets that are recognised by
     prompts always have.
@@ -134,12 +135,14 @@ def forgotten(run: Evaluation) -> dict[str, dict[str, float]]:
     with run.frozen():
         before = run.metrics(known)
     after = run.metrics(sets)
-    return {"before": before, "after": after, "lost": forgetting(before, after) if before else {}}
+    lost = forgetting(before, after) if before else {}
+    return {"headline": run.task.headline, "before": before, "after": after, "lost": lost}
 
 
 def mitigated(run: Evaluation, k: int, epsilon: float) -> dict[str, Any]:
-    """Accuracy on the validation pictures (``task``), and on what is recognised by prompts alone (``kept``, the mean of
-    the retention and transfer sets; None without any), along λ: of the scaled intruders and of both controls.
+    """The headline metric on the validation pictures (``task``), and on what is recognised by prompts alone (``kept``,
+    the mean of the retention and transfer sets; None without any), along λ: of the scaled intruders and of both
+    controls.
 
     Args:
         run: an artefact with an adapter.
@@ -169,14 +172,17 @@ def mitigated(run: Evaluation, k: int, epsilon: float) -> dict[str, Any]:
             curves[name] = {1.0: curves["intruders"][1.0]} | own if curves else own
     return {
         "kept_sets": [name for name in sets if name != "val"],
-        "rows": [{"keep": keep} | {name: _cell(curve[keep]) for name, curve in curves.items()} for keep in KEEPS],
+        "rows": [
+            {"keep": keep} | {name: _cell(curve[keep], run.task.headline) for name, curve in curves.items()}
+            for keep in KEEPS
+        ],
     }
 
 
-def _cell(metrics: Mapping[str, float]) -> dict[str, Any]:
-    accuracies = {name: value for name, value in metrics.items() if name.endswith("/accuracy")}
-    task = accuracies.pop("val/accuracy")
-    return {"task": task, "kept": fmean(accuracies.values()) if accuracies else None, "metrics": dict(metrics)}
+def _cell(metrics: Mapping[str, float], headline: str) -> dict[str, Any]:
+    values = {name: value for name, value in metrics.items() if name.endswith(f"/{headline}")}
+    task = values.pop(f"val/{headline}")
+    return {"task": task, "kept": fmean(values.values()) if values else None, "metrics": dict(metrics)}
 
 
 def separated(run: Evaluation) -> dict[str, Any]:

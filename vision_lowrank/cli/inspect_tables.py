@@ -44,9 +44,9 @@ def forgetting_table(section: Mapping[str, Any]) -> Table:
     """Accuracy of the frozen model, of the adapted one, and the difference, for every set."""
     table = _numbers("forgetting (accuracies in percent)", "set", ("frozen", "adapted", "lost"))
     for name in section["after"]:
-        if name.endswith("/accuracy"):
+        if name.endswith(f"/{section['headline']}"):
             values = (section[part].get(name) for part in ("before", "after", "lost"))
-            table.add_row(escape(name.removesuffix("/accuracy")), *(_percent(value) for value in values))
+            table.add_row(escape(name.rpartition("/")[0]), *(_percent(value) for value in values))
     return table
 
 

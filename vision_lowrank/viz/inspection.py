@@ -64,14 +64,14 @@ def write_inspection(path: Path, numbers: Mapping[str, Any], layers: LayerPlots 
             "similarity": Markup(plots.similarity(layers.similarity, "cosines")),
         }
     if "rows" in numbers.get("mitigation", {}):
-        context["curves"] = _curves(numbers["mitigation"], numbers["forgetting"]["before"])
+        context["curves"] = _curves(numbers["mitigation"], numbers["forgetting"])
     write_text(path, template("inspection.html.jinja").render(context))
     return path
 
 
-def _curves(section: Mapping[str, Any], before: Mapping[str, float]) -> list[Markup]:
-    """Task accuracy along λ and, where there are such sets, that of what is recognised by prompts."""
-    frozen = {"task": None, "kept": _mean(before, section["kept_sets"])}
+def _curves(section: Mapping[str, Any], forgetting: Mapping[str, Any]) -> list[Markup]:
+    """Draw the task's headline along λ and, where there are such sets, that of what is recognised by prompts."""
+    frozen = {"task": None, "kept": _mean(forgetting, section["kept_sets"])}
     titles = {"task": "the task: validation pictures", "kept": "what is kept: other sets"}
     figures = []
     for part, title in titles.items():
@@ -84,6 +84,7 @@ def _curves(section: Mapping[str, Any], before: Mapping[str, float]) -> list[Mar
     return figures
 
 
-def _mean(metrics: Mapping[str, float], sets: Sequence[str]) -> float | None:
-    values = [metrics[f"{name}/accuracy"] for name in sets if f"{name}/accuracy" in metrics]
+def _mean(forgetting: Mapping[str, Any], sets: Sequence[str]) -> float | None:
+    names, before = [f"{name}/{forgetting['headline']}" for name in sets], forgetting["before"]
+    values = [before[name] for name in names if name in before]
     return fmean(values) if values else None
