@@ -20,7 +20,7 @@ _ADAPTER = "vision_lowrank.json"
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """The content of ``artefact.json``, whatever the task; for an adapter alone what such a file would say of it.
+    """Read ``artefact.json``, whatever the task; for an adapter alone, return what such a file would say of it.
 
     Raises:
         ArtefactError: the file is missing or not valid, or lacks one of :data:`KEYS`.

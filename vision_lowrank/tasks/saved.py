@@ -50,11 +50,11 @@ class Row(Protocol):
     """What a saved model says of one input."""
 
     def to_row(self) -> dict[str, Any]:
-        """Plain values for JSON; those that are no lists are the columns of a CSV file."""
+        """Return plain values for JSON; those that are no lists are the columns of a CSV file."""
         ...
 
     def to_cells(self) -> dict[str, str]:
-        """Column -> text, for a table that people read."""
+        """Return column -> text, for a table that people read."""
         ...
 
 
@@ -89,7 +89,7 @@ class AdaptedModel(nn.Module):
     # --- use ---------------------------------------------------------------------------------------------------------
 
     def predict(self, inputs: Sequence[str | Path | Image.Image], batch_size: int = 64, **options: Any) -> list[Row]:
-        """What the model says of each input, in order.
+        """Return what the model says of each input, in order.
 
         Args:
             inputs: pictures, as files or as PIL has them.
@@ -110,7 +110,7 @@ class AdaptedModel(nn.Module):
         return rows
 
     def predict_batch(self, images: Sequence[Image.Image]) -> list[Row]:
-        """One row for each RGB picture, looked at together."""
+        """Return one row for each RGB picture, looked at together."""
         raise UserError(
             "this is an adapter alone, without a head: give an artefact folder, as `train` writes; "
             "`vision-lowrank export` writes it for other programs."
@@ -124,7 +124,7 @@ class AdaptedModel(nn.Module):
                 raise UserError(f"a model for {self.task} predicts without '{name}'.{near_miss(name, known)}")
 
     def on(self, config: RunConfig) -> Task:
-        """This very model on the data that `config` names, ready to be evaluated.
+        """Return the task that evaluates this very model on the data that `config` names.
 
         Raises:
             UserError: the task that `config` names evaluates other models, or the data does not fit this one.
@@ -151,7 +151,7 @@ class AdaptedModel(nn.Module):
 
     @classmethod
     def read(cls, folder: Path) -> dict[str, Any]:
-        """What the artefact in `folder` says of itself.
+        """Read what the artefact in `folder` says of itself.
 
         Raises:
             ArtefactError: the file is missing or not valid, or belongs to a model of another kind.
@@ -202,7 +202,7 @@ class AdaptedModel(nn.Module):
         save(self.backbone, folder)
 
     def _base_state(self) -> dict[str, Tensor]:
-        """The base's trained tensors, by their names in a backbone as ``load_backbone`` gives it."""
+        """Return the base's trained tensors, by their names in a backbone as ``load_backbone`` gives it."""
         if not self.trained_base:
             return {}
         plain = self.backbone
@@ -240,7 +240,7 @@ def load_model(folder: str | Path, backbone: nn.Module | None = None, *, attach:
 def restore_backbone(
     folder: Path, about: Mapping[str, Any], backbone: nn.Module | None, attach: bool
 ) -> tuple[nn.Module, set[str]]:
-    """The backbone of an artefact with its adapter, and the names of its base's trained tensors.
+    """Return the backbone of an artefact with its adapter, and the names of its base's trained tensors.
 
     Args:
         folder: the artefact.
@@ -268,7 +268,7 @@ def restore_backbone(
 
 
 def _with_adapter(folder: Path, backbone: nn.Module, attach: bool) -> nn.Module:
-    """`backbone` with the adapter in `folder`: attached, or where that is not asked for, its factors in the linears."""
+    """Load the adapter in `folder` into `backbone`: attached, or where not asked for, its factors in the linears."""
     if not attach and has_factors(folder):
         return load_factored(folder, backbone)
     from ..attachment.store import load  # PEFT, only where it is needed
@@ -277,7 +277,10 @@ def _with_adapter(folder: Path, backbone: nn.Module, attach: bool) -> nn.Module:
 
 
 def adapter_checksums(model: nn.Module) -> list[str]:
-    """SHA-256 of the tensors of each adapter of a backbone, attached or in its linears: as its folder has them."""
+    """Compute the SHA-256 of the tensors of each adapter of a backbone, attached or in its linears.
+
+    The tensors are as the adapter's folder has them.
+    """
     if not adapted(model):
         return [model.factored] if model.factored else []
     from ..attachment.store import adapter_state  # where an adapter is attached, PEFT has been imported
@@ -304,7 +307,7 @@ def load_part(module: nn.Module, path: Path, what: str) -> None:
 
 
 def _read_base(path: Path, expected: str) -> dict[str, Tensor]:
-    """The base's trained tensors."""
+    """Read the base's trained tensors."""
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:

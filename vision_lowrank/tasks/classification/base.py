@@ -33,7 +33,7 @@ from .initial_losses import calibration_losses
 
 
 def load_splits(config: RunConfig) -> Splits:
-    """The data set that a run names.
+    """Load the data set that a run names.
 
     Raises:
         UserError: it gives no classes.
@@ -42,7 +42,7 @@ def load_splits(config: RunConfig) -> Splits:
 
 
 def load_frozen(config: RunConfig, head: HeadName) -> nn.Module:
-    """The frozen backbone that a run names.
+    """Load the frozen backbone that a run names.
 
     Raises:
         UserError: a text head was asked of a backbone without a text tower.
@@ -56,7 +56,7 @@ def load_frozen(config: RunConfig, head: HeadName) -> nn.Module:
 
 
 def load_adapted(config: RunConfig, head: HeadName, train: ImageSet, templates: Sequence[str]) -> nn.Module:
-    """The frozen backbone with the adapter that a run names, started by its initialiser.
+    """Load the frozen backbone and attach the adapter that a run names, started by its initialiser.
 
     Args:
         config: the run.
@@ -73,7 +73,7 @@ def load_adapted(config: RunConfig, head: HeadName, train: ImageSet, templates: 
 def with_adapter(
     config: RunConfig, backbone: nn.Module, head: HeadName, train: ImageSet, templates: Sequence[str]
 ) -> nn.Module:
-    """`backbone`, which a run names, with the run's adapter; as :func:`load_adapted`."""
+    """Attach a run's adapter, where it has one, to `backbone`, which the run names; as :func:`load_adapted`."""
     if config.adapter is None:
         if config.initializer is not None:
             raise UserError("initializer: there is no adapter to start: add an `adapter`, or leave it out.")
@@ -84,7 +84,7 @@ def with_adapter(
 def starting(
     config: RunConfig, backbone: nn.Module, head: HeadName, train: ImageSet, templates: Sequence[str]
 ) -> dict[str, Any]:
-    """The initialiser that a run names and the losses that it looks at, as ``attach`` takes them."""
+    """Return the initialiser that a run names and the losses that it looks at, as ``attach`` takes them."""
     if config.initializer is None:
         return {}
     initializer = config.initializer.for_training(config.engine.lr, config.engine.warmup_steps)
@@ -96,7 +96,7 @@ def starting(
 
 
 def prompted_sets(splits: Splits) -> dict[str, tuple[ImageSet, tuple[str, ...]]]:
-    """Sets that are recognised by the prompts of their own classes, with the templates, by full name."""
+    """Return the sets that are recognised by the prompts of their own classes, with the templates, by full name."""
     retention = {f"retention/{name}": (images, splits.templates) for name, images in splits.retention.items()}
     return retention | {f"transfer/{name}": each for name, each in splits.transfer.items()}
 
@@ -118,7 +118,7 @@ class ClassificationTask(Task):
 
     @classmethod
     def of_model(cls, model: Any, config: RunConfig) -> Task:
-        """A saved classifier on the data that `config` names, which must have its classes.
+        """Return a task for a saved classifier on the data that `config` names, which must have its classes.
 
         Raises:
             UserError: it is no classifier, the data has other classes; or as the data set's reader.
@@ -137,7 +137,7 @@ class ClassificationTask(Task):
 
     @classmethod
     def splits_of(cls, config: RunConfig, classes: Sequence[str]) -> Splits:
-        """All sets that a run of `config` evaluates a classifier of `classes` on."""
+        """Load all sets that a run of `config` evaluates a classifier of `classes` on."""
         return load_splits(config)
 
     def replace_model(self, model: nn.Module) -> None:
@@ -150,7 +150,7 @@ class ClassificationTask(Task):
         self.model.note_training()
 
     def image_sets(self, split: Literal["val", "test"]) -> dict[str, ImageSet]:
-        """Validation pictures, or every set that is tested: ``test/…``, ``retention/…`` and ``transfer/…``."""
+        """Return validation pictures, or every set that is tested: ``test/…``, ``retention/…`` and ``transfer/…``."""
         if split == "val":
             return {"val": self.val_images} if self.val_images else {}
         tests = {f"test/{name}": images for name, images in self.splits.tests.items()}
@@ -158,7 +158,7 @@ class ClassificationTask(Task):
         return tests | prompted
 
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
-        """:meth:`image_sets` as tensors, without augmentation."""
+        """Return :meth:`image_sets` as tensors, without augmentation."""
         transform = self.model.backbone.preprocess.evaluation()
         return {name: TransformedImages(images, transform) for name, images in self.image_sets(split).items()}
 
@@ -168,31 +168,34 @@ class ClassificationTask(Task):
         self._evaluated.freeze_text()
 
     def eval_step(self, batch: Batch) -> Outputs:
-        """Logits (B, C), labels (B,) and indices (B,)."""
+        """Return logits (B, C), labels (B,) and indices (B,)."""
         return {"logits": self._evaluated(batch["image"]), "label": batch["label"], "index": batch["index"]}
 
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
-        """``accuracy`` and its kin, as in :mod:`vision_lowrank.metrics.classification`."""
+        """Compute ``accuracy`` and its kin, as in :mod:`vision_lowrank.metrics.classification`."""
         return classification_metrics(outputs["logits"], outputs["label"])
 
     @contextmanager
     def untrained(self) -> Iterator[None]:
-        """With the adapter off; what trains afterwards is left as it was."""
+        """Turn the adapter off inside the block; what trains afterwards is left as it was."""
         with preserved(self), without_adapter(self.model.backbone):
             yield
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """The classifier as an artefact folder."""
+        """Save the classifier as an artefact folder."""
         self.model.save(folder, record)
 
     def write_details(self, folder: Path, outputs: Mapping[str, Outputs]) -> None:
-        """``details.json``: class names and confusion matrices of the test sets; ``mistakes.json``: the worst ones."""
+        """Write ``details.json``, class names and confusion matrices of the test sets, and ``mistakes.json``.
+
+        The latter holds the most confident wrong predictions.
+        """
         tests = {name: found for name, found in outputs.items() if name.startswith("test/")}
         write_confusion(folder / "details.json", self.model.classes, tests)
         write_mistakes(folder / "mistakes.json", self.image_sets("test"), tests)
 
     def describe(self) -> dict[str, Any]:
-        """Classes, prompts, hashes of the test sets, and the number of trainable parameters."""
+        """Return classes, prompts, hashes of the test sets, and the number of trainable parameters."""
         return {
             "backbone": self.model.backbone.spec | {"fingerprint": self.model.backbone.fingerprint},
             "classes": len(self.model.classes),

@@ -34,12 +34,12 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
 
     def to_row(self) -> dict[str, Any]:
-        """``class``, ``probability`` and ``top``, a list of both."""
+        """Return ``class``, ``probability`` and ``top``, a list of both."""
         ranked = [[name, round(probability, 6)] for name, probability in self.top]
         return {"class": ranked[0][0], "probability": ranked[0][1], "top": ranked}
 
     def to_cells(self) -> dict[str, str]:
-        """The class, its probability, and what comes next."""
+        """Return the class, its probability, and what comes next."""
         (name, probability), *others = self.top
         then = ", ".join(f"{other} {100 * p:.0f}%" for other, p in others)
         return {"class": name, "probability": f"{100 * probability:.1f}%", "then": then}
@@ -65,7 +65,7 @@ class ImageClassifier(AdaptedModel):
         self.head = make_head(head, model, classes, templates)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits (B, C)."""
+        """Compute logits (B, C)."""
         return self.head(self.backbone, self.backbone.encode_image(pixels))
 
     @property
@@ -124,11 +124,11 @@ class ImageClassifier(AdaptedModel):
 
     @torch.inference_mode()
     def probabilities(self, pixels: Tensor) -> Tensor:
-        """Class probabilities (B, C), float32."""
+        """Compute class probabilities (B, C), float32."""
         return self(pixels).float().softmax(dim=-1)
 
     def predict_batch(self, images: Sequence[Image.Image], *, top: int = 3) -> list[Prediction]:
-        """What the classifier says of RGB pictures, in one batch.
+        """Predict the classes of RGB pictures, in one batch.
 
         Args:
             images: of any size.

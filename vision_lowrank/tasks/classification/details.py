@@ -50,7 +50,7 @@ def _write(path: Path, content: Any) -> None:
 
 
 def _wrong(outputs: Outputs) -> list[tuple[float, int]]:
-    """(confidence, row) of every wrong prediction of one set."""
+    """Return (confidence, row) of every wrong prediction of one set."""
     confidence, predicted = outputs["logits"].float().softmax(dim=-1).max(dim=-1)
     rows = (predicted != outputs["label"]).nonzero().flatten().tolist()
     return [(confidence[row].item(), row) for row in rows]
@@ -69,7 +69,7 @@ def _mistake(images: ImageSet, name: str, outputs: Outputs, row: int, probabilit
 
 
 def _thumbnail(images: ImageSet, index: int) -> str:
-    """The picture as a data URI."""
+    """Return a small copy of the picture as a data URI."""
     picture = images.image(index)
     picture.thumbnail(_THUMBNAIL)
     buffer = io.BytesIO()

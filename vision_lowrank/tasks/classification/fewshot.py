@@ -100,7 +100,10 @@ class FewShot(ClassificationTask):
 
     @classmethod
     def baseline_identity(cls, config: RunConfig) -> Any:
-        """Class prompts depend on no training pictures: with a text head the shots make no difference."""
+        """Name what the baseline depends on: with a text head not on the shots.
+
+        Class prompts depend on no training pictures.
+        """
         if config.task.head != "text":
             return None
         tree = to_tree(config)
@@ -130,14 +133,14 @@ class FewShot(ClassificationTask):
 
     @classmethod
     def splits_of(cls, config: RunConfig, classes: Sequence[str]) -> Splits:
-        """The data set, halved where the protocol says so, and what is transferred to."""
+        """Load the data set, halved where the protocol says so, and what is transferred to."""
         splits = load_splits(config)
         if config.task.protocol == "base_to_novel":
             splits, _, _ = base_to_novel(splits, splits.train, None)
         return with_transfer(splits, config.task.transfer)
 
     def stages(self) -> list[Stage]:
-        """The few-shot pictures, augmented and mixed: one stage for each phase of the adapter.
+        """Return one stage for each phase of the adapter, on the few-shot pictures, augmented and mixed.
 
         Where a regulariser asks for the pretrained model's logits and the head is not there yet, the stage ``probe``
         comes first: it trains the head alone. A selection has the stage ``search`` before the others.
@@ -172,7 +175,7 @@ class FewShot(ClassificationTask):
         return self.config.selection.split(self.train_images, self.seed)
 
     def selection_data(self) -> TransformedImages:
-        """The pictures held out for a search, as they are evaluated."""
+        """Return the pictures held out for a search, as they are evaluated."""
         _, held_out = self.search_images
         return TransformedImages(held_out, self.model.backbone.preprocess.evaluation())
 
@@ -228,7 +231,7 @@ class FewShot(ClassificationTask):
             self._teacher.check_base()
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of a batch: image (B, 3, H, W), or (B, V, 3, H, W) with several views.
+        """Compute the cross-entropy of a batch: image (B, 3, H, W), or (B, V, 3, H, W) with several views.
 
         Labels are (B,), or where pictures were mixed weights (B, C), (B, V, C); accuracy is then that of the heaviest.
         """
@@ -250,7 +253,7 @@ class FewShot(ClassificationTask):
         return {"loss": loss, "accuracy": (logits.detach().argmax(dim=-1) == classes).float().mean()}
 
     def summary(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Base-to-novel: ``harmonic_mean/NAME/accuracy`` of base and novel accuracy of each test set."""
+        """Compute ``harmonic_mean/NAME/accuracy`` of base and novel accuracy of each test set, for base-to-novel."""
         pairs = {name: (f"test/{name}/accuracy", f"transfer/novel-{name}/accuracy") for name in self.splits.tests}
         return {
             f"harmonic_mean/{name}/accuracy": harmonic_mean(metrics[base], metrics[novel])
@@ -259,12 +262,12 @@ class FewShot(ClassificationTask):
         }
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """The classifier as an artefact folder; pairs that a selection shared become each layer's own."""
+        """Save the classifier as an artefact folder; pairs that a selection shared become each layer's own."""
         unshare(self.model.backbone)
         super().save_artefact(folder, record)
 
     def describe(self) -> dict[str, Any]:
-        """The base class's facts, which pictures were drawn, and where a selection put the adapter."""
+        """Return the base class's facts, which pictures were drawn, and where a selection put the adapter."""
         facts = {
             "sampler": self.options.sampler,
             "shots": self.options.shots,

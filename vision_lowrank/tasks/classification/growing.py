@@ -169,7 +169,7 @@ def _check_numbers(images: ImageSet, root: Path, least: int) -> None:
 
 
 def _read_rows(path: Path, classes: int) -> dict[str, Tensor]:
-    """The head's tensors, each with one row per class."""
+    """Read the head's tensors, each with one row per class."""
     try:
         rows = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -184,7 +184,7 @@ def _read_rows(path: Path, classes: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _grown(classifier: ImageClassifier, classes: Sequence[str], features: Tensor, labels: Tensor) -> nn.Module:
-    """The head of all `classes`; `labels` (N,) say which new one each of `features` (N, d) belongs to."""
+    """Make the head of all `classes`; `labels` (N,) say which new one each of `features` (N, d) belongs to."""
     head = make_head(classifier.head_name, classifier.backbone, classes, classifier.templates)
     if classifier.head_name == "text":
         head.refresh(classifier.backbone)

@@ -79,7 +79,7 @@ class Growth:
 
 
 def averaged(head: nn.Module, features: Tensor) -> Tensor:
-    """What a row of `head` is the mean of, for `features` (N, d)."""
+    """Return what a row of `head` is the mean of, for `features` (N, d)."""
     return F.normalize(features, dim=-1) if isinstance(head, CosineHead) else features
 
 
@@ -87,7 +87,7 @@ def averaged(head: nn.Module, features: Tensor) -> Tensor:
 def new_classes(
     model: nn.Module, head: nn.Module, names: Sequence[str], features: Tensor, labels: Tensor, before: int
 ) -> tuple[NewClass, ...]:
-    """The new classes `names`, columns from `before` on, on their `features` (N, d) with `labels` (N,)."""
+    """Measure the new classes `names`, columns from `before` on, on their `features` (N, d) with `labels` (N,)."""
     right = head(model, features).argmax(dim=-1) == labels
     result = []
     for label, name in enumerate(names, start=before):
@@ -101,7 +101,7 @@ def new_classes(
 
 @torch.no_grad()
 def _left_out(model: nn.Module, head: nn.Module, features: Tensor, label: int) -> float:
-    """Accuracy of a class's `features` (n, d), each with the row that the n - 1 others give."""
+    """Compute the accuracy of a class's `features` (n, d), each with the row that the n - 1 others give."""
     row, vectors = head.prototypes[label].clone(), averaged(head, features)
     right = []
     for index in range(len(features)):
@@ -116,7 +116,10 @@ def _left_out(model: nn.Module, head: nn.Module, features: Tensor, label: int) -
 def old_classes(
     model: nn.Module, head: nn.Module, classes: Sequence[str], before: int, reference: tuple[Tensor, Tensor] | None
 ) -> OldClasses | None:
-    """The first `before` of `classes` on their reference features (N, d) and labels (N,); None where there are none."""
+    """Measure the first `before` of `classes` on their reference features (N, d) and labels (N,).
+
+    None where there are none.
+    """
     if reference is None or not len(reference[1]):
         return None
     features, labels = reference

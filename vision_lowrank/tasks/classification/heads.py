@@ -62,7 +62,7 @@ class TextHead(nn.Module):
         self._watch: Watch | None = None
 
     def class_features(self, model: nn.Module) -> Tensor:
-        """Normalised class embeddings (C, e)."""
+        """Compute the normalised class embeddings (C, e)."""
         starts = range(0, len(self.tokens), CHUNK)
         if len(starts) > 1 and torch.is_grad_enabled():
             parts = [checkpoint(self._encode, model, start, use_reentrant=False) for start in starts]
@@ -92,14 +92,14 @@ class TextHead(nn.Module):
         self.features = self._watch = None
 
     def _kept(self) -> Tensor | None:
-        """The kept class embeddings, if they still hold; a graph that is being traced takes them as they are."""
+        """Return the kept class embeddings, if they still hold; a graph that is being traced takes them as they are."""
         if self._watch is None or torch.compiler.is_compiling():
             return self.features
         wanted = torch.is_grad_enabled() and self._watch.trains
         return self.features if self._watch.unchanged and not wanted else None
 
     def forward(self, model: nn.Module, features: Tensor) -> Tensor:
-        """Logits (B, C) of image features (B, e)."""
+        """Compute logits (B, C) of image features (B, e)."""
         kept = self._kept()
         text = self.class_features(model) if kept is None else kept
         return model.logit_scale * F.normalize(features, dim=-1) @ text.T
@@ -115,7 +115,7 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, model: nn.Module, features: Tensor) -> Tensor:
-        """Logits (B, C) of image features (B, e)."""
+        """Compute logits (B, C) of image features (B, e)."""
         return self.linear(F.normalize(features, dim=-1) * model.embed_dim**0.5)
 
 
@@ -129,12 +129,12 @@ class CosineHead(nn.Module):
         self.prototypes = nn.Parameter(torch.randn(classes, model.embed_dim) / model.embed_dim**0.5)
 
     def forward(self, model: nn.Module, features: Tensor) -> Tensor:
-        """Logits (B, C) of image features (B, e)."""
+        """Compute logits (B, C) of image features (B, e)."""
         return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
 def make_head(name: HeadName, model: nn.Module, classes: Sequence[str], templates: Sequence[str]) -> nn.Module:
-    """A fresh head for `classes` on `model` (a backbone, attached or not)."""
+    """Make a fresh head for `classes` on `model` (a backbone, attached or not)."""
     if name == "text":
         return TextHead(model, classes, templates)
     if name in PROTOTYPES:
@@ -144,7 +144,7 @@ def make_head(name: HeadName, model: nn.Module, classes: Sequence[str], template
 
 @torch.no_grad()
 def text_rows(model: nn.Module, names: Sequence[str], templates: Sequence[str], scale: float = 1.0) -> Tensor:
-    """Rows (n, d) for the classes `names`: `scale` times their normalised mean text embeddings.
+    """Compute rows (n, d) for the classes `names`: `scale` times their normalised mean text embeddings.
 
     Predictions are then zero-shot's, whatever `scale` is; with the model's logit scale divided by the usual norm of h,
     the logits are near zero-shot's too.

@@ -24,7 +24,7 @@ from .heads import CosineHead, HeadName, TextHead
 def calibration_losses(
     images: ImageSet, templates: Sequence[str], preprocess: Preprocess, head: HeadName, options: GradientInitializer
 ) -> list[Callable[[nn.Module], Tensor]]:
-    """One function per batch, model -> mean loss of that batch.
+    """Return one function per batch, model -> mean loss of that batch.
 
     Args:
         images: training pictures.
@@ -40,7 +40,10 @@ def calibration_losses(
 
 
 def balanced(images: ImageSet, count: int, seed: int) -> list[int]:
-    """Indices of `count` pictures (or all), the same number of each class as far as they go, shuffled by `seed`."""
+    """Draw indices of `count` pictures (or all), shuffled by `seed`.
+
+    The number of each class is the same as far as they go.
+    """
     draw = random.Random(seed)
     queues = [draw.sample(group, len(group)) for group in images.by_class() if group]
     rounds = [[queue[turn] for queue in queues if turn < len(queue)] for turn in range(max(map(len, queues)))]
@@ -58,7 +61,7 @@ class CalibrationLoss:
         self._classifier: Callable[[nn.Module, Tensor], Tensor] | None = None
 
     def __call__(self, model: nn.Module, indices: Sequence[int]) -> Tensor:
-        """Mean loss of the pictures at `indices`."""
+        """Compute the mean loss of the pictures at `indices`."""
         if self._classifier is None:
             self._classifier = self._make_classifier(model)
         pixels, labels = self._batch(model, indices)

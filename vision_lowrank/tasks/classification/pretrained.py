@@ -63,12 +63,12 @@ class PretrainedClassifier:
                 )
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Image features (B, e) of the pretrained model, without gradient."""
+        """Compute image features (B, e) of the pretrained model, without gradient."""
         with self._pretrained():
             return self.classifier.backbone.encode_image(pixels)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Class logits (B, C) of the pretrained model, without gradient."""
+        """Compute class logits (B, C) of the pretrained model, without gradient."""
         features = self.features(pixels)
         with torch.no_grad():
             return self.head(self.classifier.backbone, features)  # type: ignore[misc]

@@ -47,11 +47,14 @@ class PrototypeHead(TrainedPart):
         self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits (B, C) of features (B, d), those of unseen classes too: what training takes."""
+        """Compute logits (B, C) of features (B, d), those of unseen classes too: what training takes."""
         return features @ self.prototypes.T
 
     def forward(self, model: nn.Module, features: Tensor) -> Tensor:
-        """Logits (B, C) of features (B, d) to predict by: -inf for unseen classes, unless `mask_unseen` is off."""
+        """Compute logits (B, C) of features (B, d) to predict by.
+
+        They are -inf for unseen classes, unless `mask_unseen` is off.
+        """
         logits = self.logits(features)
         return logits.masked_fill(~self.seen, -torch.inf) if self.mask_unseen else logits
 
@@ -91,7 +94,7 @@ class CosinePrototypeHead(PrototypeHead):
     scale = 20.0
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits (B, C) of features (B, d), those of unseen classes too."""
+        """Compute logits (B, C) of features (B, d), those of unseen classes too."""
         return self.scale * F.normalize(features, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 

@@ -30,7 +30,7 @@ PER_CLASS = 20
 def picture_features(
     model: nn.Module, images: ImageSet, batch_size: int = 64, show: Callable[[range], Iterable[int]] = iter
 ) -> Tensor:
-    """What the image tower of `model` gives for the pictures in evaluation: (N, d) float32, on the CPU.
+    """Compute the image tower's features of the pictures in evaluation: (N, d) float32, on the CPU.
 
     Args:
         model: a backbone, attached or not.
@@ -59,7 +59,7 @@ def save_reference(folder: Path, features: Tensor, labels: Tensor) -> None:
 
 
 def load_reference(folder: Path, classes: int, width: int | None = None) -> tuple[Tensor, Tensor] | None:
-    """Features (N, d) and labels (N,) that an artefact keeps; None where it keeps none.
+    """Load features (N, d) and labels (N,) that an artefact keeps; None where it keeps none.
 
     Args:
         folder: the artefact.

@@ -20,7 +20,7 @@ from ...files import flush
 
 @contextmanager
 def renewed(folder: Path, without: Collection[str]) -> Iterator[Path]:
-    """A copy of `folder`, to write into, that takes its place when the block ends; an error changes nothing.
+    """Yield a copy of `folder`, to write into, that takes its place when the block ends; an error changes nothing.
 
     Args:
         folder: what is replaced.

@@ -49,7 +49,7 @@ def training_images(
     cutmix: float = 0.0,
     mixed: int = 1,
 ) -> TransformedImages | MixedImages | Views:
-    """Pictures with one view or several, each a function of (seed, position) alone.
+    """Return pictures with one view or several, each a function of (seed, position) alone.
 
     Args:
         images: the pictures.
@@ -69,7 +69,7 @@ def training_images(
 
 
 def rows(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Pictures and labels of a batch, one row for each view.
+    """Return pictures and labels of a batch, one row for each view.
 
     Args:
         batch: ``image`` (B, 3, H, W) or (B, V, 3, H, W); ``label`` (B,) class numbers, or weights (B, C) or (B, V, C).

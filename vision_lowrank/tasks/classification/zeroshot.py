@@ -34,5 +34,5 @@ class ZeroShot(ClassificationTask):
         super().__init__(classifier, splits, splits.val)
 
     def stages(self) -> list[Stage]:
-        """None."""
+        """Return no stages."""
         return []

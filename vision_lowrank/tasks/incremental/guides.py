@@ -69,14 +69,14 @@ class Guides(nn.Module):
             self.head_then = copy.deepcopy(head).requires_grad_(False)
 
     def update(self, model: nn.Module) -> None:
-        """The optimiser has stepped: the teacher follows."""
+        """Let the teacher follow, after a step of the optimiser."""
         if self.options.contrastive:
             self.teacher.update(model)
 
     def losses(
         self, session: int, model: nn.Module, views: tuple[Tensor, ...], features: Tensor, logits: Tensor, y: Tensor
     ) -> dict[str, Tensor]:
-        """Weighted losses of one batch beside cross-entropy.
+        """Compute the weighted losses of one batch beside cross-entropy.
 
         Args:
             session: t.
@@ -101,7 +101,7 @@ class Guides(nn.Module):
         return found
 
     def _keys(self, session: int) -> list[tuple[FrozenCopy, ...]]:
-        """The frozen models of each contrastive term."""
+        """Return the frozen models of each contrastive term."""
         if not session:
             return [(self.teacher,)]
         if self.options.cit_variant == "code":

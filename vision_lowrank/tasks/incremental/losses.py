@@ -29,7 +29,7 @@ from ...regularizers.contrastive import contrastive_loss
 def asynchronous_contrastive(
     student: Tensor, teacher: Tensor, *others: Tensor, labels: Tensor, tau: float = 0.07
 ) -> Tensor:
-    """L_ACL over the pictures of all processes.
+    """Compute L_ACL over the pictures of all processes.
 
     Args:
         student: features (B, d) of one view, with gradient; normalised here, as all are.
@@ -45,7 +45,7 @@ def asynchronous_contrastive(
 
 
 def logit_distance(student: Tensor, base: Tensor, seen: Tensor | None = None) -> Tensor:
-    """L_KD of one batch.
+    """Compute L_KD of one batch.
 
     Args:
         student: logits (B, C) of all classes, none masked.

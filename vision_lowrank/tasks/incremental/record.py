@@ -65,7 +65,7 @@ class SessionRecord(TrainedPart):
         return int((self.base_only >= 0).sum())
 
     def matrix(self) -> SessionMatrix:
-        """The counts of the sessions tested so far, at least one."""
+        """Return the counts of the sessions tested so far, at least one."""
         sizes = self.sizes[: self.done]
         rows = [tuple(row[: sum(sizes[: t + 1])].tolist()) for t, row in enumerate(self.correct[: self.done])]
         return SessionMatrix(sizes, self.totals[: sum(sizes)], tuple(rows), tuple(self.base_only[: self.done].tolist()))

@@ -115,12 +115,12 @@ class Incremental(ClassificationTask):
 
     @classmethod
     def splits_of(cls, config: RunConfig, classes: Sequence[str]) -> Splits:
-        """The data set with the classes that a classifier knows, in its order: sessions have one of their own."""
+        """Load the data set with the classes that a classifier knows, in its order: sessions have one of their own."""
         splits = load_splits(config)
         return _in_order(splits, classes) if set(classes) <= set(splits.train.classes) else splits
 
     def stages(self) -> list[Stage]:
-        """``base``, in as many parts as the adapter has phases, and ``session-1`` … ``session-T``."""
+        """Return ``base``, in as many parts as the adapter has phases, and ``session-1`` … ``session-T``."""
         options, engine = self.options, self.config.engine
         base, *later = self.sessions.sessions
         length = {} if options.epochs is None else {"steps": options.epochs * self._epoch(base)}
@@ -161,18 +161,18 @@ class Incremental(ClassificationTask):
             self.model.trained_base |= self._moved
 
     def set_progress(self, optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
-        """In the base session, let the encoder join at epoch e_ft."""
+        """Let the encoder join at epoch e_ft, in the base session."""
         if self._stage == self._base[-1][0]:
             joins = step >= self.options.e_ft * self._epoch(self._session)
             for parameter in self.parts.encoder.values():
                 parameter.requires_grad_(joins)
 
     def after_step(self, step: int) -> None:
-        """The teacher follows the student."""
+        """Let the teacher follow the student."""
         self.guides.update(self.model.backbone)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The encoder's weights have a group and a rate of their own, from before they train."""
+        """Return groups in which the encoder's weights have their own, with its own rate, from before they train."""
         groups, options = super().parameter_groups(), self.options
         if self._stage == self._base[-1][0]:
             return self.parts.groups(groups, self.config.engine.lr, options.encoder_lr_factor)
@@ -182,7 +182,10 @@ class Incremental(ClassificationTask):
         return groups
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a batch: image (B, 3, H, W), or (B, 2, 3, H, W) where views are contrasted; label (B,)."""
+        """Compute the losses of a batch.
+
+        It has image (B, 3, H, W), or (B, 2, 3, H, W) where views are contrasted, and label (B,).
+        """
         image, labels = batch["image"], batch["label"]
         views = image.unbind(1) if image.dim() == 5 else (image,)
         model = self.model.backbone
@@ -194,7 +197,7 @@ class Incremental(ClassificationTask):
         return {"loss": torch.stack(list(losses.values())).sum(), **losses, "accuracy": accuracy}
 
     def fit_sets(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
-        """Pictures of new classes for their rows, before a session; test pictures of all seen classes after it."""
+        """Return pictures of new classes for their rows before a session, test pictures of all seen classes after."""
         base, session = [name for name, _ in self._base], self._session
         if place == "untrained":
             images = {ROWS: self.splits.train}
@@ -220,7 +223,7 @@ class Incremental(ClassificationTask):
             self.head.set_rows(classes, text_rows(model, names, self.model.templates, float(self.text_scale)))
 
     def image_sets(self, split: Literal["val", "test"]) -> dict[str, ImageSet]:
-        """Test pictures of all classes; validation pictures of the classes seen so far, where there are some."""
+        """Return test pictures of all classes; validation pictures of the classes seen so far, where there are some."""
         if split == "test":
             return super().image_sets(split)
         if self.options.select == "best_on_test":
@@ -229,18 +232,18 @@ class Incremental(ClassificationTask):
         return {"val": joined(seen)} if seen else {}
 
     def begin_eval(self, set_name: str) -> None:
-        """Features are asked of the pictures that set rows, logits of all others."""
+        """Ask for features of the pictures that set rows, and for logits of all others."""
         super().begin_eval(set_name)
         self._rows = set_name == ROWS
 
     def eval_step(self, batch: Batch) -> Outputs:
-        """Features (B, d) and labels for rows; else logits (B, C), labels (B,) and indices (B,)."""
+        """Return features (B, d) and labels for rows; else logits (B, C), labels (B,) and indices (B,)."""
         if self._rows:
             return {"features": self.model.backbone.encode_image(batch["image"]), "label": batch["label"]}
         return super().eval_step(batch)
 
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
-        """As every classifier's, on all classes after the last session."""
+        """Compute every classifier's metrics, on all classes after the last session."""
         if set_name.startswith("test/"):
             record = self.record
             if self._untrained:  # rows that never change: one evaluation tells what every session would have given
@@ -250,7 +253,7 @@ class Incremental(ClassificationTask):
         return super().metrics(set_name, outputs)
 
     def summary(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """``session/t/accuracy`` and ``incremental/NAME``: see :mod:`vision_lowrank.metrics.incremental`."""
+        """Compute ``session/t/accuracy`` and ``incremental/NAME``: see :mod:`vision_lowrank.metrics.incremental`."""
         if self._matrix is None or not any(name.startswith("test/") for name in metrics):
             return {}
         found = incremental_metrics(self._matrix)
@@ -260,7 +263,7 @@ class Incremental(ClassificationTask):
 
     @contextmanager
     def untrained(self) -> Iterator[None]:
-        """With the adapter off and a head of its own, whose rows the pictures of all sessions set."""
+        """Turn the adapter off for a block, in which the pictures of all sessions set the rows of a head of its own."""
         kept = {name: tensor.clone() for name, tensor in self.head.state_dict().items()}
         self._untrained = True
         try:
@@ -271,20 +274,20 @@ class Incremental(ClassificationTask):
             self.head.load_state_dict(kept)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """All that some session may change, whether it trains just now or not."""
+        """Return all that some session may change, whether it trains just now or not."""
         movable = {id(p) for p in (*self.parts.pet.values(), *self.parts.encoder.values())}
         moving = {name: p.detach() for name, p in self.named_parameters() if id(p) in movable}
         return super().trained_state() | moving | {"text_scale": self.text_scale}
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """The classifier as an artefact folder, with features of some training pictures for classes that come later."""
+        """Save the classifier as an artefact folder, with features of some training pictures for later classes."""
         super().save_artefact(folder, record)
         members = [index for each in self.splits.train.by_class() for index in each[:PER_CLASS]]
         images = self.splits.train.subset(members)
         save_reference(folder, picture_features(self.model.backbone, images), torch.tensor(images.labels))
 
     def describe(self) -> dict[str, Any]:
-        """The base class's facts, the sessions with what was drawn, and the counts of every session."""
+        """Return the base class's facts, the sessions with what was drawn, and the counts of every session."""
         parts = {name: count(getattr(self.parts, name).values()) for name in self._trains}
         facts = {
             "trainable_parameters": sum(parts.values()),
@@ -325,11 +328,11 @@ class Incremental(ClassificationTask):
         return (self.parts.pet if "pet" in names else {}) | (self.parts.encoder if "encoder" in names else {})
 
     def _epoch(self, session: Session) -> int:
-        """Steps of one epoch."""
+        """Count the steps of one epoch."""
         return math.ceil(len(session.train) / self.config.engine.batch_size)
 
     def _images(self, session: Session) -> Dataset:
-        """Training pictures, in two views where they are contrasted."""
+        """Return training pictures, in two views where they are contrasted."""
         options = self.options
         preprocess = self.model.backbone.preprocess
         contrasts = options.contrastive and (not session.number or options.guided)
@@ -342,7 +345,7 @@ class Incremental(ClassificationTask):
 
 
 def _in_order(splits: Splits, classes: Sequence[str]) -> Splits:
-    """The sets of all splits with `classes`, in that order."""
+    """Return the sets of all splits with `classes`, in that order."""
 
     def of(images: ImageSet) -> ImageSet:
         return images.of_classes([images.classes.index(name) for name in classes])

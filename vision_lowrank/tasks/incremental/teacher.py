@@ -67,7 +67,7 @@ class FrozenCopy(TrainedPart):
         return {_name(key): tensor for key, tensor in self._buffers.items() if tensor is not None}
 
     def features(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        """The copy's image features: (B, 3, H, W) -> (B, d), not normalised, without gradient.
+        """Compute the copy's image features: (B, 3, H, W) -> (B, d), not normalised, without gradient.
 
         Args:
             model: the student that this is a copy of.
@@ -91,14 +91,14 @@ class AsynchronousTeacher(FrozenCopy):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """θ_T <- m θ_T + (1 - m) θ_S: one step towards the student."""
+        """Move one step towards the student: θ_T <- m θ_T + (1 - m) θ_S."""
         student = backbone_of(model)
         for name, tensor in self.held.items():
             tensor.lerp_(student.get_parameter(name), 1 - self.m)  # where both are equal nothing changes, to the bit
 
 
 def _key(name: str) -> str:
-    """A buffer's name: torch does not allow dots in one."""
+    """Return the name of a buffer: torch does not allow dots in one."""
     return name.replace(".", "/")
 
 

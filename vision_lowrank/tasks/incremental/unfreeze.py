@@ -46,7 +46,7 @@ class SessionParameters:
 
     @classmethod
     def of(cls, model: nn.Module, head: nn.Module, l_ft: int | None) -> SessionParameters:
-        """The parts of a backbone, attached or not, with a head, as they are right after attaching.
+        """Collect the parts of a backbone, attached or not, with a head, as they are right after attaching.
 
         A head that grows has other parameters afterwards: ask again.
 
@@ -63,7 +63,7 @@ class SessionParameters:
                 parameter.requires_grad_(name in names)
 
     def groups(self, groups: Sequence[Mapping[str, Any]], lr: float, encoder_lr_factor: float) -> list[dict[str, Any]]:
-        """A task's optimiser groups with the encoder's parameters, frozen ones included, in one of their own.
+        """Return a task's optimiser groups with the encoder's parameters, frozen ones included, in one of their own.
 
         Args:
             groups: what ``Task.parameter_groups`` gives: they keep the run's rate.

@@ -83,7 +83,7 @@ class Parsed:
 
 
 def to_grid(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """A box in pixels as integers from 0 to 1000, rounded outwards: a region never vanishes.
+    """Convert a box in pixels to integers from 0 to 1000, rounded outwards: a region never vanishes.
 
     Args:
         box: left, top, right, bottom in pixels.
@@ -95,31 +95,31 @@ def to_grid(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def _span(low: float, high: float, side: int) -> tuple[int, int]:
-    """One side of a box on the grid; 1e-6 keeps what was on a grid line there."""
+    """Put one side of a box on the grid; 1e-6 keeps what was on a grid line there."""
     first = min(max(math.floor(GRID * low / side + 1e-6), 0), GRID - 1)
     return first, min(max(math.ceil(GRID * high / side - 1e-6), first + 1), GRID)
 
 
 def from_grid(box: Sequence[float], width: int, height: int) -> Box:
-    """A box of the grid in pixels, the reverse of :func:`to_grid` up to 1/1000 of each side."""
+    """Convert a box of the grid to pixels, the reverse of :func:`to_grid` up to 1/1000 of each side."""
     left, top, right, bottom = box
     return left * width / GRID, top * height / GRID, right * width / GRID, bottom * height / GRID
 
 
 def write_regions(boxes: Sequence[Box] | None, width: int, height: int) -> str:
-    """The sentence of regions given in pixels; empty where they are None."""
+    """Write the sentence of regions given in pixels; empty where they are None."""
     if boxes is None:
         return ""
     return f"Regions: {', '.join(str(list(to_grid(box, width, height))) for box in boxes) or 'none'}."
 
 
 def write_cues(cues: Sequence[str] | None) -> str:
-    """The sentence of cues; empty where they are None."""
+    """Write the sentence of cues; empty where they are None."""
     return "" if cues is None else f"Cues: {', '.join(cues) or 'none'}."
 
 
 def parse(text: str, cues: Sequence[str], width: int, height: int) -> Parsed:
-    """What `text` says; never raises, whatever the text.
+    """Parse what `text` says; never raises, whatever the text.
 
     Args:
         text: written by a model or a person.
@@ -144,12 +144,12 @@ def parse(text: str, cues: Sequence[str], width: int, height: int) -> Parsed:
 
 
 def stated_verdict(text: str) -> Verdict | None:
-    """The verdict of the first phrase that states one, such as "was edited" or "no sign of manipulation"."""
+    """Return the verdict of the first phrase that states one, such as "was edited" or "no sign of manipulation"."""
     return _first(_STATEMENT, text)
 
 
 def _parts(text: str) -> dict[str, str]:
-    """The text before the first label as "opening", and what follows the first label of each kind."""
+    """Return the text before the first label as "opening", and what follows the first label of each kind."""
     labels, in_reason = [], False
     for label in _LABEL.finditer(text):
         if label["start"] is not None or not in_reason:
@@ -163,13 +163,13 @@ def _parts(text: str) -> dict[str, str]:
 
 
 def _first(pattern: re.Pattern[str], text: str) -> Verdict | None:
-    """The verdict whose phrase comes first."""
+    """Return the verdict whose phrase comes first."""
     found = pattern.search(text)
     return next((verdict for verdict in SENTENCES if found[verdict]), None) if found else None
 
 
 def _boxes(pieces: Sequence[str], width: int, height: int) -> tuple[Box, ...]:
-    """The pieces that hold exactly four numbers, as boxes in pixels; corners are sorted and clipped."""
+    """Convert the pieces that hold exactly four numbers to boxes in pixels; corners are sorted and clipped."""
     boxes = []
     for numbers in map(_NUMBER.findall, pieces):
         if len(numbers) == 4:
@@ -180,7 +180,7 @@ def _boxes(pieces: Sequence[str], width: int, height: int) -> tuple[Box, ...]:
 
 
 def _names(text: str, cues: Sequence[str]) -> tuple[str, ...]:
-    """Cues that `text` names as whole words, the longer of two names that overlap."""
+    """Find the cues that `text` names as whole words, the longer of two names that overlap."""
     words = {name: name for name in cues if name}
     words |= {word: cue for word, cue in _OTHER_WORDS.items() if cue in words and word not in words}
     if not words:

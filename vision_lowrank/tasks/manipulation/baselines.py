@@ -52,11 +52,11 @@ class Signal(Protocol):
     """Something that a picture shows of its history."""
 
     def features(self, image: Image.Image) -> np.ndarray:
-        """(F,) float64, finite for every RGB picture."""
+        """Compute the features, (F,) float64, finite for every RGB picture."""
         ...
 
     def heat_map(self, image: Image.Image) -> np.ndarray:
-        """(H, W) float32 in [0, 1], higher where an edit is likelier."""
+        """Compute the heat map, (H, W) float32 in [0, 1], higher where an edit is likelier."""
         ...
 
 
@@ -71,17 +71,17 @@ class ErrorLevel:
     quality: int = 90
 
     def residual(self, image: Image.Image) -> np.ndarray:
-        """(H, W) float64, non-negative."""
+        """Compute the residual, (H, W) float64, non-negative."""
         saved = np.asarray(Degradation("jpeg", self.quality).apply(image), dtype=np.float64)
         return np.abs(np.asarray(image, dtype=np.float64) - saved).mean(axis=-1)
 
     def features(self, image: Image.Image) -> np.ndarray:
-        """See :class:`Signal`; F = 18."""
+        """Compute the features as :class:`Signal` says; F = 18."""
         residual = self.residual(image)
         return np.concatenate([statistics(residual), statistics(_levels(residual, np.mean))])
 
     def heat_map(self, image: Image.Image) -> np.ndarray:
-        """See :class:`Signal`."""
+        """Compute the heat map as :class:`Signal` says."""
         levels = uniform_filter(_levels(self.residual(image), np.mean), AROUND, mode="nearest")
         return _enlarged((levels / FULL).clip(0, 1), image.size)
 
@@ -91,17 +91,17 @@ class NoiseResidual:
     """Statistics of noise."""
 
     def residual(self, image: Image.Image) -> np.ndarray:
-        """(H, W) float64; the picture is mirrored at its rim."""
+        """Compute the residual, (H, W) float64; the picture is mirrored at its rim."""
         return convolve(_grey(image), _CORNERS, mode="mirror")
 
     def features(self, image: Image.Image) -> np.ndarray:
-        """See :class:`Signal`; F = 143."""
+        """Compute the features as :class:`Signal` says; F = 143."""
         residual = np.abs(self.residual(image))
         sequences = _co_occurrences(_grey(image))
         return np.concatenate([statistics(residual), statistics(_levels(residual, np.median)), sequences])
 
     def heat_map(self, image: Image.Image) -> np.ndarray:
-        """See :class:`Signal`."""
+        """Compute the heat map as :class:`Signal` says."""
         blocks = 1.4826 * _levels(np.abs(self.residual(image)), np.median)
         levels = uniform_filter(blocks, AROUND, mode="nearest") + ROUNDING
         middle = np.median(levels)
@@ -112,7 +112,7 @@ SIGNALS: dict[str, Signal] = {"ela": ErrorLevel(), "noise": NoiseResidual()}
 
 
 def signal(name: str) -> Signal:
-    """A signal by name, with its standard values.
+    """Return a signal by name, with its standard values.
 
     Raises:
         UserError: there is none of that name.
@@ -123,8 +123,10 @@ def signal(name: str) -> Signal:
 
 
 def statistics(values: np.ndarray) -> np.ndarray:
-    """Mean, standard deviation, skewness, kurtosis - 3, three quantiles (0.5, 0.9, 0.99), and the standard deviation
-    and the last quantile as multiples of the mean: (9,) float64. A constant has neither skewness nor kurtosis: 0.
+    """Compute nine statistics (9,) float64 of `values`.
+
+    They are mean, standard deviation, skewness, kurtosis - 3, three quantiles (0.5, 0.9, 0.99), and the standard
+    deviation and the last quantile as multiples of the mean. A constant has neither skewness nor kurtosis: 0.
     """
     mean, deviation = values.mean(), values.std()
     standard = (values - mean) / max(deviation, 1e-9)
@@ -158,7 +160,7 @@ class FeatureDetector:
     def fit(
         cls, name: str, images: Iterable[Image.Image], labels: Sequence[int], strength: float = 0.1
     ) -> FeatureDetector:
-        """A detector fitted to training pictures, each class with the same weight.
+        """Fit a detector to training pictures, each class with the same weight.
 
         Args:
             name: of the signal.
@@ -181,7 +183,9 @@ class FeatureDetector:
         return cls(name, *weights, bias=float(model.intercept_[0]))
 
     def with_threshold(self, images: Iterable[Image.Image], labels: Sequence[int]) -> FeatureDetector:
-        """The same with the threshold of the highest balanced accuracy on validation pictures; the highest of equals.
+        """Return the same with the threshold of the highest balanced accuracy on validation pictures.
+
+        Of equals it is the highest.
 
         Raises:
             UserError: all pictures are of one class.
@@ -194,12 +198,12 @@ class FeatureDetector:
         return replace(self, threshold=float(thresholds[1:][np.argmax((true - false)[1:])]))
 
     def score(self, image: Image.Image) -> float:
-        """Probability, under this model, that an RGB picture was edited."""
+        """Compute the probability, under this model, that an RGB picture was edited."""
         standard = (signal(self.signal).features(image) - self.mean) / self.scale
         return float(1 / (1 + np.exp(-np.clip(standard @ self.weights + self.bias, -500, 500))))
 
     def heat_map(self, image: Image.Image) -> np.ndarray:
-        """The signal's own map, (H, W) float32 in [0, 1]: the classifier says nothing of places."""
+        """Compute the signal's own map, (H, W) float32 in [0, 1]: the classifier says nothing of places."""
         return signal(self.signal).heat_map(image)
 
     def save(self, path: Path) -> None:
@@ -208,7 +212,7 @@ class FeatureDetector:
 
     @classmethod
     def load(cls, path: Path) -> FeatureDetector:
-        """The inverse of :meth:`save`.
+        """Load what :meth:`save` wrote.
 
         Raises:
             ArtefactError: the file is missing, damaged or of other features than this version's.
@@ -231,7 +235,7 @@ def _grey(image: Image.Image) -> np.ndarray:
 
 
 def _levels(values: np.ndarray, reduce: Callable[..., np.ndarray]) -> np.ndarray:
-    """`reduce` of every block of 8 x 8 from the top left, as JPEG has them; the last ones are filled by mirroring."""
+    """Compute `reduce` of every block of 8 x 8 from the top left, as JPEG has them; mirroring fills the last ones."""
     rows, columns = (-(-length // BLOCK) for length in values.shape)
     padding = [(0, count * BLOCK - length) for count, length in zip((rows, columns), values.shape, strict=True)]
     whole = np.pad(values, padding, mode="symmetric")
@@ -239,7 +243,7 @@ def _levels(values: np.ndarray, reduce: Callable[..., np.ndarray]) -> np.ndarray
 
 
 def _enlarged(levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A value per block as a value per pixel of a picture of `size` (width, height), bilinear."""
+    """Enlarge a value per block to a value per pixel of a picture of `size` (width, height), bilinear."""
     width, height = size
     box = (0, 0, width / BLOCK, height / BLOCK)
     image = Image.fromarray(levels.astype(np.float32))
@@ -247,7 +251,7 @@ def _enlarged(levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _co_occurrences(grey: np.ndarray) -> np.ndarray:
-    """Shares (125,) of the sequences of three neighbours of the second differences, in rows and in columns."""
+    """Compute the shares (125,) of sequences of three neighbours of the second differences, in rows and columns."""
     base = 2 * CUT + 1
     counts = np.zeros(base**3)
     for values in (grey, grey.T):

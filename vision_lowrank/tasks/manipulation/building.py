@@ -46,7 +46,7 @@ class StageParameters:
 
 
 def load_manipulation(config: RunConfig) -> ManipulationSplits:
-    """The data set that a run names.
+    """Load the data set that a run names.
 
     Raises:
         UserError: it gives no edits, or has no real or no edited training pictures.
@@ -62,7 +62,7 @@ def load_manipulation(config: RunConfig) -> ManipulationSplits:
 
 
 def framing_of(options: ManipulationConfig, model: nn.Module) -> Framing:
-    """How pictures meet the square input of `model`."""
+    """Return how pictures meet the square input of `model`."""
     return Framing(options.framing, model.preprocess.size, options.max_tiles)
 
 
@@ -112,7 +112,7 @@ def build_model(config: RunConfig, splits: ManipulationSplits) -> tuple[Manipula
 
 
 def tower_width(model: nn.Module) -> int:
-    """Channels of the vision tower's output, found with one blank picture."""
+    """Count the channels of the vision tower's output, found with one blank picture."""
     weight, size = next(model.parameters()), model.preprocess.size
     with torch.no_grad():
         return model.image_tokens(weight.new_zeros(1, 3, size, size)).shape[-1]
@@ -134,7 +134,7 @@ def _attach_explanation(model: nn.Module, options: ManipulationConfig) -> nn.Mod
 
 
 def _starting(config: RunConfig, backbone: nn.Module, splits: ManipulationSplits, framing: Framing) -> dict[str, Any]:
-    """The initialiser that a run names, with the losses that it looks at: stage A's, on training pictures."""
+    """Return the initialiser that a run names, with the losses that it looks at: stage A's, on training pictures."""
     if config.initializer is None:
         return {}
     initializer = config.initializer.for_training(config.engine.lr, config.engine.warmup_steps)

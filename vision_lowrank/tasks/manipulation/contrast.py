@@ -38,7 +38,7 @@ Reading: TypeAlias = Literal["label", "pair"]
 
 
 def projector(width: int, out: int = 128) -> nn.Sequential:
-    """g: features (B, `width`) -> (B, `out`); dropped after the stage."""
+    """Build g: features (B, `width`) -> (B, `out`); dropped after the stage."""
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))
 
 
@@ -50,7 +50,7 @@ def contrastive_loss(
     tau: float = 0.2,
     twin_weight: float = 1.0,
 ) -> Tensor:
-    """The loss over the rows of all processes; 0 where no row has a positive.
+    """Compute the loss over the rows of all processes; 0 where no row has a positive.
 
     If processes add it with weights that sum to 1, the gradients summed over them are the loss's.
 
@@ -78,7 +78,7 @@ def contrastive_loss(
 
 
 def twin_cosine(features: Tensor, twins: Tensor) -> float:
-    """Mean cosine between rows (B, D) and their twins (B,); rows without a twin take no part.
+    """Compute the mean cosine between rows (B, D) and their twins (B,); rows without a twin take no part.
 
     nan where no row has one.
     """
@@ -90,7 +90,7 @@ def twin_cosine(features: Tensor, twins: Tensor) -> float:
 def contrast_diagnostics(
     features: Tensor, labels: Tensor, twins: Tensor, sources: Sequence[int] | np.ndarray | None = None
 ) -> dict[str, float]:
-    """What shows that the stage went the right way, on held-out pictures.
+    """Compute what shows that the stage went the right way, on held-out pictures.
 
     ``twin_cosine`` falls and ``probe_auc``, of a linear probe that tells edits from photographs, rises with `label`.
     nan stands for what cannot be told: no twins, or too few photographs for the probe's five folds.
@@ -111,7 +111,7 @@ def contrast_diagnostics(
 
 
 def _gather_twins(twins: Tensor) -> Tensor:
-    """Rows of the twins among the rows of all processes, where those of earlier processes come first."""
+    """Return the twins' rows among the rows of all processes, where those of earlier processes come first."""
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     owner = gather_rows(torch.full_like(twins, rank))
     return gather_rows(twins + (owner < rank).sum())

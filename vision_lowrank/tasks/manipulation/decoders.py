@@ -62,7 +62,7 @@ def make_decoder(
     heads: int = 8,
     dropout: float = 0.1,
 ) -> QueryDecoder | MlpDecoder | LinearDecoder:
-    """The decoder of a kind, with random weights.
+    """Make the decoder of a kind, with random weights.
 
     Args:
         d: width of the states.
@@ -176,7 +176,7 @@ class MlpDecoder(nn.Module):
         )
 
     def forward(self, states: Tensor, valid: Tensor, centres: Tensor) -> Decoded:
-        """As :meth:`QueryDecoder.forward`; `centres` are not looked at."""
+        """Decode as :meth:`QueryDecoder.forward` does; `centres` are not looked at."""
         with torch.autocast(states.device.type, enabled=False):
             pooled = _pooled(states, valid, self.detection[0].weight.dtype)
             places = self.boxes(pooled).unflatten(-1, (-1, 5))
@@ -185,7 +185,7 @@ class MlpDecoder(nn.Module):
 
     @torch.no_grad()
     def lower(self, objectness: float, tokens: float) -> None:
-        """As :meth:`QueryDecoder.lower`; there is no map."""
+        """Lower as :meth:`QueryDecoder.lower` does; there is no map."""
         self.boxes[-1].bias.unflatten(0, (-1, 5))[:, 4] -= objectness
 
 
@@ -202,18 +202,18 @@ class LinearDecoder(nn.Module):
         self.detection = nn.Linear(d, 1)
 
     def forward(self, states: Tensor, valid: Tensor, centres: Tensor) -> Decoded:
-        """As :meth:`QueryDecoder.forward`; `centres` are not looked at."""
+        """Decode as :meth:`QueryDecoder.forward` does; `centres` are not looked at."""
         with torch.autocast(states.device.type, enabled=False):
             logit = self.detection(self.norm(_pooled(states, valid, self.norm.weight.dtype)))[:, 0]
             nothing = logit.new_zeros(len(logit), 0)
             return Decoded(logit, nothing, nothing[..., None].expand(-1, -1, 4), nothing, None, valid)
 
     def lower(self, objectness: float, tokens: float) -> None:
-        """Nothing: there are no places."""
+        """Do nothing: there are no places."""
 
 
 def position_code(centres: Tensor, width: int) -> Tensor:
-    """e: (…, 2) in [0, 1] -> (…, `width`), a multiple of 4."""
+    """Compute e: (…, 2) in [0, 1] -> (…, `width`), a multiple of 4."""
     octaves = torch.linspace(-1, 6, width // 4, dtype=centres.dtype, device=centres.device)
     angles = centres[..., None] * (math.pi * 2**octaves)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
@@ -222,7 +222,7 @@ def position_code(centres: Tensor, width: int) -> Tensor:
 def decode_boxes(
     boxes: Tensor, objectness: Tensor, width: int, height: int, min_score: float = 0.5, iou: float = 0.5
 ) -> Boxes:
-    """The boxes of one picture in its pixels, highest score first, after non-maximum suppression.
+    """Return the boxes of one picture in its pixels, highest score first, after non-maximum suppression.
 
     Args:
         boxes: (K, 4) cx, cy, w, h in [0, 1].
@@ -241,16 +241,16 @@ def decode_boxes(
 
 
 def _clean(states: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """States in `dtype`, zero where not valid."""
+    """Return states in `dtype`, zero where not valid."""
     return states.to(dtype).masked_fill(~valid[..., None], 0.0)
 
 
 def _pooled(states: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mean (B, d) of the valid tokens."""
+    """Compute the mean (B, d) of the valid tokens."""
     return _clean(states, valid, dtype).sum(dim=1) / valid.sum(dim=1, keepdim=True)
 
 
 def corners(boxes: Tensor) -> Tensor:
-    """(…, 4) cx, cy, w, h -> left, top, right, bottom."""
+    """Convert (…, 4) cx, cy, w, h -> left, top, right, bottom."""
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)

@@ -42,7 +42,7 @@ class ManipulationEvaluation(Task):
 
     @classmethod
     def of_model(cls, model: Any, config: RunConfig) -> Task:
-        """A saved model on the data that `config` names.
+        """Return a task for a saved model on the data that `config` names.
 
         Raises:
             UserError: it is no model of manipulation; or as the data set's reader.
@@ -58,7 +58,7 @@ class ManipulationEvaluation(Task):
         return ManipulationEvaluation(model, load_manipulation(config), config.task)
 
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
-        """Validation pictures; or every test set as it is (``test/NAME``) and degraded (``test/NAME/jpeg-70``)."""
+        """Return validation pictures, or every test set as is (``test/NAME``) and degraded (``test/NAME/jpeg-70``)."""
         return {
             name: Pictures(pictures, self.annotations, degradation)
             for name, (pictures, degradation) in self._sets(split).items()
@@ -69,13 +69,13 @@ class ManipulationEvaluation(Task):
         self._set = set_name
 
     def eval_step(self, batch: Batch) -> Outputs:
-        """What :func:`.scoring.score` needs of a batch of pictures."""
+        """Compute what :func:`.scoring.score` needs of a batch of pictures."""
         decoded = self.model(batch)
         outputs = {name: value for name, value in decoded._asdict().items() if value is not None}
         return outputs | {name: self._wide(outputs[name]) for name in ("tokens", "valid") if name in outputs}
 
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
-        """Every metric of :mod:`.scoring`; of sets as they are also of the explanations."""
+        """Compute every metric of :mod:`.scoring`; of sets as they are also of the explanations."""
         found = self._score(set_name, outputs, self.model.calibration)
         self._scores[set_name] = found
         pictures, degradation = self._sets_of(set_name)[set_name]
@@ -101,5 +101,5 @@ class ManipulationEvaluation(Task):
         return sets
 
     def _wide(self, tokens: Tensor) -> Tensor:
-        """(B, n) with zeros up to the most tokens of a picture, so that batches can be joined."""
+        """Return (B, n) with zeros up to the most tokens of a picture, so that batches can be joined."""
         return nn.functional.pad(tokens, (0, self.model.frames.tokens - tokens.shape[1]))

@@ -44,7 +44,10 @@ def activate_explainer(model: nn.Module) -> None:
 
 @contextmanager
 def explainer_active(model: nn.Module) -> Iterator[None]:
-    """:func:`activate_explainer` inside, :func:`deactivate_explainer` afterwards; what requires a gradient stays."""
+    """Activate the explainer for a block: :func:`activate_explainer`, then :func:`deactivate_explainer` at its end.
+
+    What requires a gradient stays.
+    """
     with preserved(model):
         activate_explainer(model)
         try:
@@ -62,7 +65,7 @@ def save_explainer(model: nn.Module, folder: Path) -> None:
 
 
 def load_explainer(folder: Path, model: nn.Module) -> nn.Module:
-    """`model` with the language model's adapter in `folder`, which rests."""
+    """Load the language model's adapter in `folder` into `model`; it rests."""
     from ...attachment.store import load  # PEFT, only where it is needed
 
     model = load(folder, model, EXPLAIN)
@@ -71,7 +74,7 @@ def load_explainer(folder: Path, model: nn.Module) -> nn.Module:
 
 
 def explained(pictures: ManipulationSet) -> ManipulationSet:
-    """Pictures with an explanation, and as many real ones, whose answer is that nothing was found.
+    """Return pictures with an explanation, and as many real ones, whose answer is that nothing was found.
 
     Raises:
         UserError: there are none.
@@ -86,7 +89,7 @@ def explained(pictures: ManipulationSet) -> ManipulationSet:
 
 
 def answer_loss(model: nn.Module, pictures: ManipulationSet, batch: Mapping[str, Any]) -> Tensor:
-    """Next-token loss of what the records of a batch of `pictures` answer; the model must speak."""
+    """Compute the next-token loss of what the records of a batch of `pictures` answer; the model must speak."""
     records = [pictures.records[index] for index in batch["index"].tolist()]
     counts, sizes = batch["count"].tolist(), batch["size"].tolist()
     prompts = [question(record, *size) for record, size in zip(records, sizes, strict=True)]

@@ -58,7 +58,7 @@ class Outcome:
 
 
 def outcome_of(about: PictureRecord | Finding) -> Outcome:
-    """The outcome that a record annotates (a fully synthetic picture counts as edited) or that the heads found.
+    """Return the outcome that a record annotates (a fully synthetic picture counts as edited) or that the heads found.
 
     What is real has neither regions nor cues, annotated or not.
     """
@@ -75,7 +75,7 @@ def outcome_of(about: PictureRecord | Finding) -> Outcome:
 
 
 def question(about: Finding | PictureRecord | None, width: int, height: int) -> str:
-    """The prompt that follows the picture.
+    """Write the prompt that follows the picture.
 
     Args:
         about: whose outcome is inserted: a record in training, a finding at inference; None asks openly.
@@ -90,7 +90,7 @@ def question(about: Finding | PictureRecord | None, width: int, height: int) -> 
 
 
 def answer(record: PictureRecord, width: int, height: int) -> str:
-    """What a language model is taught to answer for `record`; its explanation becomes one paragraph.
+    """Write what a language model is taught to answer for `record`; its explanation becomes one paragraph.
 
     Args:
         record: an explained picture; what it does not annotate is left out.
@@ -111,7 +111,7 @@ def template(
     width: int,
     height: int,
 ) -> str:
-    """An explanation in plain English without a language model.
+    """Write an explanation in plain English without a language model.
 
     Args:
         verdict: of the picture as a whole.
@@ -141,7 +141,7 @@ def template(
 
 
 def reconcile(text: str, finding: Finding, cues: Sequence[str] | None = None) -> tuple[str, bool]:
-    """A generated text if it agrees with the heads, otherwise the template and a sentence that says so.
+    """Return a generated text if it agrees with the heads, otherwise the template and a sentence that says so.
 
     It agrees if it states the heads' verdict, and again no other in its reason, and names only cues and regions that
     the heads found (IoU of at least 0.5 on the text's grid), and none only where there is none.
@@ -162,7 +162,7 @@ def reconcile(text: str, finding: Finding, cues: Sequence[str] | None = None) ->
 
 
 def place(box: Box, width: int, height: int) -> str:
-    """Where a box lies and how much of the picture it covers, such as ``top left, 12 % of the picture``."""
+    """Say where a box lies and how much of the picture it covers, such as ``top left, 12 % of the picture``."""
     share = 100 * (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
     covers = "less than 1" if share < 1 else f"{share:.0f}"
     column = ("left", "", "right")[_third(box[0] + box[2], width)]
@@ -171,7 +171,7 @@ def place(box: Box, width: int, height: int) -> str:
 
 
 def _third(twice_middle: float, side: int) -> int:
-    """0, 1 or 2: the third of a side in which a middle lies."""
+    """Return 0, 1 or 2: the third of a side in which a middle lies."""
     return min(max(int(1.5 * twice_middle / side), 0), 2)
 
 
@@ -196,7 +196,7 @@ def _sign(name: str, probability: float) -> str:
 
 
 def _likelihood(probability: float) -> str:
-    """Two digits, and never a certainty."""
+    """Write the likelihood with two digits, and never as a certainty."""
     if 0.005 <= probability < 0.995:
         return f"{probability:.2f}"
     return "above 0.99" if probability > 0.5 else "below 0.01"

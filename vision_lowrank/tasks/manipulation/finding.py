@@ -36,7 +36,7 @@ class Finding:
     heatmap: np.ndarray
 
     def to_row(self) -> dict[str, Any]:
-        """All but the heat map: ``boxes`` as ``{"xyxy", "score"}`` and ``cues`` as ``{"name", "prob"}``."""
+        """Return all but the heat map: ``boxes`` as ``{"xyxy", "score"}`` and ``cues`` as ``{"name", "prob"}``."""
         return {
             "verdict": self.verdict,
             "probability": round(float(self.probability), 6),
@@ -47,7 +47,7 @@ class Finding:
         }
 
     def to_cells(self) -> dict[str, str]:
-        """The verdict, the likelihood of an edit, and the regions as left, top, right, bottom in pixels."""
+        """Return the verdict, the likelihood of an edit, and the regions as left, top, right, bottom in pixels."""
         regions = (" ".join(f"{edge:.0f}" for edge in box) for box in self.boxes)
         return {
             "verdict": self.verdict,

@@ -39,7 +39,7 @@ class Frames:
         return self.framing.max_tiles + 1 if self.framing.mode == "tile" else 1
 
     def sample(self, image: Image.Image) -> Sample:
-        """``tiles count centres inside size`` of one RGB picture."""
+        """Return ``tiles count centres inside size`` of one RGB picture."""
         parts = torch.stack([self._tensor(tile) for tile in self.framing.tiles(image)])
         centres, inside = token_centres(self.framing.rectangles(*image.size), self.grid, *image.size)
         return {
@@ -56,7 +56,7 @@ class Frames:
         return self.most * self.grid[0] * self.grid[1]
 
     def targets(self, mask: np.ndarray) -> Tensor:
-        """Edited share of each token's cell (N,), of a mask (H, W)."""
+        """Compute the edited share of each token's cell (N,), of a mask (H, W)."""
         rectangles = self.framing.rectangles(mask.shape[1], mask.shape[0])
         return padded(torch.from_numpy(token_targets(mask, rectangles, self.grid)), self.tokens)
 
@@ -67,21 +67,21 @@ class Frames:
 
 
 def stacked(samples: Sequence[Sample]) -> Sample:
-    """Samples as one, every value with a first dimension for them."""
+    """Stack samples into one, every value with a first dimension for them."""
     return {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}
 
 
 def tiles_of(batch: Sample, counts: Sequence[int]) -> Tensor:
-    """The tiles (M, 3, S, S) of a batch without those behind a picture's own."""
+    """Return the tiles (M, 3, S, S) of a batch without those behind a picture's own."""
     return torch.cat([tiles[:count] for tiles, count in zip(batch["tiles"], counts, strict=True)])
 
 
 def whole_pictures(batch: Sample) -> Tensor:
-    """The tile (B, 3, S, S) of each picture of a batch that shows all of it: its last one."""
+    """Return the tile (B, 3, S, S) of each picture of a batch that shows all of it: its last one."""
     counts = batch["count"].tolist()
     return torch.stack([tiles[count - 1] for tiles, count in zip(batch["tiles"], counts, strict=True)])
 
 
 def padded(rows: Tensor, length: int) -> Tensor:
-    """`rows` (n, …) with zeros behind them, (length, …)."""
+    """Return `rows` (n, …) with zeros behind them, (length, …)."""
     return torch.cat([rows, rows.new_zeros(length - len(rows), *rows.shape[1:])])

@@ -72,7 +72,7 @@ def write_gallery(
 
 
 def choose(candidates: Sequence[Candidate]) -> list[tuple[str, str, int, list[Candidate]]]:
-    """(title, rule, number of such pictures, at most six of them) of every group of the module docstring."""
+    """Return (title, rule, number of such pictures, at most six of them) of every group of the module docstring."""
     hits = _ranked(candidates, "edited", True, -1)
     placed = sorted((c for c in hits if _quality(c)[0] is not None), key=lambda c: _quality(c)[0])
     misses, alarms = _ranked(candidates, "real", True, 1), _ranked(candidates, "edited", False, -1)
@@ -93,7 +93,7 @@ def choose(candidates: Sequence[Candidate]) -> list[tuple[str, str, int, list[Ca
 
 
 def drawn(image: Image.Image, heat: np.ndarray, boxes: Boxes, mask: np.ndarray | None) -> Image.Image:
-    """The picture at most 160 pixels a side, under heat map and boxes, its true mask (H, W) bool outlined."""
+    """Draw the picture at most 160 pixels a side, under heat map and boxes, its true mask (H, W) bool outlined."""
     scale = min(1.0, SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = np.asarray(Image.fromarray(np.asarray(heat, dtype=np.float32)).resize(size, Image.Resampling.BILINEAR))
@@ -111,13 +111,13 @@ def _rows(scores: Mapping[str, Scores], name: str) -> list[tuple[int, Mapping[st
 
 
 def _ranked(candidates: Sequence[Candidate], verdict: str, edited: bool, sign: int) -> list[Candidate]:
-    """Those of a verdict and a truth by their probability, ascending for sign 1."""
+    """Return those of a verdict and a truth, sorted by their probability, ascending for sign 1."""
     own = [c for c in candidates if c[2]["verdict"] == verdict and (c[2]["label"] != REAL) == edited]
     return sorted(own, key=lambda c: sign * c[2]["probability"])
 
 
 def _sources_once(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The first picture of every source of a set."""
+    """Return the first picture of every source of a set."""
     first: dict[tuple[str, str], Candidate] = {}
     for candidate in candidates:
         first.setdefault((candidate[0], candidate[2]["source_id"]), candidate)
@@ -125,7 +125,7 @@ def _sources_once(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _quality(candidate: Candidate) -> tuple[float | None, str]:
-    """How well the edit was localised, and by what measure."""
+    """Return how well the edit was localised, and by what measure."""
     row = candidate[2]
     return (row["box_iou"], "box IoU") if row["pixel_f1"] is None else (row["pixel_f1"], "pixel F1")
 
@@ -147,7 +147,7 @@ def _example(
 
 
 def _truth(pictures: ManipulationSet, index: int, size: tuple[int, int]) -> np.ndarray | None:
-    """The mask, or the boxes as one; None where neither is annotated."""
+    """Return the mask, or the boxes as one; None where neither is annotated."""
     mask, boxes = pictures.mask(index), boxes_of(pictures.records[index])
     return mask_of_boxes(boxes, *size) if mask is None and boxes is not None else mask
 

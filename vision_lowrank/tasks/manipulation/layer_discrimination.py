@@ -81,7 +81,7 @@ def choose_layer(
     criterion: Criterion = "discrimination",
     folds: int = 5,
 ) -> LayerChoice:
-    """All terms of all layers, and the layer that the criterion prefers.
+    """Compute all terms of all layers, and choose the layer that the criterion prefers.
 
     ``discrimination`` takes the highest score, ``kl`` and ``ldr`` the highest of these terms, ``entropy`` the lowest,
     ``probe`` the lowest layer whose AUC is within 0.01 of the best.
@@ -117,7 +117,7 @@ def choose_layer(
 
 
 def separability(real: Tensor, edited: Tensor) -> tuple[float, float]:
-    """KL and LDR of one layer's states (m0, d) and (m1, d) float64."""
+    """Compute KL and LDR of one layer's states (m0, d) and (m1, d) float64."""
     v0, v1 = (u.var(dim=0, correction=0) + 1e-6 for u in (real, edited))
     squared = (real.mean(dim=0) - edited.mean(dim=0)).square()
     kl = 0.5 * ((v1 / v0).log() + (v0 + squared) / v1 - 1)
@@ -125,7 +125,7 @@ def separability(real: Tensor, edited: Tensor) -> tuple[float, float]:
 
 
 def entropy(states: Tensor) -> float:
-    """Ent of one layer's states (m, d) float64, both classes together; 0 where no channel varies."""
+    """Compute Ent of one layer's states (m, d) float64, both classes together; 0 where no channel varies."""
     d = states.shape[1]
     z = (states - states.mean(dim=0)) / states.std(dim=0, correction=0).clamp_min(1e-12)
     inside = z.abs() <= REACH
@@ -139,7 +139,7 @@ def entropy(states: Tensor) -> float:
 def probe_auc(
     features: Tensor, labels: Tensor, sources: Sequence[int] | np.ndarray | None = None, folds: int = 5
 ) -> float:
-    """Mean over folds of the AUC, on the held-out fold, of a logistic regression on standardised features.
+    """Compute the mean over folds of the AUC, on the held-out fold, of a logistic regression on standardised features.
 
     Args:
         features: (m, d).
@@ -167,7 +167,7 @@ def probe_auc(
 
 
 def _zscore(values: np.ndarray) -> np.ndarray:
-    """`values` (L,) with mean 0 and standard deviation 1; zeros where they are all the same."""
+    """Standardise `values` (L,) to mean 0 and standard deviation 1; zeros where they are all the same."""
     centred = values - values.mean()
     spread = centred.std()
     return centred / spread if spread > 1e-12 else np.zeros_like(values)

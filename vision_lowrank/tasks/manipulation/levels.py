@@ -29,7 +29,7 @@ SIDE = 1000  # any will do: IoU does not depend on it
 
 
 def levels(outputs: Outputs) -> tuple[float, float]:
-    """Levels of boxes and map, as logits, from what a decoder says of pictures and :data:`TRUTH` as ``true_…``."""
+    """Find the levels of boxes and map, as logits, from what a decoder says and :data:`TRUTH` as ``true_…``."""
     boxed = outputs["true_has_boxes"].nonzero().flatten().tolist()
     found = box_level([_outcome(outputs, index) for index in boxed] if outputs["boxes"].shape[1] else [])
     if "tokens" not in outputs:
@@ -44,7 +44,7 @@ def _outcome(outputs: Outputs, index: int) -> BoxOutcome:
 
 
 def map_level(tokens: Tensor, valid: Tensor, shares: Tensor) -> float:
-    """The level of token maps as a logit; 0 where no level finds anything.
+    """Find the level of token maps as a logit; 0 where no level finds anything.
 
     Args:
         tokens: (B, N) logits.
@@ -61,7 +61,7 @@ def map_level(tokens: Tensor, valid: Tensor, shares: Tensor) -> float:
 
 
 def box_level(outcomes: Sequence[BoxOutcome]) -> float:
-    """The level of objectness as a logit; 0 where no level finds anything.
+    """Find the level of objectness as a logit; 0 where no level finds anything.
 
     Args:
         outcomes: of all pictures whose boxes are annotated, with every box that was proposed.

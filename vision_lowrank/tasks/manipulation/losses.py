@@ -77,7 +77,7 @@ class Losses(NamedTuple):
 def decoder_losses(
     decoded: Decoded, targets: Targets, weights: LossWeights | None = None, pos_weight: float = 1.0
 ) -> Losses:
-    """The loss of one batch.
+    """Compute the loss of one batch.
 
     Args:
         decoded: what the decoder said.
@@ -110,7 +110,7 @@ def decoder_losses(
 
 
 def _box_errors(decoded: Decoded, boxes: list[Tensor], weights: LossWeights) -> tuple[Tensor, Tensor]:
-    """The weighted errors (P,) of the matched pairs, and (B, K) 1 for matched predictions, 0 for the others."""
+    """Compute the weighted errors (P,) of the matched pairs, and (B, K) 1 for matched predictions, 0 for the others."""
     pairs = match(decoded.boxes, decoded.objectness, boxes, weights.l1, weights.giou)
     found = decoded.boxes[pairs.pictures, pairs.queries]
     wanted = torch.cat(boxes).to(found)[pairs.targets]
@@ -121,10 +121,10 @@ def _box_errors(decoded: Decoded, boxes: list[Tensor], weights: LossWeights) -> 
 
 
 def _bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of every value."""
+    """Compute the binary cross-entropy of every value."""
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
 
 
 def _mean(values: Tensor, known: Tensor) -> Tensor:
-    """Mean of the values (B,) that are known; 0 where none is."""
+    """Compute the mean of the values (B,) that are known; 0 where none is."""
     return (values * known).sum() / known.sum().clamp_min(1)

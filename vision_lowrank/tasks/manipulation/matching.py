@@ -37,7 +37,7 @@ class Matches(NamedTuple):
 def match(
     boxes: Tensor, objectness: Tensor, targets: Sequence[Tensor], l1: float = 5.0, giou_weight: float = 2.0
 ) -> Matches:
-    """Pairs of predicted and annotated boxes.
+    """Pair predicted with annotated boxes.
 
     Args:
         boxes: (B, K, 4).
@@ -61,7 +61,10 @@ def match(
 
 
 def giou(first: Tensor, second: Tensor) -> Tensor:
-    """GIoU in (-1, 1] of boxes (…, 4) given by their corners; shapes broadcast. Boxes without area give no NaN."""
+    """Compute GIoU in (-1, 1] of boxes (…, 4) given by their corners; shapes broadcast.
+
+    Boxes without area give no NaN.
+    """
     tiny = torch.finfo(first.dtype).tiny
     inside = _area(torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:]))
     around = _area(torch.minimum(first[..., :2], second[..., :2]), torch.maximum(first[..., 2:], second[..., 2:]))
@@ -70,5 +73,5 @@ def giou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _area(low: Tensor, high: Tensor) -> Tensor:
-    """Area between two corners (…, 2); 0 where they are crossed."""
+    """Compute the area between two corners (…, 2); 0 where they are crossed."""
     return (high - low).clamp_min(0).prod(dim=-1)

@@ -61,7 +61,7 @@ class ManipulationModel(AdaptedModel):
     def __init__(
         self, model: nn.Module, decoder: Mapping[str, Any], framing: Framing, layer: int, cues: Sequence[str]
     ) -> None:
-        """`decoder` is what :func:`.decoders.make_decoder` takes beside the width of the states."""
+        """Build the model; `decoder` is what :func:`.decoders.make_decoder` takes beside the width of the states."""
         super().__init__(model)
         self.layer, self.cues = layer, tuple(cues)
         self.decoder_options = dict(decoder)
@@ -71,7 +71,7 @@ class ManipulationModel(AdaptedModel):
         self.use_framing(framing)
 
     def forward(self, batch: Sample) -> Decoded:
-        """What the decoder says of a batch of samples (:mod:`.pictures`), over as many tokens as its pictures have."""
+        """Decode a batch of samples (:mod:`.pictures`), over as many tokens as its pictures have."""
         counts = batch["count"].tolist()
         (states,), valid = self.backbone.image_states(tiles_of(batch, counts), counts, [self.layer])
         tokens = states.shape[1]
@@ -100,7 +100,7 @@ class ManipulationModel(AdaptedModel):
     def predict_batch(
         self, images: Sequence[Image.Image], *, calibration: Calibration | None = None, explain: bool = False
     ) -> list[Finding]:
-        """What the model finds, picture by picture, in one batch.
+        """Return what the model finds, picture by picture, in one batch.
 
         Args:
             images: RGB, upright, of any size.
@@ -124,7 +124,7 @@ class ManipulationModel(AdaptedModel):
         return self.explain(images, findings) if explain else findings
 
     def finding(self, decoded: Decoded, row: int, size: tuple[int, int], calibration: Calibration) -> Finding:
-        """What the decoder found in the picture of a row, (width, height) in size, explained by the template."""
+        """Return what the decoder found in the picture of a row, (width, height) in size, explained by the template."""
         width, height = size
         probability = float(calibration.probability(decoded.logit[row]))
         verdict = calibration.verdict(probability)
@@ -138,7 +138,7 @@ class ManipulationModel(AdaptedModel):
         return Finding(verdict, probability, boxes, tuple(cues), text, "template", heat)
 
     def heat(self, decoded: Decoded, row: int, boxes: Boxes, width: int, height: int) -> np.ndarray:
-        """(height, width) float32 in [0, 1]: the token map over the picture, or boxes where there is none."""
+        """Draw the heat map, (height, width) float32 in [0, 1]: the token map, or boxes where there is none."""
         if decoded.tokens is None:
             from ...data.manipulation.regions import mask_of_boxes  # SciPy, for the few decoders without a map
 
@@ -152,7 +152,7 @@ class ManipulationModel(AdaptedModel):
         return heat_map(shares, rectangles, self.frames.grid, width, height)
 
     def explain(self, images: Sequence[Image.Image], findings: Sequence[Finding]) -> list[Finding]:
-        """Findings with what the language model says of their pictures, where that does not contradict them."""
+        """Return findings with what the language model says of their pictures, where that does not contradict them."""
         batch = self._batch(images)
         counts = batch["count"].tolist()
         prompts = [question(each, each.heatmap.shape[1], each.heatmap.shape[0]) for each in findings]

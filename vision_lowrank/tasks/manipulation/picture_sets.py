@@ -15,7 +15,7 @@ FOLDS = 5  # of the probe in the table of layers
 
 
 def sample_evenly(pictures: ManipulationSet, most: int) -> ManipulationSet:
-    """At most so many pictures, evenly over the set, so that whole sources and all kinds of edits take part."""
+    """Choose at most so many pictures, evenly over the set, so that whole sources and all kinds of edits take part."""
     if len(pictures) <= most:
         return pictures
     sources = np.unique(pictures.sources.codes)
@@ -24,7 +24,7 @@ def sample_evenly(pictures: ManipulationSet, most: int) -> ManipulationSet:
 
 
 def twins_of(sources: Tensor, labels: Tensor) -> Tensor:
-    """Row of a picture of the same source with the other label, for each row; its own where there is none."""
+    """Find, for each row, the row of a picture of the same source with the other label; its own where there is none."""
     twins = torch.arange(len(sources))
     for source in sources.unique():
         rows = (sources == source).nonzero().flatten()
@@ -35,7 +35,10 @@ def twins_of(sources: Tensor, labels: Tensor) -> Tensor:
 
 
 def drawn_twins(labels: Tensor, rows: int) -> Tensor:
-    """Row of each picture's twin, (B,), in a batch of draws of `rows` pictures: a pair, or one that has no twin."""
+    """Return the row of each picture's twin, (B,), in a batch of draws of `rows` pictures.
+
+    A draw is a pair, or one picture that has no twin.
+    """
     return torch.arange(len(labels), device=labels.device).view(-1, rows).flip(1).flatten()
 
 
@@ -66,7 +69,10 @@ def check_selection(pictures: ManipulationSet) -> None:
 
 
 def share_of_reals(pictures: ManipulationSet, draws: Draws) -> float:
-    """Real pictures over edited ones in a sample of training; of single pictures, as often as they are drawn."""
+    """Compute real pictures over edited ones in a sample of training.
+
+    Single pictures count as often as they are drawn.
+    """
     if isinstance(draws, EqualDraws):
         parts, real = draws.images.parts, pictures.labels == REAL
         share = float(np.mean([real[parts == part].mean() for part in np.unique(parts)]))

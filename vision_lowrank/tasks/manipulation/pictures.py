@@ -56,7 +56,7 @@ class Annotations:
     boxes: int
 
     def sample(self, record: PictureRecord, image: Image.Image, mask: np.ndarray | None, boxes: Boxes | None) -> Sample:
-        """A sample without its place in a set; `mask` and `boxes` are those of `image`, which may be altered."""
+        """Make a sample without its place in a set; `mask` and `boxes` are those of `image`, which may be altered."""
         real, local = label_of(record.label, mask) == REAL, record.scope != "global"
         if mask is None and boxes is not None:
             mask = mask_of_boxes(boxes, *image.size)
@@ -81,7 +81,10 @@ class Annotations:
 
 
 def boxes_of(record: PictureRecord, size: tuple[int, int] | None = None) -> Boxes | None:
-    """The boxes of a record in a picture of `size`; none for a real picture, None where they are not annotated."""
+    """Return the boxes of a record in a picture of `size`.
+
+    There are none for a real picture; None where they are not annotated.
+    """
     if record.label == REAL:
         return Boxes(size=size)
     return None if record.boxes is None else Boxes([region.xyxy for region in record.boxes], size=size)
@@ -141,7 +144,7 @@ class DrawnPictures(Dataset):
 
 
 def truth_of(pictures: ManipulationSet, index: int, size: tuple[int, int]) -> tuple[np.ndarray | None, Boxes | None]:
-    """Mask and boxes of picture `index`, whose (width, height) is `size`.
+    """Return mask and boxes of picture `index`, whose (width, height) is `size`.
 
     Raises:
         DataError: the mask has another size.

@@ -50,7 +50,7 @@ class Priors:
 
     @classmethod
     def of(cls, pictures: ManipulationSet, cues: Sequence[str]) -> Priors:
-        """The constants of a training set."""
+        """Compute the constants of a training set."""
         edited = [record for record in pictures.records if record.label != REAL]
         boxed = [(index, boxes_of(record)) for index, record in enumerate(pictures.records) if record.label != REAL]
         known = [(boxes.xyxy, pictures.size(index)) for index, boxes in boxed if boxes]
@@ -75,7 +75,7 @@ class Scores:
     parts: _Parts = field(repr=False)
 
     def intervals(self) -> dict[str, Interval]:
-        """95 % bootstrap intervals over sources of the main metrics."""
+        """Compute 95 % bootstrap intervals over sources of the main metrics."""
         return bootstrap(self.parts.metrics, self.parts.sources)
 
 
@@ -108,7 +108,7 @@ def score(
     priors: Priors,
     degradation: Degradation | None = None,
 ) -> Scores:
-    """All metrics of one set.
+    """Compute all metrics of one set.
 
     Args:
         model: whose outputs these are.
@@ -160,7 +160,7 @@ def score(
 
 
 def decoded_of(outputs: Outputs) -> Decoded:
-    """The outputs of a whole set as what a decoder says."""
+    """Return the outputs of a whole set as what a decoder says."""
     tokens = outputs.get("tokens")
     return Decoded(outputs["logit"], outputs["cues"], outputs["boxes"], outputs["objectness"], tokens, outputs["valid"])
 
@@ -210,7 +210,7 @@ def _judged(
 
 
 def _baselines(judged: Sequence[_Judged], parts: _Parts, box: np.ndarray) -> dict[str, float | None]:
-    """The localisation metrics of boxes that ignore the picture."""
+    """Compute the localisation metrics of boxes that ignore the picture."""
     own = [each for each in judged if each.boxed]
     report = baseline_report([each.truth for each in own], [each.size for each in own], parts.edited[parts.boxed], box)
     kept = ("box_union_iou", "box_matched_iou", "box_ap50")
@@ -239,7 +239,7 @@ def _row(
 
 
 def write_pictures(path: Path, scores: Mapping[str, Scores]) -> None:
-    """One CSV row per picture of every set, from which any number can be computed again; lists are JSON.
+    """Write one CSV row per picture of every set, from which any number can be computed again; lists are JSON.
 
     No file is written where there are no pictures.
     """
@@ -255,7 +255,7 @@ def write_pictures(path: Path, scores: Mapping[str, Scores]) -> None:
 
 
 def details(scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """Intervals and slices of every set as it is, without its degraded forms."""
+    """Return intervals and slices of every set as it is, without its degraded forms."""
     return {
         name: {
             "intervals": {metric: asdict(interval) for metric, interval in found.intervals().items()},

@@ -95,7 +95,10 @@ class Manipulation(ManipulationEvaluation):
         self._plain = False
 
     def stages(self) -> list[Stage]:
-        """The stages of the module docstring that the options ask for; ``decoders`` once per phase of the adapter."""
+        """Return the stages of the module docstring that the options ask for.
+
+        ``decoders`` comes once per phase of the adapter.
+        """
         options = self.options
         recipe = None if options.augmentation == "none" else augmentation(options.augmentation)
         drawn = DrawnPictures(self.splits.train, self.draws, self.annotations, recipe, self.seed)
@@ -131,7 +134,7 @@ class Manipulation(ManipulationEvaluation):
             self.model.trained_base |= set(self.parts.tower)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The default groups, with a rate of their own for the projector, and for the tower beside the decoders."""
+        """Return the default groups; the projector, and the tower beside the decoders, have a rate of their own."""
         rates: dict[int, float] = {}
         if self._stage == CONTRAST and self.options.contrast:
             rates = {id(p): self.options.contrast.projector_lr for p in self.projector.parameters()}
@@ -148,7 +151,10 @@ class Manipulation(ManipulationEvaluation):
         return groups
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a batch of draws: every tensor (draws, pictures of a draw, …); in stage D of pictures."""
+        """Compute the losses of a batch of draws, every tensor (draws, pictures of a draw, …).
+
+        In stage D it is a batch of pictures.
+        """
         if self._stage == EXPLANATION and self.explained:
             activate_explainer(self.model.backbone)  # an evaluation lets it rest
             self._train_only(self.parts.language)
@@ -166,7 +172,7 @@ class Manipulation(ManipulationEvaluation):
         return {"loss": torch.stack(list(terms.values())).sum(), **terms, **counts}
 
     def fit_sets(self, place: Literal["untrained", "start", "end"]) -> Mapping[str, Dataset]:
-        """Training pictures for the baseline's probe; validation pictures for everything else."""
+        """Return training pictures for the baseline's probe; validation pictures for everything else."""
         val, options = self.splits.val, self.options
         if place == "untrained":
             return {
@@ -206,17 +212,17 @@ class Manipulation(ManipulationEvaluation):
             row[0], row[1] = found["twin_cosine"], found["probe_auc"]
 
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
-        """As the base class; no validation pictures while the decoders have not learnt anything yet."""
+        """Return the base class's sets; no validation pictures while the decoders have not learnt anything yet."""
         return {} if split == "val" and self._stage == CONTRAST else super().eval_sets(split)
 
     def begin_eval(self, set_name: str) -> None:
-        """Which outputs are asked for; learning to explain changes none of them."""
+        """Remember which outputs are asked for; learning to explain changes none of them."""
         super().begin_eval(set_name)
         if self._stage == EXPLANATION:
             deactivate_explainer(self.model.backbone)
 
     def eval_step(self, batch: Batch) -> Outputs:
-        """What :meth:`fit_outputs` or :func:`.scoring.score` need of a batch of pictures."""
+        """Compute what :meth:`fit_outputs` or :func:`.scoring.score` need of a batch of pictures."""
         about = {"label": batch["label"], "source": batch["source"]}
         if self._set == LAYERS:
             return about | {"states": self._layer_means(batch)}
@@ -231,7 +237,10 @@ class Manipulation(ManipulationEvaluation):
         return super().eval_step(batch) | truth
 
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
-        """As the base class; of the untrained model those of :mod:`.scoring` alone, which are not kept."""
+        """Compute the base class's metrics, of the untrained model those of :mod:`.scoring` alone.
+
+        The latter are not kept.
+        """
         if not self._plain:
             return super().metrics(set_name, outputs)
         calibration = (self._untrained or self.model).calibration
@@ -239,7 +248,7 @@ class Manipulation(ManipulationEvaluation):
 
     @contextmanager
     def untrained(self) -> Iterator[None]:
-        """With the adapter off and the heads of :mod:`.untrained`."""
+        """Turn the adapter off and use the heads of :mod:`.untrained` inside the block."""
         self._plain = True
         try:
             with preserved(self), without_adapter(self.model.backbone):
@@ -248,7 +257,7 @@ class Manipulation(ManipulationEvaluation):
             self._plain = False
 
     def trained_state(self) -> dict[str, Tensor]:
-        """All that some stage may change, and what validation pictures decided."""
+        """Return all that some stage may change, and what validation pictures decided."""
         movable = {id(p) for p in (*self.parts.tower.values(), *self.parts.language.values())}
         movable |= {id(p) for part in (self.projector, self.model.decoder) for p in part.parameters()}
         moving = {name: p.detach() for name, p in self.named_parameters() if id(p) in movable}
@@ -256,12 +265,12 @@ class Manipulation(ManipulationEvaluation):
         return super().trained_state() | moving | {name: getattr(self, name) for name in decided}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
-        """As the base class; layer and calibration follow."""
+        """Load the state as the base class does; layer and calibration follow."""
         super().load_trained_state(state)
         self._settle()
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """The model as an artefact folder."""
+        """Save the model as an artefact folder."""
         train, val = self.splits.train, self.splits.val
         self.model.about = {
             "training_set": {"name": train.name, "pictures": len(train), "hash": train.hash},
@@ -272,7 +281,7 @@ class Manipulation(ManipulationEvaluation):
         self.model.save(folder, record)
 
     def write_details(self, folder: Path, outputs: Mapping[str, Outputs]) -> None:
-        """``pictures.csv``, one row per test picture; ``details.json``: intervals and slices; ``gallery.json``."""
+        """Write ``pictures.csv``, a row per test picture; ``details.json``: intervals and slices; ``gallery.json``."""
         tests = {name: found for name, found in self._scores.items() if name.startswith("test/")}
         write_gallery(folder, self.model, self.splits.tests, tests)
         write_pictures(folder / "pictures.csv", tests)
@@ -280,7 +289,7 @@ class Manipulation(ManipulationEvaluation):
         write_text(folder / "details.json", json.dumps({"sets": details(tests), **about}, ensure_ascii=False) + "\n")
 
     def describe(self) -> dict[str, Any]:
-        """Data, trained parameters, the chosen layer, what the contrast changed, and the calibration."""
+        """Return data, trained parameters, the chosen layer, what the contrast changed, and the calibration."""
         model, calibration = self.model.backbone, self.model.calibration
         tests = {name: {"pictures": len(each), "hash": each.hash} for name, each in self.splits.tests.items()}
         known = [[None if value != value else value for value in row] for row in self.contrast_table.tolist()]
@@ -318,11 +327,11 @@ class Manipulation(ManipulationEvaluation):
         return Pictures(pictures, self.annotations)
 
     def _features(self, batch: Batch) -> Tensor:
-        """Mean of the final patch tokens of the whole picture (its last tile), (B, D)."""
+        """Compute the mean of the final patch tokens of the whole picture (its last tile), (B, D)."""
         return self.model.backbone.image_tokens(whole_pictures(batch)).mean(dim=1)
 
     def _layer_means(self, batch: Batch) -> Tensor:
-        """Mean over the tokens of a picture after every layer, (B, L, d)."""
+        """Compute the mean over the tokens of a picture after every layer, (B, L, d)."""
         model, counts = self.model.backbone, batch["count"].tolist()
         states, valid = model.image_states(tiles_of(batch, counts), counts, range(1, model.state_layers + 1))
         own = (valid & batch["inside"][:, : valid.shape[1]])[..., None]
@@ -341,7 +350,7 @@ class Manipulation(ManipulationEvaluation):
             self.model.calibration = Calibration.fit(self.val_logits.cpu(), self.splits.val.labels != REAL)
 
     def _layers(self) -> dict[str, Any]:
-        """The chosen layer, and the table of stage B where there was one."""
+        """Return the chosen layer, and the table of stage B where there was one."""
         table = [LayerTerms(int(row[0]), *row[1:]) for row in self.layer_table.tolist() if row[0] == row[0]]
         return {
             "chosen": int(self.layer),

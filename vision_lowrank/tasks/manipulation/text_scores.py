@@ -24,7 +24,7 @@ AT_ONCE = 8  # pictures that a language model explains together
 def explanation_scores(
     model: ManipulationModel, pictures: ManipulationSet, decoded: Decoded, calibration: Calibration, most: int
 ) -> dict[str, float]:
-    """``explanation/NAME`` of a set, those that are defined; nothing where no picture is explained.
+    """Compute ``explanation/NAME`` of a set, those that are defined; nothing where no picture is explained.
 
     Args:
         model: explains.

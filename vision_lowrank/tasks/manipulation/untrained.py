@@ -52,7 +52,7 @@ class Untrained:
         self.calibration = Calibration.fit(self.probe.decision_function(features), outputs["label"])
 
     def outputs(self, features: Tensor, valid: Tensor) -> Outputs:
-        """What :class:`~.decoders.Decoded` holds, by name, for pictures of features (B, D)."""
+        """Return what :class:`~.decoders.Decoded` holds, by name, for pictures of features (B, D)."""
         rows = len(features)
         logit = torch.from_numpy(self.probe.decision_function(features.double().cpu().numpy())).float()
         objectness = torch.full((rows, self.queries), NEVER)
@@ -68,5 +68,5 @@ class Untrained:
 
 
 def _mean(values: Tensor, known: Tensor) -> Tensor:
-    """Mean of the known rows; zeros where there are none."""
+    """Compute the mean of the known rows; zeros where there are none."""
     return (values * known[:, None]).sum(dim=0) / known.sum().clamp_min(1)

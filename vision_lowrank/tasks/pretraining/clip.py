@@ -91,7 +91,7 @@ class CaptionedImages(Dataset):
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, positives: Tensor) -> Tensor:
-    """The symmetric loss of the module docstring.
+    """Compute the symmetric loss of the module docstring.
 
     Args:
         images: (B, e) normalised.
@@ -139,21 +139,21 @@ class PretrainClip(ClassificationTask):
         self.options, self.seed = config.task, seed
 
     def stages(self) -> list[Stage]:
-        """One stage over all captioned pictures."""
+        """Return one stage over all captioned pictures."""
         model = self.model.backbone
         transform = model.preprocess.pretraining()
         data = CaptionedImages(self.splits.train, transform, model.tokenizer, self.options.templates, self.seed)
         return [Stage("pretrain", data)]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Matrices decay; biases, norms, embeddings of position and the scale do not (CLIP's rule)."""
+        """Return two groups: matrices decay; biases, norms, position embeddings and the scale do not (CLIP's rule)."""
         named = list(self.model.backbone.named_parameters())
         decayed = [p for name, p in named if p.ndim >= 2 and "positional" not in name]
         others = [p for name, p in named if p.ndim < 2 or "positional" in name]
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of a batch: image (B, 3, H, W), tokens (B, L), caption (B,), true_captions (B, K)."""
+        """Compute the loss of a batch: image (B, 3, H, W), tokens (B, L), caption (B,), true_captions (B, K)."""
         model = self.model.backbone
         positives = (batch["true_captions"][:, :, None] == batch["caption"]).any(dim=1).float()
         images = F.normalize(model.encode_image(batch["image"]), dim=-1).float()
@@ -166,14 +166,16 @@ class PretrainClip(ClassificationTask):
         self.model.trained_base = set(self.model.backbone.state_dict())
 
     def save_artefact(self, folder: Path, record: Mapping[str, Any]) -> None:
-        """The classifier by prompts as an artefact folder; for other programs, and to ship, the model's weights as
-        ``model.safetensors`` (fp16), and the record as ``record.json``.
+        """Save the classifier by prompts as an artefact folder.
+
+        For other programs, and to ship, it also holds the model's weights as ``model.safetensors`` (fp16), and the
+        record as ``record.json``.
         """
         super().save_artefact(folder, record)
         save_weights(self.model.backbone.model, folder / "model.safetensors")
         write_text(folder / "record.json", json.dumps(dict(record), indent=1, ensure_ascii=False) + "\n")
 
     def describe(self) -> dict[str, Any]:
-        """The base class's facts, the training set's hash and the number of pictures."""
+        """Return the base class's facts, the training set's hash and the number of pictures."""
         train = self.splits.train
         return super().describe() | {"train_images": len(train), "train_hash": train.hash}
