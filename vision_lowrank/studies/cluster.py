@@ -80,13 +80,13 @@ class _Remote:
         return attempt(from_json(text))
 
     def checkpoint(self, text: str) -> Any:
-        """The same again: submitit asks for it when a job is preempted or runs out of time."""
+        """Submit the same again: submitit asks for it when a job is preempted or runs out of time."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, text)
 
 
 def _reason(job: Any) -> str | None:
-    """Why a job could not be done; None where it was."""
+    """Return why a job could not be done; None where it was."""
     error = job.exception()
     return job.result() if error is None else f"{type(error).__name__}: {error}".splitlines()[0]

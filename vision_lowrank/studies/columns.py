@@ -26,12 +26,15 @@ COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def facts_of(task: str) -> Any:
-    """The class registered as `task`, for what it says of its metrics: :class:`~vision_lowrank.engine.task.Task`."""
+    """Return the class registered as `task`, for what it says of its metrics.
+
+    It is a :class:`~vision_lowrank.engine.task.Task`.
+    """
     return registry.get("task", task).target
 
 
 def printed(task: str | None, names: Iterable[str]) -> list[str]:
-    """Which metrics of one run are printed: the task's columns, those of a set for every test set as it is.
+    """Choose which metrics of one run are printed: the task's columns, those of a set for every test set as it is.
 
     A task that lists none, or whose metrics have other names, prints all.
 
@@ -47,7 +50,7 @@ def printed(task: str | None, names: Iterable[str]) -> list[str]:
 
 
 def compared(task: str, names: Iterable[str]) -> list[str]:
-    """Which metrics the table of a study has: the headline on every set as it is; or the columns, if it is of no set.
+    """Choose the metrics of a study's table: the headline on every set as it is; or the columns, if it is of no set.
 
     Args:
         task: its registered name.
@@ -60,19 +63,19 @@ def compared(task: str, names: Iterable[str]) -> list[str]:
 
 
 def headline(task: str, names: Iterable[str], kind: str = "test/") -> str | None:
-    """Full name of the metric that stands for the result, of the first set whose name begins with `kind`."""
+    """Return the full name of the metric that stands for the result, of the first set whose name begins with `kind`."""
     facts = facts_of(task)
     return next((name for name in compared(task, names) if name == facts.headline or name.startswith(kind)), None)
 
 
 def column(task: str, name: str) -> str:
-    """What the column of a metric is called: the set, where it is the headline of one."""
+    """Name the column of a metric: the set, where it is the headline of one."""
     facts = facts_of(task)
     return title(name) if name in facts.columns else name.removesuffix(f"/{facts.headline}")
 
 
 def shown(name: str, value: Score | None) -> str:
-    """One cell: a share in percent, another number with three decimals; ``-`` where there is none."""
+    """Format one cell: a share in percent, another number with three decimals; ``-`` where there is none."""
     if value is None or is_share(name):
         return percent(value) if value else "-"
     spread = f" ± {value['std']:.3f}" if value["n"] > 1 and value["std"] > 0 else ""
@@ -80,12 +83,12 @@ def shown(name: str, value: Score | None) -> str:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """The table of a study, and one of its task's series, where that has one."""
+    """Make the table of a study, and one of its task's series, where that has one."""
     return [(result["title"], *table(result)), *_series_table(result)]
 
 
 def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: the model without training first, then every variant, with what could not be done of it.
+    """Make header and lines: the model without training first, then every variant, with what could not be done of it.
 
     Where the study says in which settings its variants differ, the table need not: learning rate and rank are left out.
     """
@@ -125,7 +128,7 @@ def _series_table(result: Mapping[str, Any]) -> list[Table]:
 
 
 def series(result: Mapping[str, Any], row: Row) -> list[Score]:
-    """A row's values of the task's series."""
+    """Return a row's values of the task's series."""
     names, found = facts_of(result["task"]).series.names, []
     while (name := names.format(len(found))) in row["metrics"]:
         found.append(row["metrics"][name])
@@ -133,12 +136,12 @@ def series(result: Mapping[str, Any], row: Row) -> list[Score]:
 
 
 def done_rows(result: Mapping[str, Any]) -> list[Row]:
-    """The rows of the variants that could run."""
+    """Return the rows of the variants that could run."""
     return [row for row in result["rows"] if "failed" not in row]
 
 
 def complete_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a study that is published as a whole.
+    """Return the rows of a study that is published as a whole.
 
     Raises:
         UserError: something of it could not be done.
@@ -150,5 +153,5 @@ def complete_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _note(name: str, reason: str, length: int) -> list[str]:
-    """A line that says what is not there."""
+    """Make a line that says what is not there."""
     return [name, f"left out: {reason}", *[""] * (length - 2)]

@@ -11,7 +11,7 @@ from .columns import column, done_rows, facts_of, headline, series
 
 
 def pareto_figure(result: Mapping[str, Any]) -> str | None:
-    """The headline on the first test set against trained parameters, as SVG; None where it has no points."""
+    """Draw the headline on the first test set against trained parameters, as SVG; None where it has no points."""
     name = headline(result["task"], result["baseline"])
     points = [
         (row["method"], row["trained_parameters"], row["metrics"][name]["mean"], row["metrics"][name]["std"])
@@ -25,7 +25,7 @@ def pareto_figure(result: Mapping[str, Any]) -> str | None:
 
 
 def series_figure(result: Mapping[str, Any]) -> str | None:
-    """The task's series of every variant, as SVG; None where there is no series."""
+    """Draw the task's series of every variant, as SVG; None where there is no series."""
     facts = facts_of(result["task"])
     if facts.series is None:
         return None

@@ -34,7 +34,7 @@ class Plan(Protocol):
     """What is run in every cell: :class:`~.methods.Methods`, :class:`~.recipes.Recipes` or one like them."""
 
     def study(self, folder: Path, overrides: Sequence[str] = ()) -> Study:
-        """The study, with settings for all its variants."""
+        """Make the study, with settings for all its variants."""
         ...
 
 
@@ -61,7 +61,7 @@ class Grid:
     data_root: str | None = None
 
     def cells(self) -> list[tuple[str, int | None, Study]]:
-        """(data set, shots, its study), data sets outermost.
+        """Return (data set, shots, its study), data sets outermost.
 
         Raises:
             UserError: an unknown protocol or data set, or recipes that do not fit.
@@ -110,7 +110,7 @@ def run_grid(grid: Grid, launch: Launcher = here, say: Say = quiet) -> dict[str,
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """(title, header, lines) for every number of shots: the model without training first, then the variants."""
+    """Make (title, header, lines) for every number of shots: the model without training first, then the variants."""
     data = list(dict.fromkeys(row["data"] for row in result["rows"]))
     methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
     found = []
@@ -134,7 +134,10 @@ Column = dict[str, tuple[str, ...]]
 
 
 def _columns(protocol: str, task: str, known: Mapping[str, Mapping[str, Score]]) -> dict[str, Column]:
-    """Columns by title, from the names of every data set's metrics; nothing is known of one in which nothing ran."""
+    """Return columns by title, from the names of every data set's metrics.
+
+    Nothing is known of one in which nothing ran.
+    """
     shown = {name: compared(task, metrics) for name, metrics in known.items()}
     kinds = {name: {kind: [each for each in names if each.startswith(kind)] for kind in ("test/", "transfer/")}
              for name, names in shown.items()}  # fmt: skip
@@ -167,7 +170,7 @@ def _columns(protocol: str, task: str, known: Mapping[str, Mapping[str, Score]])
 
 
 def _shown(column: Column, metrics: Mapping[str, Mapping[str, Score] | None]) -> str:
-    """One cell: ``mean ± spread`` of a single metric, else the combined mean; ``-`` where something is missing."""
+    """Format one cell: ``mean ± spread`` of one metric, else the combined mean; ``-`` where something is missing."""
     values = [[(metrics[name] or {}).get(key) for key in keys] for name, keys in column.items()]
     if not values or any(not each or None in each for each in values):
         return "-"

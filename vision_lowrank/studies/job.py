@@ -85,7 +85,7 @@ class Training:
             write_text(shared, json.dumps(result["baseline"]) + "\n")
 
     def _shared_baseline(self, config: RunConfig) -> Path | None:
-        """The file of the baseline that this job has in common with others; None where it is its own."""
+        """Return the file of the baseline that this job has in common with others; None where it is its own."""
         identity = registry.get("task", config.task.type).target.baseline_identity(config)
         if identity is None:
             return None
@@ -127,18 +127,18 @@ KINDS = {job.kind: job for job in (Training, Timing)}
 
 
 def to_json(job: Training | Timing) -> str:
-    """The job as one line of text."""
+    """Return the job as one line of text."""
     return json.dumps({"kind": job.kind, **asdict(job)})
 
 
 def from_json(text: str) -> Training | Timing:
-    """The job that :func:`to_json` wrote."""
+    """Read the job that :func:`to_json` wrote."""
     values = json.loads(text)
     return KINDS[values.pop("kind")](**values)
 
 
 def attempt(job: Job) -> str | None:
-    """Do a job; the reason why it could not be done, None where it was.
+    """Do a job, and return the reason why it could not be done, None where it was.
 
     What is nobody's mistake (out of memory, for one) is written with its traceback into the job's log.
 

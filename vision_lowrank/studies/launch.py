@@ -58,12 +58,12 @@ class Teller:
         self._begun, self._started = 0, time.perf_counter()
 
     def begins(self, job: Job) -> None:
-        """A job begins."""
+        """Tell that a job begins."""
         self._begun += 1
         minutes = (time.perf_counter() - self._started) / 60
         self._say(f"job {self._begun} of {self._total}: {job.name} ({minutes:.0f} min so far)")
 
     def ends(self, job: Job, reason: str | None) -> None:
-        """A job is over: told where it could not be done."""
+        """Tell where a job that is over could not be done."""
         if reason:
             self._say(f"{job.name} left out: {reason}")

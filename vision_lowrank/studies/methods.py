@@ -44,7 +44,7 @@ class Methods:
     rates: Sequence[float] = ()
 
     def study(self, folder: Path, overrides: Sequence[str] = ()) -> Study:
-        """The study, with settings for all methods, such as ``engine.steps=100``.
+        """Make the study, with settings for all methods, such as ``engine.steps=100``.
 
         Raises:
             UserError: an unknown budget, or a recipe whose adapter cannot be exchanged.
@@ -67,7 +67,7 @@ class Methods:
         return Study(folder, title, variants, base, facts, settings=False)
 
     def _base(self, overrides: Sequence[str]) -> RunConfig:
-        """The recipe itself."""
+        """Load the recipe itself."""
         check_budget(self.budget)
         config = load_config(self.recipe, overrides)
         if not facts_of(config.task.type).adapts:
@@ -83,7 +83,7 @@ class Methods:
         return config
 
     def _sized(self, base: RunConfig, overrides: Sequence[str], entry: Entry, target: int | None) -> RunConfig:
-        """The recipe with another method, of the size that the budget gives it."""
+        """Load the recipe with another method, of the size that the budget gives it."""
         config = self.config(base, overrides, entry)
         if self.budget == "defaults" or config.adapter is None or "r" not in config.adapter.options:
             return config
@@ -91,7 +91,7 @@ class Methods:
         return self.config(base, overrides, entry, r)
 
     def _nearest(self, base: RunConfig, overrides: Sequence[str], entry: Entry, target: int) -> int:
-        """The rank whose number of trained parameters is nearest to `target`, as a ratio."""
+        """Find the rank whose number of trained parameters is nearest to `target`, as a ratio."""
         counts = {}
         for r in RANKS:
             try:
@@ -103,7 +103,7 @@ class Methods:
         return min(counts, key=lambda r: abs(math.log(counts[r] / target)))
 
     def config(self, base: RunConfig, overrides: Sequence[str], entry: Entry, r: int | None = None) -> RunConfig:
-        """The recipe, which is `base`, with another method, at the rank `r` or the method's own."""
+        """Load the recipe, which is `base`, with another method, at the rank `r` or the method's own."""
         sits = base.adapter or AdapterSection(type="lora")
         if entry.adapter is None:
             changes = ["adapter=null"]
@@ -126,12 +126,12 @@ class Methods:
 
 
 def trained_parameters(config: RunConfig) -> int:
-    """Number of parameters that a config trains."""
+    """Count the parameters that a config trains."""
     return build_task(config, config.seed).describe()["trainable_parameters"]
 
 
 def _told(variant: Variant, config: RunConfig) -> Variant:
-    """The variant, whose row says its parts and its rank."""
+    """Return the variant with a row that says its parts and its rank."""
     sections = {name: getattr(config, name) for name in ("adapter", *OTHERS)}
     facts: dict[str, Any] = {
         name: None if section is None else section.model_dump(mode="json") for name, section in sections.items()

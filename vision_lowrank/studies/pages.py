@@ -41,17 +41,17 @@ def write_study(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def study_files(folder: Path) -> list[Path]:
-    """Those of the files that a study has."""
+    """Return those of the files that a study has."""
     return [folder / name for name in FILES if (folder / name).is_file()]
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """A result as JSON for people and programs."""
+    """Write a result as JSON for people and programs."""
     write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_tables(found: Sequence[Table], path: Path) -> None:
-    """`path` with ``.md``, ``.csv`` and ``.tex``, each with all tables."""
+    """Write `path` with ``.md``, ``.csv`` and ``.tex``, each with all tables."""
     texts: dict[str, list[str]] = {"md": [], "csv": [], "tex": []}
     for title, header, lines in found:
         texts["md"].append(f"**{title}**\n\n{markdown(header, lines)}")
@@ -62,7 +62,7 @@ def write_tables(found: Sequence[Table], path: Path) -> None:
 
 
 def latex(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A ``tabular`` with booktabs rules."""
+    """Return a ``tabular`` with booktabs rules."""
     rows = [" & ".join(map(_escaped, line)) + r" \\" for line in (header, *lines)]
     body = "\n".join([rows[0], r"\midrule", rows[1], r"\midrule", *rows[2:]])
     columns = "l" + "r" * (len(header) - 1)

@@ -22,7 +22,7 @@ WORKER = f"{__package__}.worker"
 
 
 def local(jobs: int) -> Launcher:
-    """In this process, or in as many as there are jobs at a time."""
+    """Return a launcher that runs jobs in this process, or in as many as there are jobs at a time."""
     return Processes(jobs) if jobs > 1 else here
 
 
@@ -42,7 +42,7 @@ class Processes:
         self.number = number
 
     def __call__(self, jobs: Sequence[Job], say: Say) -> list[str | None]:
-        """As :class:`Launcher`."""
+        """Run the jobs as :class:`Launcher` says."""
         tell, left = Teller(len(jobs), say), list(enumerate(jobs))
         reasons: dict[int, str | None] = {}
         workers = [_Worker(*each) for each in self._shares(min(self.number, len(jobs)))]
@@ -69,7 +69,7 @@ class Processes:
         return [reasons[number] for number in range(len(jobs))]
 
     def _shares(self, number: int) -> Iterator[tuple[int, str | None]]:
-        """Threads and visible GPU of every process; None where there are no several GPUs to share."""
+        """Yield threads and visible GPU of every process; None where there are no several GPUs to share."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         devices = [device for device in visible.split(",") if device]
         for index in range(number):
@@ -114,7 +114,7 @@ class _Worker:
         self._process.stdin.flush()
 
     def take(self) -> tuple[int, Job, str | None, bool]:
-        """Number and job of what is over, the reason why it could not be done, and whether it was asked to stop."""
+        """Return number and job of what is over, why it could not be done, and whether it was asked to stop."""
         number, job = self._number, self.job
         assert job is not None
         self.job = None
@@ -137,6 +137,6 @@ class _Worker:
 
 
 def _answered(workers: Sequence[_Worker]) -> list[_Worker]:
-    """Those whose job is over, after a moment's wait."""
+    """Return those whose job is over, after a moment's wait."""
     busy = {worker.answers: worker for worker in workers if worker.job}
     return [busy[each] for each in select.select(list(busy), [], [], POLL)[0]] if busy else []

@@ -36,7 +36,7 @@ class Recipes:
     rates: Sequence[float] = ()
 
     def study(self, folder: Path, overrides: Sequence[str] = ()) -> Study:
-        """The study, with settings for all recipes.
+        """Make the study, with settings for all recipes.
 
         Raises:
             UserError: there is no recipe, two have one name, or they do not agree in what they must share.
@@ -93,7 +93,7 @@ class Variations:
     rates: Sequence[float] = ()
 
     def study(self, folder: Path, overrides: Sequence[str] = ()) -> Study:
-        """The study, with settings for all variants.
+        """Make the study, with settings for all variants.
 
         Raises:
             UserError: `vary` is not of that form.
@@ -112,12 +112,12 @@ class Variations:
 
 
 def _shared(config: RunConfig) -> tuple[str, ...]:
-    """Beginnings of the keys that the task's numbers depend on."""
+    """Return the beginnings of the keys that the task's numbers depend on."""
     return tuple(f"task.{key}" for key in facts_of(config.task.type).shares)
 
 
 def shared_prefix(recipes: Sequence[Path]) -> str:
-    """The words that the names of several files begin with, such as ``emoji_``; empty for a single file."""
+    """Return the words that the names of several files begin with, such as ``emoji_``; empty for a single file."""
     words = zip(*(recipe.stem.split("_")[:-1] for recipe in recipes), strict=False)
     same = takewhile(lambda each: len(set(each)) == 1, words)
     return "".join(f"{each[0]}_" for each in same) if len(recipes) > 1 else ""

@@ -40,14 +40,17 @@ from ..viz.report import write_report
 
 
 def build_task(config: RunConfig, seed: int) -> Task:
-    """The task that `config` names, with its data, model and adapter; its random weights depend on `seed` alone."""
+    """Build the task that `config` names, with its data, model and adapter.
+
+    Its random weights depend on `seed` alone.
+    """
     Runtime()  # chooses this process's device before anything computes on one
     seed_everything(seed, Stream.BUILD)
     return registry.get("task", config.task.type).target(config, seed)
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Where the results of `config` go."""
+    """Return where the results of `config` go."""
     return Path(config.out) / config.name
 
 
@@ -78,7 +81,7 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 
 def _leading(config: RunConfig) -> dict[str, Any]:
-    """Which metrics the task leads with: its headline, its columns in tables and what its states are chosen by."""
+    """Return the metrics the task leads with: headline, columns in tables and what its states are chosen by."""
     kind = registry.get("task", config.task.type).target
     names = ("headline", "columns", "selects_by")
     return {name: getattr(kind, name) for name in names}
@@ -130,7 +133,7 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def summarise(results: Iterable[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean, population standard deviation (the convention of the few-shot literature) and n of every metric."""
+    """Compute mean, population standard deviation (the convention of the few-shot literature) and n of every metric."""
     rows = list(results)
     names = [name for name in rows[0] if all(name in row for row in rows)] if rows else []
     values = {name: [row[name] for row in rows] for name in names}
@@ -138,7 +141,7 @@ def summarise(results: Iterable[Mapping[str, float]]) -> dict[str, dict[str, flo
 
 
 def _baseline(engine: Engine, path: Path) -> dict[str, float]:
-    """Test metrics of the model without its adapter, whose start may differ from the base by design.
+    """Compute test metrics of the model without its adapter, whose start may differ from the base by design.
 
     They are kept, so that a resumed run does not compute them again.
     """
@@ -151,7 +154,7 @@ def _baseline(engine: Engine, path: Path) -> dict[str, float]:
 
 
 def _cost(engine: Engine) -> dict[str, Any]:
-    """Parameters, and the peak tensor memory of one step (forward and backward), before anything is trained.
+    """Count parameters, and measure the peak tensor memory of one step (forward and backward) before any training.
 
     What the training will take is said before it starts.
     """
@@ -173,7 +176,7 @@ def _cost(engine: Engine) -> dict[str, Any]:
 
 
 def _step_seconds(path: Path) -> dict[str, float]:
-    """Median time of a training step, from the log."""
+    """Compute the median time of a training step, from the log."""
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     seconds = [line["seconds"] for line in lines if "seconds" in line]
     return {"step_seconds": median(seconds)} if seconds else {}
@@ -185,7 +188,7 @@ def _coverage(task: Task) -> dict[str, Any] | None:
 
 
 def read_result(path: Path) -> Any:
-    """What a run wrote as JSON.
+    """Read what a run wrote as JSON.
 
     Raises:
         ArtefactError: the file is damaged.

@@ -40,7 +40,7 @@ Result = dict[str, Any]
 
 
 def quiet(line: str) -> None:
-    """Tells nobody."""
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ def run_study(study: Study, launch: Launcher = here, say: Say = quiet) -> Result
 
 
 def run_studies(studies: Sequence[Study], launch: Launcher = here, say: Say = quiet) -> list[Result]:
-    """Run several studies as one set of jobs and write the files of each; as :func:`run_study`, but nothing is raised
-    where no variant could run: ``baseline`` is None then.
+    """Run several studies as one set of jobs and write the files of each.
+
+    As :func:`run_study`, but nothing is raised where no variant could run: ``baseline`` is None then.
     """
     for study in studies:
         check_names(study.variants)
@@ -123,25 +124,25 @@ class _Cell:
         self.failed = variant.reason
 
     def training(self, rate: float, seed: int) -> Training:
-        """The job of one rate and seed."""
+        """Make the job of one rate and seed."""
         config = at_rate(self._config, rate)
         folder = self.folder / f"lr-{rate:g}" / f"seed-{seed}"
         name = f"{self._name}: learning rate {rate:g}, seed {seed}"
         return Training(name, str(folder), to_tree(config), seed, str(self.study.folder))
 
     def choices(self) -> list[Training]:
-        """The jobs that a rate is chosen by."""
+        """Return the jobs that a rate is chosen by."""
         rates = self.variant.rates if not self.failed and len(self.variant.rates) > 1 else ()
         return [self.training(rate, self._config.seed) for rate in rates]
 
     def trainings(self) -> list[Training]:
-        """All seeds at the rate."""
+        """Return the jobs of all seeds at the rate."""
         if self.failed or self.rate is None:
             return []
         return [self.training(self.rate, seed) for seed in self._config.seeds]
 
     def timings(self) -> list[Timing]:
-        """The job that times a step, where somebody asked for it and it can be done."""
+        """Return the job that times a step, where somebody asked for it and it can be done."""
         beside = self.study.reference
         if beside is None or not any(job.result.is_file() for job in self.trainings()):
             return []
@@ -186,7 +187,7 @@ class _Cell:
         self.left_out.append((job.name.removeprefix(f"{self._name}: "), reason))
 
     def row(self) -> Row:
-        """What the table says of it."""
+        """Return what the table says of it."""
         name = {"method": self.variant.name}
         if self.failed:
             return {**name, "failed": self.failed}
@@ -252,7 +253,7 @@ def _launch(pairs: Sequence[tuple[_Cell, Training | Timing]], launch: Launcher, 
 
 
 def _result(study: Study, cells: Sequence[_Cell]) -> Result:
-    """What ``study.json`` holds."""
+    """Return what ``study.json`` holds."""
     rows = [_row(cell) for cell in cells]
     done = [row for row in rows if "failed" not in row]
     configs = [cell.variant.config for cell in cells if cell.variant.config is not None]
@@ -271,7 +272,7 @@ def _result(study: Study, cells: Sequence[_Cell]) -> Result:
 
 
 def _row(cell: _Cell) -> Row:
-    """The row of a variant; results that cannot be read are no results."""
+    """Return the row of a variant; results that cannot be read are no results."""
     try:
         return cell.row()
     except UserError as error:
@@ -279,5 +280,5 @@ def _row(cell: _Cell) -> Row:
 
 
 def at_rate(config: RunConfig, rate: float) -> RunConfig:
-    """`config` with that learning rate."""
+    """Return `config` with that learning rate."""
     return config.model_copy(update={"engine": config.engine.model_copy(update={"lr": rate})})

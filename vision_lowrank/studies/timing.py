@@ -15,7 +15,7 @@ from .run import build_task
 
 
 def step_times(configs: Sequence[RunConfig], rounds: int) -> list[list[float]]:
-    """Seconds of a training step on one batch: for each config, `rounds` times, the configs taking turns.
+    """Measure a training step on one batch, in seconds: each config `rounds` times, the configs taking turns.
 
     Raises:
         UserError: one of them trains nothing.

@@ -50,7 +50,7 @@ class Variant:
 
     @classmethod
     def of(cls, name: str, make: Callable[[], RunConfig], **options: Any) -> Variant:
-        """The variant of a config that may not be possible: then it says why."""
+        """Make the variant of a config that may not be possible: then it says why."""
         try:
             return cls(name, make(), **options)
         except UserError as error:
@@ -63,7 +63,7 @@ class Variant:
 
 
 def one_line(error: UserError) -> str:
-    """All that an error says."""
+    """Return all that an error says."""
     return "; ".join(str(error).splitlines())
 
 
@@ -76,7 +76,10 @@ def check_names(variants: Sequence[Variant]) -> None:
 
 
 def differing(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
-    """Dotted keys in which configs differ, but for names of folders, with each one's value; None where it has none."""
+    """Find the dotted keys in which configs differ, but for names of folders, with each one's value.
+
+    The value is None where it has none.
+    """
     found_in = {name: dict(leaves(to_tree(config) | {"name": "", "out": ""})) for name, config in configs.items()}
     found = {}
     for key in dict.fromkeys(key for each in found_in.values() for key in each):
@@ -88,7 +91,7 @@ def differing(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
 
 
 def assignments(vary: Iterable[str]) -> list[tuple[str, list[str]]]:
-    """(name, overrides) for every combination of settings that vary.
+    """Return (name, overrides) for every combination of settings that vary.
 
     Args:
         vary: such as ``adapter.r=2,4`` or ``adapter.modules=[q],[q,v]``: a key and values with commas between.
@@ -131,7 +134,7 @@ class Entry(NamedTuple):
 
 
 def entries(methods: str, initializers: str = NONE) -> list[Entry]:
-    """From what the command line says to methods, each once, in order.
+    """Read the methods, each once, in order, from what the command line says.
 
     Args:
         methods: ``all`` registered adapters of ours, or comma-separated methods: an adapter or ``none``, and after
@@ -169,7 +172,7 @@ def check_protocol(protocol: str) -> None:
 
 
 def data_override(name: str, root: str | None) -> str:
-    """The override of a recipe that puts it on a data set: a registered one, or one of ``data: {type: coop}``.
+    """Return the override of a recipe that puts it on a data set: a registered one, or one of ``data: {type: coop}``.
 
     Args:
         name: of the data set.
@@ -186,7 +189,7 @@ def data_override(name: str, root: str | None) -> str:
 
 
 def _entry(adapter: str, names: Sequence[str]) -> Entry:
-    """The method of an adapter and the names after it."""
+    """Return the method of an adapter and the names after it."""
     known = {part.name: section for section in OTHERS for part in registry.list(section)}
     chosen: dict[str, str] = {}
     for name in names:
@@ -209,7 +212,7 @@ def _split(text: str) -> list[str]:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of all that is not a section."""
+    """Yield (dotted key, value) of all that is not a section."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{key}.")

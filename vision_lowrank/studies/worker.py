@@ -20,7 +20,7 @@ from .job import LOG, attempt, from_json
 
 
 def main() -> None:
-    """One job after another, until the parent hangs up."""
+    """Do one job after another, until the parent hangs up."""
     answers, threads = os.fdopen(os.dup(1), "w", encoding="utf-8"), torch.get_num_threads()
     for line in sys.stdin:
         job = from_json(line)
@@ -35,7 +35,7 @@ def main() -> None:
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """What is printed goes to the end of a file."""
+    """Send what is printed to the end of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = os.dup(1), os.dup(2)
     with open(path, "a", encoding="utf-8") as file:
