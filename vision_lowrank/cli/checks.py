@@ -20,7 +20,7 @@ def check_recorded(folder: Path, overrides: list[str]) -> None:
 
 
 def recorded_config(folder: Path, overrides: list[str]) -> RunConfig:
-    """The config of the run that wrote an artefact, with other settings where given; its parts are imported.
+    """Load the config of the run that wrote an artefact, with other settings where given; its parts are imported.
 
     Raises:
         UserError: the artefact was not saved by a run, or a setting is wrong.
@@ -29,7 +29,7 @@ def recorded_config(folder: Path, overrides: list[str]) -> RunConfig:
 
 
 def recorded_recipe(folder: Path, overrides: list[str]) -> Recipe:
-    """The settings of the run that wrote an artefact, with other ones, such as ``data.root=…``, where given.
+    """Read the settings of the run that wrote an artefact, with other ones, such as ``data.root=…``, where given.
 
     Raises:
         UserError: the artefact was not saved by a run, or an override is malformed.

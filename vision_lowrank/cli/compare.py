@@ -77,7 +77,7 @@ class Wanted:
             raise first
 
     def plan(self, recipes: Sequence[Path]) -> Plan:
-        """The variants, before any settings for all; torch is imported from here on."""
+        """Plan the variants, before any settings for all; torch is imported from here on."""
         from ..studies.methods import Methods
         from ..studies.recipes import Recipes, Variations
 
@@ -87,7 +87,7 @@ class Wanted:
         return Variations(recipes[0], self.vary, rates) if self.vary else Recipes(recipes, rates)
 
     def _entries(self) -> list[Entry]:
-        """The methods; none where something else is compared."""
+        """Return the methods; none where something else is compared."""
         return [] if self.methods is None else entries(self.methods, self.initializers)
 
 

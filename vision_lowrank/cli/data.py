@@ -57,7 +57,7 @@ def _bar(name: str, keys: Sequence[str]) -> Iterable[str]:
 
 
 def _table(reports: list[Report]) -> Table:
-    """What was found; how it differs from what is published is said in the lines below the table."""
+    """Make a table of what was found; the lines below it say how that differs from what is published."""
     table = Table(show_lines=True)
     table.add_column("data set, folder, split file", overflow="fold", min_width=14)
     for column in ("classes", "train\nval\ntest", "files\nmissing", "cached\ndraws"):

@@ -40,7 +40,7 @@ def _recipe_task(path: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
 
 
 def _saved_task(folder: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
-    """The saved model on the data it was trained for, or on other data given by overrides."""
+    """Load the saved model on the data it was trained for, or on other data given by overrides."""
     from ..tasks.saved import load_model
 
     config = recorded_config(folder, overrides)

@@ -67,7 +67,7 @@ def export_command(
 
 
 def _layers(report: ExportReport) -> Table:
-    """Rank and error of every layer, the worst first."""
+    """Make a table of rank and error of every layer, the worst first."""
     table = Table()
     table.add_column("layer", overflow="fold")
     table.add_column("rank", justify="right")

@@ -21,7 +21,7 @@ def inspect_command(
     out: Path | None,
     json_path: Path | None,
 ) -> None:
-    """A folder is an artefact, a file a recipe.
+    """Inspect `target`: a folder is an artefact, a file a recipe.
 
     Raises:
         UserError: settings for an artefact that is not evaluated, or a page for a recipe.

@@ -96,7 +96,7 @@ def inspect_artefact(
 
 
 def _pairs(folder: Path, model: AdaptedModel, base: Any, lost: bool) -> Iterator[LayerPair]:
-    """(W0, ΔW) of what was trained; `base` is what the weights were before, unless that is `lost`."""
+    """Return (W0, ΔW) of what was trained; `base` is what the weights were before, unless that is `lost`."""
     if adapted(model.backbone):
         return layer_pairs(model.backbone)
     if base is not None:
@@ -129,7 +129,7 @@ def _mitigation(run: Evaluation, numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _or_reason(section: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A section, or why there is none."""
+    """Return a section, or why there is none."""
     try:
         return section()
     except UserError as error:
@@ -178,7 +178,7 @@ def _plots(reports: Sequence[LayerReport], k: int) -> LayerPlots | None:
 
 
 def _curves(reports: Sequence[LayerReport], k: int) -> dict[str, list[tuple[float, float]]]:
-    """Intruders of all layers of a kind against ε."""
+    """Count the intruders of all layers of a kind against ε."""
     sums: dict[str, list[float]] = {}
     for report in reports:
         own = count_grid(report.similarities, [k], GRID)[0].tolist()

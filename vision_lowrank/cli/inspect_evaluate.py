@@ -71,7 +71,7 @@ class Evaluation:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """The task with the base model as it was before training."""
+        """Let the task use the base model as it was before training, inside the block."""
         tuned = self.task.model.backbone
         if self.base is not None:
             self.task.replace_model(self.base)
@@ -82,11 +82,11 @@ class Evaluation:
             self.task.replace_model(tuned)
 
     def metrics(self, sets: Mapping[str, Dataset]) -> dict[str, float]:
-        """``SET/METRIC`` of the model as it is now."""
+        """Compute ``SET/METRIC`` of the model as it is now."""
         return self._run(self.task, sets)[0]
 
     def features(self, sets: Mapping[str, Dataset]) -> dict[str, Outputs]:
-        """``feature`` (N, e) and ``label`` (N,) of every set, of the model as it is now."""
+        """Compute ``feature`` (N, e) and ``label`` (N,) of every set, of the model as it is now."""
         return self._run(_Features(self.task.model.backbone), sets)[1]
 
     def _run(self, task: Task, sets: Mapping[str, Dataset]) -> tuple[dict[str, float], dict[str, Outputs]]:
@@ -95,7 +95,7 @@ class Evaluation:
 
 
 def evaluation_of(model: AdaptedModel, config: RunConfig, base: nn.Module | None, folder: Path) -> Evaluation:
-    """The saved model of `folder` on the data that `config` names.
+    """Return the evaluation of the saved model of `folder` on the data that `config` names.
 
     Raises:
         UserError: it tells no classes apart; or as its task.
@@ -123,8 +123,9 @@ class _Features(Task):
 
 
 def forgotten(run: Evaluation) -> dict[str, Any]:
-    """Metrics of all test, retention and transfer sets: ``before``, ``after`` and ``lost``; which of them is the
-    ``headline``.
+    """Compute metrics of all test, retention and transfer sets: ``before``, ``after`` and ``lost``.
+
+    ``headline`` says which of them leads.
 
     A trained head says nothing of the frozen model, so there test sets have no `before`; sets that are recognised by
     prompts always have.
@@ -140,9 +141,10 @@ def forgotten(run: Evaluation) -> dict[str, Any]:
 
 
 def mitigated(run: Evaluation, k: int, epsilon: float) -> dict[str, Any]:
-    """The headline metric on the validation pictures (``task``), and on what is recognised by prompts alone (``kept``,
-    the mean of the retention and transfer sets; None without any), along λ: of the scaled intruders and of both
-    controls.
+    """Compute the headline metric along λ, of the scaled intruders and of both controls.
+
+    It is computed on the validation pictures (``task``), and on what is recognised by prompts alone (``kept``, the mean
+    of the retention and transfer sets; None without any).
 
     Args:
         run: an artefact with an adapter.
@@ -186,7 +188,7 @@ def _cell(metrics: Mapping[str, float], headline: str) -> dict[str, Any]:
 
 
 def separated(run: Evaluation) -> dict[str, Any]:
-    """Separation of the first test set's features, clean and augmented, with the training pool as the index.
+    """Measure the separation of the first test set's features, clean and augmented, with the training pool as index.
 
     Augmentations depend on the run's seed and the picture alone, so the frozen and the adapted model see the same.
 
@@ -215,7 +217,7 @@ def separated(run: Evaluation) -> dict[str, Any]:
 
 
 def thinned(images: ImageSet, limit: int = LIMIT) -> ImageSet:
-    """Every n-th picture of a set that has more than `limit`."""
+    """Return every n-th picture of a set that has more than `limit`."""
     return images.subset(range(0, len(images), max(1, -(-len(images) // limit))))
 
 

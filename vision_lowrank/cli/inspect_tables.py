@@ -12,7 +12,7 @@ from ..viz.inspection import SCALED
 
 
 def tables(numbers: Mapping[str, Any]) -> Iterator[Table | str]:
-    """A table for every section that there is, or a line that says why there is none."""
+    """Yield a table for every section that there is, or a line that says why there is none."""
     sections = {
         "forgetting": forgetting_table,
         "mitigation": mitigation_table,
@@ -26,7 +26,7 @@ def tables(numbers: Mapping[str, Any]) -> Iterator[Table | str]:
 
 
 def layers_table(numbers: Mapping[str, Any]) -> Table:
-    """Size, effective rank and intruders of every layer's ΔW."""
+    """Make a table of size, effective rank and intruders of every layer's ΔW."""
     title = f"{numbers['method']} on {numbers['backbone']}: {numbers['total']} intruders of {numbers['slots']} vectors"
     table = Table(title=escape(title), show_footer=True)
     table.add_column("layer", overflow="fold", footer="medians, total")
@@ -41,7 +41,7 @@ def layers_table(numbers: Mapping[str, Any]) -> Table:
 
 
 def forgetting_table(section: Mapping[str, Any]) -> Table:
-    """Accuracy of the frozen model, of the adapted one, and the difference, for every set."""
+    """Make a table of the accuracy of the frozen model, of the adapted one, and the difference, for every set."""
     table = _numbers("forgetting (accuracies in percent)", "set", ("frozen", "adapted", "lost"))
     for name in section["after"]:
         if name.endswith(f"/{section['headline']}"):
@@ -51,7 +51,7 @@ def forgetting_table(section: Mapping[str, Any]) -> Table:
 
 
 def mitigation_table(section: Mapping[str, Any]) -> Table:
-    """Accuracies along λ; `kept` only where there are sets that are recognised by prompts."""
+    """Make a table of accuracies along λ; `kept` only where there are sets that are recognised by prompts."""
     parts = ["task", "kept"] if section["kept_sets"] else ["task"]
     columns = [f"{part}: {label}" for part in parts for label in SCALED.values()]
     table = _numbers("along λ (accuracies in percent)", "λ", columns)
@@ -61,7 +61,10 @@ def mitigation_table(section: Mapping[str, Any]) -> Table:
 
 
 def separation_table(section: Mapping[str, Any]) -> Table:
-    """Measures of the frozen and of the adapted model; the page says too what is lost against clean pictures."""
+    """Make a table of measures of the frozen and of the adapted model.
+
+    The page says too what is lost against clean pictures.
+    """
     measures = list(section["frozen"]["clean"])
     table = _numbers(f"separation of '{section['set']}'", "pictures", ["model", *measures, "cosine"])
     for pictures in section["frozen"]:

@@ -62,7 +62,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 
 def _fractions(text: str) -> tuple[float, float, float]:
-    """Three numbers with commas between.
+    """Parse three numbers with commas between.
 
     Raises:
         DataError: they are none, or their sum is not 1.
@@ -88,7 +88,7 @@ def _counts(manifest: dict) -> Table:
 
 
 def _all(splits: ManipulationSplits, name: str) -> ManipulationSet:
-    """All pictures of a data set together."""
+    """Join all pictures of a data set."""
     parts: Sequence[ManipulationSet] = (splits.train, splits.val, *splits.tests.values())
     records: list[PictureRecord] = [record for part in parts for record in part.records]
     return ManipulationSet.of(name, records, splits.train.root, splits.train.vocabulary)

@@ -59,7 +59,7 @@ def predict_command(
 def _predicted(
     model: AdaptedModel, sources: Sequence[InputFile], batch_size: int, options: dict[str, Any], skip_broken: bool
 ) -> list[tuple[InputFile, Row]]:
-    """File and row of every picture, with a progress bar where there is much to do."""
+    """Return file and row of every picture, with a progress bar where there is much to do."""
     skip = (lambda problem: print(f"skipped: {problem}", file=sys.stderr)) if skip_broken else None
     batches = predict_files(model, sources, batch_size, options, skip)
     count = math.ceil(len(sources) / batch_size)

@@ -91,7 +91,7 @@ def scan_command(
 
 
 def load_edit_model(folder: Path, device: torch.device) -> EditModel:
-    """The model in a folder, on `device`.
+    """Load the model in a folder, on `device`.
 
     Raises:
         UserError: it does not look for edits.
@@ -105,7 +105,9 @@ def load_edit_model(folder: Path, device: torch.device) -> EditModel:
 
 
 def compute_device(name: str) -> torch.device:
-    """``auto``: the accelerator where there is one, else the CPU; otherwise what torch calls by this name.
+    """Return the device called `name`.
+
+    ``auto`` is the accelerator where there is one, else the CPU; any other name is what torch calls a device.
 
     Raises:
         UserError: there is no such device.
@@ -134,21 +136,21 @@ def _make_folder(out: Path) -> None:
 
 
 def _command() -> str:
-    """What the user typed."""
+    """Return what the user typed."""
     program = Path(sys.argv[0])
     started = ["python", str(program)] if program.name == "detect_manipulation.py" else ["vision-lowrank"]
     return shlex.join([*started, *sys.argv[1:]])
 
 
 def _resuming(command: str) -> str:
-    """`command` with ``--resume``, before what only paths come after."""
+    """Return `command` with ``--resume``, before what only paths come after."""
     words = shlex.split(command)
     end = words.index("--") if "--" in words else len(words)
     return shlex.join([*words[:end], *([] if "--resume" in words[:end] else ["--resume"]), *words[end:]])
 
 
 def _watched(batches: Generator[list[ScanRow], None, None], total: int) -> list[ScanRow]:
-    """The rows, with a progress bar; those so far where SIGINT or SIGTERM comes."""
+    """Return the rows, with a progress bar; those so far where SIGINT or SIGTERM comes."""
     from ..engine.signals import SignalWatch
 
     rows: list[ScanRow] = []
@@ -173,7 +175,7 @@ def _bar(total: int) -> Progress:
 
 
 def _write(out: Path, header: dict[str, Any], rows: Sequence[ScanRow], json: bool, csv: bool, html: bool) -> list[Path]:
-    """Write the results asked for; their paths."""
+    """Write the results asked for, and return their paths."""
     from ..inference.run import JOURNAL
     from ..viz.scan_report import write_scan_report
 
@@ -197,7 +199,7 @@ def _write(out: Path, header: dict[str, Any], rows: Sequence[ScanRow], json: boo
 
 
 def _say(header: dict[str, Any], rows: Sequence[ScanRow], files: Sequence[Path]) -> None:
-    """The most suspicious pictures as a table, those without an answer on stderr, where everything is."""
+    """Print the most suspicious pictures as a table, those without an answer on stderr, and where everything is."""
     for row in [row for row in rows if row.error][:_LISTED]:
         print(f"no answer: {_plain(row.path)}: {_plain(row.error or '')}", file=sys.stderr)
     suspicious = [row for row in rows if row.verdict in FAIL_ON["uncertain"]]
@@ -235,5 +237,5 @@ def _exit(header: dict[str, Any], fail_on: str | None) -> None:
 
 
 def _plain(text: str) -> str:
-    """File names may hold bytes that are no text, or that steer a terminal: those are shown as their escapes."""
+    """Show bytes that are no text, or that steer a terminal, as their escapes: file names may hold such."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -55,7 +55,7 @@ class Launch:
             raise UserError(f"--cluster {self.settings[0]}: is for --launcher submitit.")
 
     def made(self, folder: Path) -> Launcher:
-        """The launcher, for a study in `folder`.
+        """Make the launcher, for a study in `folder`.
 
         Raises:
             UserError: as :meth:`check`, or submitit is not installed or does not know a setting.
@@ -72,7 +72,7 @@ class Launch:
 
 
 def split(command: str, given: Sequence[str], seeds: str | None) -> tuple[list[Path], list[str]]:
-    """Recipes, and the settings for all of them, which have an equals sign.
+    """Split recipes from the settings for all of them, which have an equals sign.
 
     Raises:
         UserError: no recipe.
@@ -115,7 +115,7 @@ def print_results(tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[s
 
 
 def numbers(option: str, text: str | None, kind: type[Number]) -> list[Number]:
-    """``1,2,3`` as a list; nothing given is an empty one.
+    """Parse ``1,2,3`` as a list; nothing given is an empty one.
 
     Raises:
         UserError: not numbers with commas between.

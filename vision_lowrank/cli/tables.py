@@ -18,7 +18,7 @@ def print_table(table: Table) -> None:
 
 
 def metrics_table(result: Mapping[str, Any]) -> Table:
-    """Untrained, trained and the difference, for the printed metrics of a run's ``result.json``."""
+    """Make a table of untrained, trained and the difference, for the printed metrics of a run's ``result.json``."""
     seeds = len(result["seeds"])
     table = Table(title=f"{result['name']} ({seeds} seed{'s' if seeds > 1 else ''}; shares in percent)")
     for column, justify in (("metric", "left"), ("untrained", "right"), ("trained", "right"), ("change", "right")):
@@ -33,7 +33,10 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
 
 
 def values_table(name: str, metrics: Mapping[str, float], task: str | None = None) -> Table:
-    """The printed metrics of one model; `task` as in :func:`~vision_lowrank.studies.columns.printed`."""
+    """Make a table of the printed metrics of one model.
+
+    `task` is as in :func:`~vision_lowrank.studies.columns.printed`.
+    """
     table = Table(title=f"{name} (shares in percent)")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -45,7 +48,7 @@ def values_table(name: str, metrics: Mapping[str, float], task: str | None = Non
 
 
 def shown(name: str, value: Mapping[str, float] | None) -> str:
-    """``mean ± spread``; fractions as percent."""
+    """Format ``mean ± spread``; fractions as percent."""
     if value is None:
         return ""
     scale, digits = _scale(name), 1 if is_share(name) else 3
@@ -54,7 +57,7 @@ def shown(name: str, value: Mapping[str, float] | None) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Format bytes for people."""
     for unit in ("B", "KiB", "MiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
