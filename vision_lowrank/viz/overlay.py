@@ -27,7 +27,7 @@ def overlay(
     boxes: Boxes,
     legend: str,
 ) -> Image.Image:
-    """The picture, at its size, with what was found in it.
+    """Draw the picture, at its size, with what was found in it.
 
     Args:
         picture: RGB.
@@ -51,7 +51,7 @@ def overlay(
 
 
 def heat_levels(heat: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1] as uint8 0…255, rounded."""
+    """Convert (H, W) in [0, 1] to uint8 0…255, rounded."""
     return np.rint(np.clip(heat, 0, 1) * np.float32(255)).astype(np.uint8)
 
 
@@ -82,7 +82,7 @@ def _draw_legend(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     size: int,
 ) -> None:
-    """A dark strip with the text, and the colours from 0 to 1 where they fit."""
+    """Draw a dark strip with the text, and the colours from 0 to 1 where they fit."""
     width, height = shown.size
     draw = ImageDraw.Draw(shown)
     strip, gap = round(1.6 * size), size // 2

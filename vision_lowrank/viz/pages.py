@@ -10,7 +10,7 @@ from jinja2 import ChainableUndefined, ChoiceLoader, Environment, FileSystemLoad
 
 
 def template(name: str, *folders: Path) -> Template:
-    """A page's template.
+    """Load a page's template.
 
     Args:
         name: of a file in one of `folders` or, where none has it, in this package's folder ``viz``.
@@ -29,7 +29,7 @@ def template(name: str, *folders: Path) -> Template:
 
 
 def _figure(value: float | None, fraction: bool = False, signed: bool = False) -> str:
-    """A score as text: fractions as percent with one decimal, other numbers with three; a dash where there is none."""
+    """Format a score: fractions as percent with one decimal, other numbers with three; a dash where there is none."""
     if value is None:
         return "–"
     text = f"{abs(100 * value):.1f}" if fraction else f"{abs(value):.3f}"
@@ -39,7 +39,7 @@ def _figure(value: float | None, fraction: bool = False, signed: bool = False) -
 
 
 def _short(value: float | None) -> str:
-    """Three digits, however small the number."""
+    """Format three digits, however small the number."""
     return "–" if value is None else f"{value:.3g}".replace("-", "−")
 
 

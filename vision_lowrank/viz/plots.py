@@ -61,7 +61,7 @@ SETTINGS = {
 def learning_curves(
     runs: Mapping[str, Points], title: str, *, percent: bool = False, boundaries: Iterable[float] = ()
 ) -> str:
-    """One quantity against the step: a thin line per run and, with several runs, their mean as a thick one.
+    """Plot one quantity against the step: a thin line per run and, with several runs, their mean as a thick one.
 
     Args:
         runs: name of a run -> (step, value) pairs in the order of steps. The mean covers the steps that all runs have.
@@ -86,7 +86,7 @@ def learning_curves(
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: str = "confusion matrix") -> str:
-    """A confusion matrix: row = true class, column = predicted class.
+    """Plot a confusion matrix: row = true class, column = predicted class.
 
     The strength of a cell is its share of the row (square root, so that rare mistakes stay visible); the diagonal is
     blue, mistakes are orange. Up to 20 classes the counts are written in.
@@ -130,7 +130,7 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], title: st
 
 
 def accuracy_by_shots(rows: Iterable[Mapping[str, object]], title: str = "accuracy by shots") -> str:
-    """Accuracy against the number of training pictures per class, a line per method with a band of ± one std.
+    """Plot accuracy against training pictures per class, a line per method with a band of ± one std.
 
     Args:
         rows: mappings with ``method`` (str), ``shots`` (int), ``mean`` and ``std`` (fractions in [0, 1]).
@@ -158,7 +158,7 @@ def session_curves(
     baseline: Sequence[tuple[float, float]] | None = None,
     title: str = "accuracy after every session",
 ) -> str:
-    """Accuracy against the session of class-incremental learning, a line per method with a band of ± one std.
+    """Plot accuracy against the session of class-incremental learning, a line per method with a band of ± one std.
 
     Args:
         series: method -> (mean, std) after the sessions 0, 1, …, T, fractions in [0, 1].
@@ -181,7 +181,7 @@ def session_curves(
 
 
 def pareto(points: Iterable[tuple[str, float, float, float]], title: str, baseline: float | None = None) -> str:
-    """Accuracy against trained parameters, a labelled point per method; the best for their size are joined by a line.
+    """Plot accuracy against trained parameters, a labelled point per method; a line joins the best for their size.
 
     Args:
         points: (method, parameters > 0, mean accuracy, std), accuracies as fractions.
@@ -210,7 +210,7 @@ def pareto(points: Iterable[tuple[str, float, float, float]], title: str, baseli
 
 
 def intruder_counts(kinds: Mapping[str, Points], title: str = "intruders against the threshold") -> str:
-    """Numbers of intruders against the similarity threshold, a line per kind of layer.
+    """Plot numbers of intruders against the similarity threshold, a line per kind of layer.
 
     Args:
         kinds: kind of layer -> (threshold, count) pairs, thresholds ascending.
@@ -230,7 +230,7 @@ def intruder_counts(kinds: Mapping[str, Points], title: str = "intruders against
 
 
 def spectrum(base: Sequence[float], tuned: Sequence[float], marked: Iterable[int], title: str) -> str:
-    """Singular values of a layer before and after, largest first, on a logarithmic scale; zeros are left out.
+    """Plot a layer's singular values before and after, largest first, on a logarithmic scale; zeros are left out.
 
     Args:
         base: singular values of the frozen weight.
@@ -260,7 +260,7 @@ def spectrum(base: Sequence[float], tuned: Sequence[float], marked: Iterable[int
 
 
 def similarity(matrix: Sequence[Sequence[float]], title: str) -> str:
-    """Cosines in [0, 1] between vectors of the tuned weight (rows) and of the frozen one (columns), as a heat map.
+    """Plot cosines in [0, 1] between vectors of the tuned weight (rows) and of the frozen one (columns) as a heat map.
 
     Args:
         matrix: (m, m).
@@ -283,7 +283,7 @@ def similarity(matrix: Sequence[Sequence[float]], title: str) -> str:
 
 
 def accuracy_along(lines: Mapping[str, Points], title: str, *, baseline: float | None = None) -> str:
-    """Accuracy against λ, the fraction that is kept: a line per quantity that is scaled, named below the plot.
+    """Plot accuracy against λ, the fraction that is kept: a line per scaled quantity, named below the plot.
 
     Args:
         lines: name -> (λ, accuracy) pairs, λ ascending, accuracies as fractions.
@@ -305,7 +305,7 @@ def accuracy_along(lines: Mapping[str, Points], title: str, *, baseline: float |
 
 
 def _style(index: int) -> dict[str, str]:
-    """Colour, dashes and marker of the line number `index`: 32 of them differ."""
+    """Return colour, dashes and marker of the line number `index`: 32 of them differ."""
     dashes = ("-", "--", ":", "-.")[index // len(SERIES) % 4]
     return {"color": SERIES[index % len(SERIES)], "ls": dashes, "marker": MARKERS[index % len(MARKERS)]}
 
@@ -325,7 +325,7 @@ def _bands(
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], gap: float = 13) -> None:
-    """Names at the right edge, at the height of their lines' ends, pushed apart to be `gap` units from each other."""
+    """Write names at the right edge, at the height of their lines' ends, pushed at least `gap` units apart."""
     if not ends:
         return
     to_units, from_units = axes.transData, axes.transData.inverted()
@@ -340,7 +340,7 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], gap: f
 
 
 def _figure(width: float, height: float, margins: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
-    """A figure of the given size and its axes inside `margins` (left, right, top, bottom), all in units."""
+    """Make a figure of the given size and its axes inside `margins` (left, right, top, bottom), all in units."""
     left, right, top, bottom = margins
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     axes = figure.add_axes(
@@ -369,20 +369,23 @@ def _columns(points: Points) -> tuple[list[float], list[float]]:
 
 
 def _mean(runs: Iterable[Points]) -> list[tuple[float, float]]:
-    """Mean of the runs at the steps that all of them have."""
+    """Compute the mean of the runs at the steps that all of them have."""
     tables = [dict(points) for points in runs]
     shared = set.intersection(*(set(table) for table in tables))
     return [(step, sum(table[step] for table in tables) / len(tables)) for step in sorted(shared)]
 
 
 def _short(name: str, limit: int = 26) -> str:
-    """`name` on one line, printable, at most `limit` characters."""
+    """Return `name` on one line, printable, at most `limit` characters."""
     clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(name.split()))
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """The figure as an ``<svg>`` element with themed colours; `label` is for screen readers and keeps ids apart."""
+    """Return the figure as an ``<svg>`` element with themed colours.
+
+    `label` is for screen readers and keeps ids apart.
+    """
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": label}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # only measured here: the browser's fonts draw it

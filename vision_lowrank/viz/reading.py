@@ -120,7 +120,7 @@ class Result(TaskName, Generic[F]):
 
 
 def read_checked(path: Path, kind: type[T]) -> T | None:
-    """The content of a JSON file as `kind`, None where there is no file.
+    """Read the content of a JSON file as `kind`, None where there is no file.
 
     Raises:
         ArtefactError: the file is damaged.

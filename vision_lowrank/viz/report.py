@@ -65,7 +65,7 @@ def write_report(run: Path) -> Path:
 
 
 def _section_of(run: Path) -> type[ReportSection]:
-    """The section of the run's task, which its result names or, while it goes on, its config."""
+    """Return the section of the run's task, which its result names or, while it goes on, its config."""
     named = read_checked(run / "result.json", TaskName)
     task = named.task if named else str(_part(_config(run / "config.yaml"), "task").get("type"))
     try:
@@ -75,7 +75,7 @@ def _section_of(run: Path) -> type[ReportSection]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """The config as far as it can be read."""
+    """Read the config as far as it can be read."""
     try:
         found = yaml.safe_load(_text(path))
     except yaml.YAMLError:
@@ -84,7 +84,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A part of a config that has options of its own; empty where there is none."""
+    """Return a part of a config that has options of its own; empty where there is none."""
     return found if isinstance(found := config.get(name), dict) else {}
 
 
@@ -93,7 +93,7 @@ def _text(path: Path) -> str:
 
 
 def _page(run: Path, seeds: Mapping[str, Path], result: Result | None, labels: Mapping[str, str]) -> dict[str, Any]:
-    """What the page of every task shows beside its tables."""
+    """Return what the page of every task shows beside its tables."""
     logs = {seed: _read_log(folder / "metrics.jsonl") for seed, folder in seeds.items()}
     config = _text(run / "config.yaml")
     if not config and result and result.config:
@@ -112,7 +112,7 @@ def _page(run: Path, seeds: Mapping[str, Path], result: Result | None, labels: M
 
 
 def _tables(section: ReportSection) -> dict[str, Any]:
-    """Rows of the first table and of the folded ones; those that the sentences at the top are about."""
+    """Return rows of the first table and of the folded ones; those that the sentences at the top are about."""
     first = section.first_table
     return {
         "first_table": first,
@@ -123,7 +123,7 @@ def _tables(section: ReportSection) -> dict[str, Any]:
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
-    """The readable lines of ``metrics.jsonl``: a killed run may leave half a line, a resumed one goes on after it."""
+    """Read the readable lines of ``metrics.jsonl``: a killed run may leave half a line, a resumed one goes on after."""
     entries = []
     for line in _text(path).splitlines():
         try:
@@ -138,7 +138,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 def _curves(
     logs: Mapping[str, Sequence[Mapping[str, Any]]], selects_by: str, labels: Mapping[str, str]
 ) -> list[Markup]:
-    """Loss, a validation metric and learning rate over all stages, one after the other."""
+    """Plot loss, a validation metric and learning rate over all stages, one after the other."""
     lengths: dict[str, int] = {}
     for entry in itertools.chain.from_iterable(logs.values()):
         stage = str(entry.get("stage"))
@@ -159,7 +159,7 @@ def _curves(
 
 
 def _series(log: Sequence[Mapping[str, Any]], name: str, starts: Mapping[str, int]) -> list[tuple[float, float]]:
-    """(step, value) of one logged quantity; where a resumed run logged a step again, the later line counts."""
+    """Return (step, value) of one logged quantity; where a resumed run logged a step again, the later line counts."""
     values = {
         starts[str(entry.get("stage"))] + entry["step"]: entry[name]
         for entry in log
@@ -169,12 +169,12 @@ def _series(log: Sequence[Mapping[str, Any]], name: str, starts: Mapping[str, in
 
 
 def _rows(result: Result, labels: Mapping[str, str]) -> list[Row]:
-    """A row of every metric, in the order of the kinds of sets."""
+    """Make a row of every metric, in the order of the kinds of sets."""
     return sorted((_row(name, result, labels) for name in result.metrics), key=lambda row: list(KINDS).index(row.kind))
 
 
 def _row(name: str, result: Result, labels: Mapping[str, str]) -> Row:
-    """One metric before and after: ``test/fluent/loss`` is the loss on ``fluent``, a set of kind ``test``."""
+    """Compare one metric before and after: ``test/fluent/loss`` is the loss on ``fluent``, a set of kind ``test``."""
     group, _, metric = name.rpartition("/")
     kind, _, set_name = group.partition("/")
     pairs = {seed: (one.baseline.get(name), one.metrics.get(name)) for seed, one in result.seeds.items()}
@@ -199,7 +199,10 @@ def _label(metric: str, labels: Mapping[str, str]) -> str:
 
 
 def _facts(result: Result) -> dict[str, Any]:
-    """What was adapted, on what, at which cost; costs are means over seeds, the other facts are the first seed's."""
+    """Return what was adapted, on what, at which cost.
+
+    Costs are means over seeds, the other facts are the first seed's.
+    """
     seeds = list(result.seeds.values())
     planned = result.config.get("seeds")
     costs = {name: [getattr(seed.cost, name) for seed in seeds] for name in Cost.model_fields}

@@ -56,7 +56,7 @@ def write_scan_report(path: Path, header: Mapping[str, Any], rows: Sequence[Mapp
 
 
 def _head(name: str, script: str) -> str:
-    """The head of every page, its policy widened to this one script, with this page's own style."""
+    """Render the head of every page, its policy widened to this one script, with this page's own style."""
     head = template("head.html.jinja").render(name=name)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     head = head.replace(_POLICY, f"{_POLICY}; script-src 'sha256-{digest}'", 1)
@@ -69,13 +69,13 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 
 def _item(row: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
-    """What the template shows of a row; no pictures where `root` is None or they are missing."""
+    """Return what the template shows of a row; no pictures where `root` is None or they are missing."""
     pictures = _pictures([root / name for name in row["thumbnails"]]) if root and row["thumbnails"] else None
     return {**row, "kind": _kind(row), "rank": VERDICTS.index(_kind(row)), "pictures": pictures}
 
 
 def _pictures(paths: Sequence[Path]) -> dict[str, str] | None:
-    """Data URIs of the picture, its overlay and a smaller picture for the table."""
+    """Return data URIs of the picture, its overlay and a smaller picture for the table."""
     try:
         picture, shown = (path.read_bytes() for path in paths)
         icon = Image.open(io.BytesIO(picture))

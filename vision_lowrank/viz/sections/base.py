@@ -120,7 +120,7 @@ class ReportSection(Generic[F]):
         return self.first_table[0] if self.first_table else None
 
     def context(self) -> dict[str, Any]:
-        """What the template shows, by name; only plots may be markup.
+        """Return what the template shows, by name; only plots may be markup.
 
         Raises:
             ArtefactError: a file of the run is damaged.

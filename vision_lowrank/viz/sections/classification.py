@@ -66,7 +66,7 @@ class ClassificationSection(ReportSection[C]):
     labels: ClassVar = {"class_accuracy": "accuracy, mean over classes", "top5": "top-5 accuracy"}
 
     def context(self) -> dict[str, Any]:
-        """``classes`` (names), ``confusion`` and ``mistakes``."""
+        """Return ``classes`` (names), ``confusion`` and ``mistakes``."""
         found = {seed: read_checked(folder / "details.json", Details) for seed, folder in self.run.seeds.items()}
         known = {seed: details for seed, details in found.items() if details}
         return {
@@ -77,7 +77,7 @@ class ClassificationSection(ReportSection[C]):
 
 
 def _mistakes(run: RunFolder) -> dict[str, Any] | None:
-    """The worst mistakes of the first seed that has some."""
+    """Return the worst mistakes of the first seed that has some."""
     for seed, folder in run.seeds.items():
         if found := read_checked(folder / "mistakes.json", list[Mistake]):
             return {"seed": seed, "worst": found[:MISTAKES]}
@@ -85,7 +85,7 @@ def _mistakes(run: RunFolder) -> dict[str, Any] | None:
 
 
 def _confusion(run: RunFolder, details: Mapping[str, Details]) -> dict[str, Any] | None:
-    """The first test set's confusion matrix, summed over seeds, and its most confused pairs."""
+    """Return the first test set's confusion matrix, summed over seeds, and its most confused pairs."""
     first = next(iter(details.values()), Details())
     name, classes = next(iter(first.confusion), None), first.classes
     if name is None or not classes:
@@ -109,7 +109,7 @@ def _confusion(run: RunFolder, details: Mapping[str, Details]) -> dict[str, Any]
 
 
 def _confused_pairs(total: np.ndarray, classes: Sequence[str]) -> list[tuple[int, float, str, str]]:
-    """(pictures, share of the true class, true class, answer) of all wrong answers, the most frequent first."""
+    """Return (pictures, share of the true class, true class, answer) of all wrong answers, the most frequent first."""
     wrong = np.argwhere(total * (1 - np.eye(len(classes), dtype=np.int64)))
     pairs = [(int(total[i, j]), float(total[i, j] / total[i].sum()), classes[i], classes[j]) for i, j in wrong]
     return sorted(pairs, key=lambda pair: (-pair[0], -pair[1], pair[2:]))

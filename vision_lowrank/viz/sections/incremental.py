@@ -107,7 +107,7 @@ class IncrementalSection(ClassificationSection[IncrementalFacts]):
         return [row for row in self.run.rows if not row.name.startswith(shown)]
 
     def context(self) -> dict[str, Any]:
-        """A classifier's, and ``sessions``."""
+        """Return what a classifier's section shows, and ``sessions``."""
         return super().context() | {"sessions": self._sessions()}
 
     @cached_property
@@ -118,9 +118,10 @@ class IncrementalSection(ClassificationSection[IncrementalFacts]):
         return [named[f"session/{t}/accuracy"] for t in numbers]
 
     def _sessions(self) -> dict[str, Any] | None:
-        """Curve, rows of the whole sequence and of each session, and the first seed's facts; None without sessions.
+        """Return curve, rows of the whole sequence and of each session, and the first seed's facts.
 
-        The curve is None where a mean is unknown. Facts that are None leave out the accuracies by group of classes.
+        The result is None without sessions, the curve where a mean is unknown. Facts that are None leave out the
+        accuracies by group of classes.
         """
         if not self._after_sessions:
             return None
@@ -138,7 +139,7 @@ class IncrementalSection(ClassificationSection[IncrementalFacts]):
 
 
 def _points(rows: Sequence[Row], when: str) -> list[tuple[float, float]]:
-    """(mean, std) of every row; empty where one is unknown."""
+    """Return (mean, std) of every row; empty where one is unknown."""
     scores = [getattr(row, when) for row in rows]
     known = all(score is not None and score.mean is not None for score in scores)
     return [(score.mean, score.std or 0.0) for score in scores] if known else []

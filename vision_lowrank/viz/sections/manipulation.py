@@ -96,7 +96,7 @@ class ManipulationSection(ReportSection[ManipulationFacts]):
         return {seed: each.manipulation for seed, each in self.run.facts.items() if each.manipulation}
 
     def context(self) -> dict[str, Any]:
-        """``manipulation``: what the section shows; None where no seed has such facts."""
+        """Return ``manipulation``: what the section shows; None where no seed has such facts."""
         facts = self._facts
         if not facts:
             return {"manipulation": None}
@@ -128,12 +128,15 @@ class ManipulationSection(ReportSection[ManipulationFacts]):
 
 
 def _sets(named: Mapping[str, Row]) -> list[str]:
-    """Names of the test sets."""
+    """Return the names of the test sets."""
     return list(dict.fromkeys(name.split("/")[1] for name in named if name.startswith("test/")))
 
 
 def _scores(name: str, named: Mapping[str, Row], details: Sequence[SetDetails | None]) -> dict[str, Any]:
-    """The table of one test set; an interval reaches from the lowest lower to the highest upper end of all seeds."""
+    """Return the table of one test set.
+
+    An interval reaches from the lowest lower to the highest upper end of all seeds.
+    """
     groups = []
     for heading, labels in ROWS.items():
         lines = []
@@ -150,7 +153,7 @@ def _scores(name: str, named: Mapping[str, Row], details: Sequence[SetDetails | 
 
 
 def _constants(name: str, metric: str, named: Mapping[str, Row]) -> list[tuple[str, float | None]]:
-    """What an answer that ignores the picture would score."""
+    """Return what an answer that ignores the picture would score."""
     if metric in CHANCE:
         return [("chance", 0.5)]
     found = [(label, named.get(f"test/{name}/{constant}/{metric}")) for constant, label in CONSTANTS.items()]
@@ -158,7 +161,7 @@ def _constants(name: str, metric: str, named: Mapping[str, Row]) -> list[tuple[s
 
 
 def _slices(prefix: str, kind: str, named: Mapping[str, Row], details: SetDetails | None) -> dict[str, Any] | None:
-    """Recall and AUC of every editor or category, the hardest first."""
+    """Return recall and AUC of every editor or category, the hardest first."""
     start, end = f"{prefix}/{kind}/", "/recall"
     names = [name[len(start) : -len(end)] for name in named if name.startswith(start) and name.endswith(end)]
     known = details.slices.get(kind, {}) if details else {}
@@ -178,7 +181,7 @@ def _slices(prefix: str, kind: str, named: Mapping[str, Row], details: SetDetail
 
 
 def _layers(facts: Mapping[str, DetectorFacts]) -> dict[str, Any]:
-    """Table and plots of the first seed that chose a layer, and the layer of each seed."""
+    """Return table and plots of the first seed that chose a layer, and the layer of each seed."""
     seed, layers = next(((seed, each.layers) for seed, each in facts.items() if each.layers.table), (None, None))
     chosen = {seed: each.layers.chosen for seed, each in facts.items()}
     found = {"chosen": chosen, "of": next(iter(facts.values())).layers.of}
@@ -188,7 +191,7 @@ def _layers(facts: Mapping[str, DetectorFacts]) -> dict[str, Any]:
 
 
 def _layer_plots(layers: Layers) -> list[Markup]:
-    """The three terms as z-scores over layers beside their sum, and the probe."""
+    """Plot the three terms as z-scores over layers beside their sum, and the probe."""
     numbers = [row.layer for row in layers.table]
     columns = {
         name: [getattr(row, name) for row in layers.table] for name in ("kl", "ldr", "entropy", "score", "probe")
@@ -212,7 +215,7 @@ def _zscore(values: np.ndarray) -> np.ndarray:
 
 
 def _contrast(facts: Sequence[DetectorFacts]) -> list[tuple[str, float | None, float | None]]:
-    """(label, before, after), means over seeds, of what stage A changed."""
+    """Return (label, before, after), means over seeds, of what stage A changed."""
     runs = [each.contrast for each in facts if each.contrast]
     if not runs:
         return []
@@ -231,7 +234,10 @@ def _calibration(
     facts: Mapping[str, DetectorFacts],
     pictures: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
 ) -> dict[str, Any]:
-    """Thresholds of every seed; ECE before (T = 1) and after, means over seeds; reliability of the first seed."""
+    """Return thresholds of every seed, ECE before (T = 1) and after, and reliability of the first seed.
+
+    The ECEs are means over seeds.
+    """
     errors, figures = [], []
     for name in sets:
         key = f"test/{name}"
@@ -251,7 +257,7 @@ def _calibration(
 
 
 def _robustness(named: Mapping[str, Row]) -> list[Markup]:
-    """A plot per kind of degradation, from the clean pictures to the strongest level."""
+    """Draw a plot per kind of degradation, from the clean pictures to the strongest level."""
     found: dict[str, dict[float, dict[tuple[str, str], Any]]] = {}
     for name, row in named.items():
         if match := DEGRADED.fullmatch(name):
@@ -274,7 +280,7 @@ def _robustness(named: Mapping[str, Row]) -> list[Markup]:
 
 
 def _gallery(found: tuple[str, list[Group]] | None) -> dict[str, Any] | None:
-    """The first seed's pictures, at most 24."""
+    """Return the first seed's pictures, at most 24."""
     if found is None:
         return None
     seed, groups = found

@@ -18,7 +18,7 @@ WIDTH, HEIGHT, ROW = 310, 210, 15
 def robustness(
     lines: Mapping[tuple[str, str], Sequence[tuple[float, float] | None]], levels: Sequence[str], title: str
 ) -> str:
-    """Metrics against the level of a degradation: colours are metrics, dashes and markers are test sets.
+    """Plot metrics against the level of a degradation: colours are metrics, dashes and markers are test sets.
 
     Args:
         lines: (metric, test set) -> (mean, std) at every level, fractions; None where it is unknown.
@@ -45,7 +45,7 @@ def robustness(
 
 
 def layer_terms(lines: Mapping[str, Points], chosen: int, title: str, *, percent: bool = False) -> str:
-    """Quantities of every layer; the last line is thick, the chosen layer is marked.
+    """Plot quantities of every layer; the last line is thick, the chosen layer is marked.
 
     Args:
         lines: name -> (layer, value) pairs in the order of layers.
@@ -70,7 +70,7 @@ def layer_terms(lines: Mapping[str, Points], chosen: int, title: str, *, percent
 
 
 def reliability(bins: Sequence[tuple[float, float, float]], title: str) -> str:
-    """Share of edited pictures against their probability; on the diagonal the two are equal.
+    """Plot the share of edited pictures against their probability; on the diagonal the two are equal.
 
     Args:
         bins: (mean probability, share that was edited, share of all pictures) of every bin that holds pictures.

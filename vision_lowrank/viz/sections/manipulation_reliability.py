@@ -18,7 +18,7 @@ BINS = 15
 
 
 def read_pictures(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Set -> probabilities (N,) and whether the pictures were edited (N,) bool; empty where there is no file.
+    """Read set -> probabilities (N,) and whether the pictures were edited (N,) bool; empty where there is no file.
 
     Raises:
         ArtefactError: the file is damaged.
@@ -36,18 +36,21 @@ def read_pictures(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def reliability(p: np.ndarray, edited: np.ndarray) -> list[tuple[float, float, float]]:
-    """(mean probability, share edited, share of all pictures) of the 15 bins of equal width that hold pictures."""
+    """Compute (mean probability, share edited, share of all pictures) of the 15 equal-width bins that hold pictures."""
     place = np.minimum((p * BINS).astype(int), BINS - 1)
     own = [place == number for number in np.unique(place)]
     return [(float(p[each].mean()), float(edited[each].mean()), float(each.mean())) for each in own]
 
 
 def calibration_error(p: np.ndarray, edited: np.ndarray) -> float:
-    """ECE: what the bins' probabilities and shares differ by, weighted by their pictures."""
+    """Compute the ECE: what the bins' probabilities and shares differ by, weighted by their pictures."""
     return sum(mass * abs(mean - share) for mean, share, mass in reliability(p, edited))
 
 
 def uncalibrated(p: np.ndarray, temperature: float) -> np.ndarray:
-    """sigmoid(s) from sigmoid(s / T), which the file rounds to six digits: 0 and 1 are taken as half a digit away."""
+    """Compute sigmoid(s) from sigmoid(s / T), which the file rounds to six digits.
+
+    0 and 1 are taken as half a digit away.
+    """
     near = np.clip(p, 5e-7, 1 - 5e-7)
     return 1 / (1 + ((1 - near) / near) ** temperature)
