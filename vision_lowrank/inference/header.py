@@ -31,7 +31,7 @@ def make_header(
     inputs: int,
     others: int,
 ) -> dict[str, Any]:
-    """The header as plain JSON values.
+    """Make the header as plain JSON values.
 
     Args:
         model: that looks at the pictures.
@@ -68,19 +68,22 @@ def make_header(
 
 
 def counts(rows: Sequence[ScanRow]) -> dict[str, int]:
-    """Number of rows by verdict, and of errors."""
+    """Count the rows by verdict, and the errors."""
     kinds = [row.verdict if row.error is None else "error" for row in rows]
     return {kind: kinds.count(kind) for kind in ("edited", "uncertain", "real", "error")}
 
 
 def finished(header: Mapping[str, Any], rows: Sequence[ScanRow], seconds: float) -> dict[str, Any]:
-    """`header` with what is known at the end: counts, wall time in seconds, and whether every input has its row."""
+    """Return `header` with what is known at the end.
+
+    That is counts, wall time in seconds, and whether every input has its row.
+    """
     complete = len(rows) == header["inputs"]
     return {**header, "counts": counts(rows), "seconds": round(seconds, 3), "complete": complete}
 
 
 def _sentences(limits: Any) -> list[str]:
-    """Limits that a model's record states, as one text or several."""
+    """Return limits that a model's record states, as one text or several."""
     if isinstance(limits, str):
         return [limits]
     return [str(each) for each in limits] if isinstance(limits, (list, tuple)) else []

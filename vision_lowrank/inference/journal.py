@@ -66,7 +66,7 @@ class ScanRow:
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @property
@@ -124,7 +124,7 @@ class Journal:
     def reusable(
         self, names: Mapping[str, Sequence[str]], digest: str | None, wanted: Collection[str], out: Path
     ) -> ScanRow | None:
-        """A finished row of these bytes, with the files of the kinds `wanted` and no others, all of which are there.
+        """Find a finished row of these bytes, with all files of the kinds `wanted` in place and no others.
 
         It is the one with the heat map of `names` (kind -> paths), else one that the same bytes got under another name,
         whose files are copied: inputs change their names when others are added.
@@ -140,7 +140,7 @@ class Journal:
 
 
 def as_json(value: Any, indent: int | None = None) -> str:
-    """JSON text that any UTF-8 file can hold: bytes of file names that are no UTF-8 stay as their escapes.
+    """Return JSON text that any UTF-8 file can hold: bytes of file names that are no UTF-8 stay as their escapes.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON does not know.
@@ -150,7 +150,7 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
 
 def _says(known: ScanRow | None, row: ScanRow) -> bool:
-    """Whether `known` says all that `row` says: it may have more files, and be of the same bytes elsewhere."""
+    """Tell whether `known` says all that `row` says: it may have more files, and be of the same bytes elsewhere."""
     if known is None:
         return False
     more = {kind: None for kind in known.files if not row.files.get(kind)}
@@ -174,7 +174,7 @@ def _copied(row: ScanRow, names: Mapping[str, Sequence[str]], wanted: Iterable[s
 
 
 def _read(path: Path, settings: Mapping[str, Any]) -> list[ScanRow]:
-    """The rows of a journal made with `settings`, which is compared as JSON has it."""
+    """Read the rows of a journal made with `settings`, which is compared as JSON has it."""
     wanted, headed, rows = json.loads(as_json(settings)), False, []
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.split("\n"):  # not splitlines, which also splits at U+2028 inside a string
@@ -198,7 +198,7 @@ def _read(path: Path, settings: Mapping[str, Any]) -> list[ScanRow]:
 
 
 def _changes(name: str, old: Any, new: Any) -> list[str]:
-    """What differs, such as ``threshold 0.5, now 0.9``."""
+    """List what differs, such as ``threshold 0.5, now 0.9``."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys((*old, *new))
         return [change for key in keys for change in _changes(key, old.get(key), new.get(key))]

@@ -84,7 +84,7 @@ def read_photo(path: Path, name: str | None = None) -> Photo:
 
 
 def sha256(path: Path) -> str | None:
-    """Hex digest of a file's bytes; None where it cannot be read or is no ordinary file."""
+    """Compute the hex digest of a file's bytes; None where it cannot be read or is no ordinary file."""
     digest = hashlib.sha256()
     try:
         if not path.is_file():
@@ -98,14 +98,14 @@ def sha256(path: Path) -> str | None:
 
 
 def jpeg_quality(picture: Image.Image) -> int | None:
-    """Estimated quality 1…100 of an opened JPEG file; None for other formats."""
+    """Estimate the quality 1…100 of an opened JPEG file; None for other formats."""
     tables = getattr(picture, "quantization", None)
     return int(np.abs(_sums() - sum(tables[0])).argmin()) + 1 if tables and 0 in tables else None
 
 
 @cache
 def _sums() -> np.ndarray:
-    """(100,) sums of the luminance tables of qualities 1…100."""
+    """Compute the (100,) sums of the luminance tables of qualities 1…100."""
     sums = []
     for quality in range(1, 101):
         file = io.BytesIO()
@@ -115,7 +115,7 @@ def _sums() -> np.ndarray:
 
 
 def _of_file(picture: Image.Image) -> list[str]:
-    """Warnings from an opened file's header."""
+    """Return warnings from an opened file's header."""
     warnings = []
     quality = jpeg_quality(picture)
     if quality is not None and quality < HEAVY_JPEG:
@@ -129,7 +129,7 @@ def _of_file(picture: Image.Image) -> list[str]:
 
 
 def _has_camera(picture: Image.Image) -> bool:
-    """Whether its EXIF data name one; data that cannot be parsed do not."""
+    """Tell whether a picture's EXIF data name a camera; data that cannot be parsed do not."""
     try:
         exif = picture.getexif()
     except Exception:  # PIL's parsers raise whatever they stumble on

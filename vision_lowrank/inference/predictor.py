@@ -27,7 +27,7 @@ def predict_files(
     options: Mapping[str, Any] | None = None,
     skip: Callable[[str], None] | None = None,
 ) -> Iterator[list[tuple[InputFile, Row]]]:
-    """What a saved model says of files, a batch at a time, in order.
+    """Yield what a saved model says of files, a batch at a time, in order.
 
     Args:
         model: what ``load_model`` gave.
@@ -85,7 +85,7 @@ class EditModel(Protocol):
     def predict_batch(
         self, images: Sequence[Image.Image], *, calibration: Calibration | None = None, explain: bool = False
     ) -> Sequence[Finding]:
-        """One finding per RGB picture, in order."""
+        """Predict one finding per RGB picture, in order."""
         ...
 
 
@@ -103,7 +103,7 @@ class Threshold:
 
     @classmethod
     def parse(cls, text: str) -> Threshold:
-        """What a user wrote.
+        """Parse what a user wrote.
 
         Raises:
             UserError: it is none of the three, or out of range.
@@ -124,7 +124,7 @@ class Threshold:
         )
 
     def of(self, calibration: Calibration) -> Calibration:
-        """`calibration` with this threshold."""
+        """Return `calibration` with this threshold."""
         if self.probability is not None:
             return calibration.fixed(self.probability)
         return calibration.at(self.fpr) if self.fpr is not None else calibration

@@ -122,7 +122,7 @@ def scan(
 
 
 def _batches(sources: Sequence[InputFile], most: int) -> Iterator[list[InputFile]]:
-    """Sources in order, by number and pixels."""
+    """Yield sources in order, in batches limited by number and pixels."""
     batch: list[InputFile] = []
     total = 0
     for source in sources:
@@ -137,7 +137,7 @@ def _batches(sources: Sequence[InputFile], most: int) -> Iterator[list[InputFile
 
 
 def _pixels(source: InputFile) -> int:
-    """Of the picture, from its header; 0 where there is none to read."""
+    """Count the pixels of the picture, from its header; 0 where there is none to read."""
     try:
         if source.path.is_file():
             with Image.open(source.path) as picture:
@@ -171,7 +171,7 @@ def _look(
     options: Options,
     pool: ThreadPoolExecutor,
 ) -> list[ScanRow]:
-    """The rows of a batch: the model on what has none yet, then the files, several at a time."""
+    """Return the rows of a batch: the model on what has none yet, then the files, several at a time."""
     photos = [(read, read.photo) for read in reads if read.photo is not None]
     start = time.perf_counter()
     findings = _predict([photo.image for _, photo in photos], model, calibration, options.explain)
@@ -188,7 +188,7 @@ def _look(
 def _predict(
     images: list[Image.Image], model: EditModel, calibration: Calibration, explain: bool
 ) -> list[Finding | str]:
-    """A finding for each image, or why there is none: where a batch fails, its pictures are tried one by one."""
+    """Return a finding for each image, or why there is none: if a batch fails, its pictures are tried one by one."""
     if not images:
         return []
     try:
@@ -225,7 +225,7 @@ def _row(read: _Read, photo: Photo, finding: Finding | str, out: Path, options: 
 
 
 def _write_files(name: str, image: Image.Image, finding: Finding, out: Path, options: Options) -> dict[str, Any]:
-    """Write what was asked for; kind of file -> path below `out`."""
+    """Write what was asked for; return kind of file -> path below `out`."""
     names = output_names(name)
     heat = heat_levels(finding.heatmap)
     files: dict[str, Any] = {"heatmap": _save(Image.fromarray(heat), out, names["heatmap"][0])}
@@ -241,7 +241,10 @@ def _write_files(name: str, image: Image.Image, finding: Finding, out: Path, opt
 
 
 def _write_thumbnails(names: Sequence[str], image: Image.Image, finding: Finding, out: Path) -> tuple[str, str]:
-    """The picture and its overlay, drawn at the small size so that lines stay visible; the page states the number."""
+    """Write the picture and its overlay, drawn at the small size so that lines stay visible.
+
+    The page states the number.
+    """
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     heat = Image.fromarray(heat_levels(finding.heatmap)).resize(small.size, Image.Resampling.BILINEAR)

@@ -57,7 +57,7 @@ class Inputs:
 
 
 def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path | None = None) -> Inputs:
-    """The inputs that files, folders and globs name, each once.
+    """Find the inputs that files, folders and globs name, each once.
 
     Args:
         paths: files and folders; one that is not there is taken as a glob.
@@ -89,7 +89,7 @@ def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path |
 
 
 def output_names(name: str) -> dict[str, tuple[str, ...]]:
-    """Kind of output file -> the paths below the output folder for the input of that name.
+    """Return kind of output file -> the paths below the output folder for the input of that name.
 
     They are the name and an ending; its last part is cut, with a hash, where it leaves no room for that.
     """
@@ -107,7 +107,7 @@ def output_names(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def _matches(path: Path) -> list[Path]:
-    """The path itself where there is something, else what it matches as a glob."""
+    """Return the path itself where there is something, else what it matches as a glob."""
     if os.path.lexists(path):
         return [path]
     if matches := sorted(glob.glob(str(path), recursive=True)):
@@ -117,7 +117,7 @@ def _matches(path: Path) -> list[Path]:
 
 
 def _entries(folder: Path, recursive: bool, seen: set[object]) -> Iterator[tuple[Path, str]]:
-    """Files of a folder, not the hidden ones, and sub-folders that cannot be listed with the reason."""
+    """Yield files of a folder, not the hidden ones, and sub-folders that cannot be listed with the reason."""
     problems: list[OSError] = []
     seen.add(_identity(folder))
     for parent, subfolders, files in os.walk(folder, onerror=problems.append, followlinks=True):
@@ -134,7 +134,7 @@ def _entries(folder: Path, recursive: bool, seen: set[object]) -> Iterator[tuple
 
 
 def _is_picture(path: Path) -> bool:
-    """By the end of its name, or else by its first bytes."""
+    """Tell whether a file is a picture, by the end of its name, or else by its first bytes."""
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return True
     try:
@@ -148,7 +148,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _identity(folder: Path) -> object:
-    """What is the same for one folder under two names."""
+    """Return what is the same for one folder under two names."""
     try:
         status = os.stat(folder)
     except OSError:
