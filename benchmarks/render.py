@@ -45,13 +45,13 @@ class Study(NamedTuple):
         return json.loads((self.folder / "results.json").read_text())
 
     def load_tables(self) -> ModuleType:
-        """The study's ``tables.py``; all have the same file name, so they are loaded by path."""
+        """Load the study's ``tables.py`` by path, since all have the same file name."""
         module = ModuleType(f"tables of {self.name}")
         SourceFileLoader(module.__name__, str(self.folder / "tables.py")).exec_module(module)
         return module
 
     def render(self) -> str:
-        """The tables, and how they came about."""
+        """Render the tables, and how they came about."""
         result = self.result
         later = result.get("later")
         made = [f"Made by `{result['command']}` on {describe_machine(result)}."]
@@ -67,7 +67,7 @@ class Study(NamedTuple):
 
 
 def describe_machine(result: Result) -> str:
-    """Machine and version."""
+    """Describe machine and version."""
     environment = result.get("environment") or next(iter(result["entries"].values()))["environment"]
     return f"{environment['processor']}, {environment['cores']} cores, torch {environment['packages']['torch']}"
 

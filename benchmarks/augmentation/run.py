@@ -98,7 +98,7 @@ class Arm(NamedTuple):
 
 
 def arms(data: str, methods: Sequence[str]) -> dict[Arm, Variant]:
-    """All arms of a data set with their variants: those of a method take the rate of its plain one."""
+    """Return all arms of a data set with their variants: those of a method take the rate of its plain one."""
     found: dict[Arm, Variant] = {}
     for method in methods:
         plain = Arm(data, method, "basic", *CELLS[0])
@@ -110,7 +110,7 @@ def arms(data: str, methods: Sequence[str]) -> dict[Arm, Variant]:
 
 
 def rows(methods: Sequence[str], launch: Launcher) -> list[dict[str, Any]]:
-    """All arms of some methods."""
+    """Run all arms of some methods and return their rows."""
     plans = [arms(data, methods) for data in DATA]
     studies = [Study(RUNS / data, data, list(plan.values())) for data, plan in zip(DATA, plans, strict=True)]
     found = []
@@ -123,7 +123,7 @@ def rows(methods: Sequence[str], launch: Launcher) -> list[dict[str, Any]]:
 
 
 def separations(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Separation of emoji classes by the frozen model and by each method, without and with the contrastive term."""
+    """Measure how the frozen model and each method separate emoji classes, without and with the contrastive term."""
     config = load_config(ROOT / "configs" / "fewshot" / "emoji_lora.yaml", DATA["emoji"])
     splits = load_splits(config)
     models: dict[str, nn.Module] = {"frozen": load_backbone(**config.backbone.arguments)}
@@ -148,7 +148,7 @@ def _separation(model: nn.Module, pool: ImageSet, test: ImageSet) -> dict[str, d
 
 @torch.no_grad()
 def features(model: nn.Module, images: ImageSet, transform: Transform) -> tuple[Tensor, Tensor]:
-    """Features (N, e) that the head is fed with, and labels (N,)."""
+    """Compute the features (N, e) that the head is fed with, and labels (N,)."""
     batches = DataLoader(TransformedImages(images, transform), batch_size=128)
     model.eval()
     return (

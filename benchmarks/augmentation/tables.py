@@ -11,7 +11,7 @@ Result = Mapping[str, Any]
 
 
 def render_tables(result: Result) -> str:
-    """Accuracy by augmentation for each data set and number of shots; and how well features separate classes."""
+    """Render accuracy by augmentation for each data set and number of shots; and how well features separate classes."""
     arms, parts = {row["augmentation"]: None for row in result["rows"]}, []
     for data, shots in dict.fromkeys((row["data"], row["shots"]) for row in result["rows"]):
         here = [row for row in result["rows"] if (row["data"], row["shots"]) == (data, shots)]

@@ -14,7 +14,7 @@ Result = Mapping[str, Any]
 
 
 def render_tables(result: Result) -> str:
-    """Every adapter with every initialiser, and why some pairs do not exist."""
+    """Render every adapter with every initialiser, and why some pairs do not exist."""
     header, lines = table(result)
     failed = [row for row in result["rows"] if "failed" in row]
     ran = [line for line in lines if line[0] not in {row["method"] for row in failed}]
@@ -27,5 +27,5 @@ def render_tables(result: Result) -> str:
 
 
 def draw_figure(result: Result) -> str | None:
-    """Accuracy against trained parameters, as SVG."""
+    """Draw accuracy against trained parameters, as SVG."""
     return pareto_figure(result)

@@ -37,14 +37,14 @@ ROUNDS = 30
 
 
 def recipe(method: str, shots: int, *overrides: str) -> RunConfig:
-    """The committed recipe of `method` with another number of shots."""
+    """Load the committed recipe of `method` with another number of shots."""
     return load_config(
         CONFIGS / f"emoji_{method}.yaml", [f"task.shots={shots}", "engine.tensorboard=false", *overrides]
     )
 
 
 def benchmark(methods: Sequence[str], shots_list: Sequence[int], launch: Launcher) -> dict[str, Any]:
-    """Every method and number of shots, three seeds; and the cost of a step, all methods alternated."""
+    """Run every method and number of shots, three seeds; and measure the cost of a step, all methods alternated."""
     studies = [
         Study(RUNS / f"shots-{shots}", f"{shots} shots", [Variant(name, recipe(name, shots)) for name in methods])
         for shots in shots_list
@@ -55,7 +55,7 @@ def benchmark(methods: Sequence[str], shots_list: Sequence[int], launch: Launche
 
 
 def row_of(shots: int, row: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a study's row."""
+    """Return what is kept of a study's row."""
     return {
         "method": row["method"],
         "shots": shots,
@@ -69,13 +69,13 @@ def row_of(shots: int, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def step_seconds(shots: int = 4) -> dict[str, float]:
-    """Median time of forward and backward of one batch, the methods taking turns."""
+    """Measure the median time of forward and backward of one batch, the methods taking turns."""
     times = step_times([recipe(method, shots) for method in METHODS], ROUNDS)
     return {method: median(values) for method, values in zip(METHODS, times, strict=True)}
 
 
 def sweep(methods: Sequence[str], launch: Launcher) -> dict[str, Any]:
-    """Validation accuracy (never test) of each learning rate, seed 1."""
+    """Compute the validation accuracy (never test) of each learning rate, seed 1."""
     shots = 4
     variants = [Variant(name, recipe(name, shots, "seeds=[1]"), rates=RATES[name]) for name in methods]
     result = run_study(Study(RUNS / "sweep", "learning rates", variants), launch, say)

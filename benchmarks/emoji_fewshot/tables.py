@@ -25,12 +25,12 @@ SETS = {
 
 
 def render_tables(result: Result) -> str:
-    """Accuracies and costs of the main comparison."""
+    """Render accuracies and costs of the main comparison."""
     return f"{accuracies(result)}\n{costs(result)}"
 
 
 def draw_figure(result: Result) -> str:
-    """Accuracy on the trained style against shots, as SVG."""
+    """Draw accuracy on the trained style against shots, as SVG."""
     name = SETS["trained style (Fluent)"]
     rows = [
         {"method": NAMES[row["method"]], "shots": row["shots"], **{k: row["metrics"][name][k] for k in ("mean", "std")}}
@@ -40,7 +40,7 @@ def draw_figure(result: Result) -> str:
 
 
 def accuracies(result: Result) -> str:
-    """Accuracy by method and number of shots, the untrained model first."""
+    """Render accuracy by method and number of shots, the untrained model first."""
     first = next(row for row in result["rows"] if row["method"] == "lora")
     lines = [["0", "zero-shot", *(percent(first["baseline"][name]) for name in SETS.values())]]
     for row in result["rows"]:
@@ -49,7 +49,7 @@ def accuracies(result: Result) -> str:
 
 
 def costs(result: Result) -> str:
-    """Parameters, step time and memory of each method at 4 shots."""
+    """Render parameters, step time and memory of each method at 4 shots."""
     seconds, lines = result["step_seconds"], []
     for row in result["rows"]:
         if row["shots"] == 4:

@@ -40,7 +40,7 @@ DATA = {"emoji": (), "digits": DIGITS}
 
 
 def study(data: str, methods: Sequence[str]) -> Study:
-    """All methods on one data set."""
+    """Return the study of all methods on one data set."""
     recipes = [ROOT / "configs" / "incremental" / f"emoji_{method}.yaml" for method in methods]
     given = ("engine.tensorboard=false", "engine.checkpoint_every=0", *DATA[data])
     found = Recipes(recipes, RATES).study(ROOT / "runs" / "incremental" / data, given)
@@ -49,7 +49,7 @@ def study(data: str, methods: Sequence[str]) -> Study:
 
 
 def studies(data: Sequence[str], methods: Sequence[str], launch: Launcher) -> dict[str, Any]:
-    """What each study finds, whatever of it is missing run first."""
+    """Return what each study finds, whatever of it is missing run first."""
     results = dict(zip(data, run_studies([study(name, methods) for name in data], launch, say), strict=True))
     return {name: {**result, "rows": complete_rows(result)} for name, result in results.items()}
 

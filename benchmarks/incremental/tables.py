@@ -13,7 +13,7 @@ Result = Mapping[str, Any]
 
 
 def render_tables(result: Result) -> str:
-    """Both tables of every study."""
+    """Render both tables of every study."""
     parts = []
     for name, study in result["studies"].items():
         for title, header, lines in tables(study):
@@ -22,5 +22,5 @@ def render_tables(result: Result) -> str:
 
 
 def draw_figure(result: Result) -> str | None:
-    """Accuracy after every session of emoji, as SVG."""
+    """Draw accuracy after every session of emoji, as SVG."""
     return series_figure(result["studies"]["emoji"])

@@ -51,7 +51,7 @@ class BatchLoss:
         self.labels = torch.randint(10, (pictures,), generator=generator)
 
     def __call__(self, model: nn.Module) -> Tensor:
-        """Mean loss."""
+        """Compute the mean loss."""
         device = next(model.parameters()).device
         features = model.encode_image(self.pixels.to(device))  # type: ignore[operator]
         return F.cross_entropy(features, self.labels.to(device))
@@ -63,7 +63,7 @@ def attach(backbone: nn.Module, start: Initializer | None, losses: list[BatchLos
 
 
 def measure(model: str, samples: int, batch: int, rounds: int, device: str) -> dict[str, dict[str, float]]:
-    """Seconds and peak bytes of each start, less those of attaching without one."""
+    """Measure seconds and peak bytes of each start, less those of attaching without one."""
     original = vl.load_backbone(model, "random").to(device)
     size = original.preprocess.size
     losses = [BatchLoss(size, batch, seed) for seed in range(samples // batch)]

@@ -11,7 +11,7 @@ Result = Mapping[str, Any]
 
 
 def render_tables(result: Result) -> str:
-    """Time and memory of each initialiser."""
+    """Render time and memory of each initialiser."""
     lines = [
         [f"`{name}`", f"{row['seconds']:.1f} s", f"{row['peak_bytes'] / 2**20:.0f} MiB"]
         for name, row in result["rows"].items()

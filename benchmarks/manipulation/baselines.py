@@ -56,12 +56,12 @@ class Maps:
     cues: tuple[str, ...] = ()
 
     def heat(self, outputs: object, row: int, boxes: object, width: int, height: int) -> np.ndarray:
-        """(height, width) float32 in [0, 1]: value^(log 1/2 / log level)."""
+        """Compute value^(log 1/2 / log level), (height, width) float32 in [0, 1]."""
         return self.detector.heat_map(self.pictures.image(row)) ** (log(0.5) / log(self.level))
 
 
 def classical(name: str, splits: ManipulationSplits) -> dict[str, Any]:
-    """One signal: fitted, calibrated and tested."""
+    """Fit, calibrate and test one signal."""
     train, val = splits.train, splits.val
     say(f"{name}: fit on {len(train)} pictures")
     detector = FeatureDetector.fit(name, (train.image(row) for row in range(len(train))), train.labels.tolist())
@@ -77,7 +77,7 @@ def classical(name: str, splits: ManipulationSplits) -> dict[str, Any]:
 
 
 def best_level(detector: FeatureDetector, pictures: ManipulationSet) -> float:
-    """Of ``LEVELS`` the one with the highest mean pixel F1 on edited pictures; the lowest of equals."""
+    """Return the one of ``LEVELS`` with the highest mean pixel F1 on edited pictures; the lowest of equals."""
     scores = []
     for row in np.flatnonzero(pictures.labels != REAL):
         mask = pictures.mask(int(row))
@@ -88,7 +88,7 @@ def best_level(detector: FeatureDetector, pictures: ManipulationSet) -> float:
 
 
 def baselines(study: Conditions) -> dict[str, Any]:
-    """``methods``: name -> metrics; ``audit``: set -> AUC of metadata."""
+    """Return ``methods``: name -> metrics; ``audit``: set -> AUC of metadata."""
     path, splits = study.folder / "baselines.json", study.splits()
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if done.get("train_hash") != splits.train.hash:
@@ -106,7 +106,7 @@ def baselines(study: Conditions) -> dict[str, Any]:
 
 
 def _logits(detector: FeatureDetector, pictures: ManipulationSet) -> np.ndarray:
-    """(N,) float64."""
+    """Compute the logits (N,) float64."""
     scores: Sequence[float] = [detector.score(pictures.image(row)) for row in range(len(pictures))]
     return logit(np.clip(scores, SURE, 1 - SURE))
 

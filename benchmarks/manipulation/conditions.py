@@ -71,7 +71,7 @@ class Conditions:
         return self.folder / "results.json" if self.trial else HERE / "results.json"
 
     def config(self, method: str) -> RunConfig:
-        """A method's recipe on the data of the study."""
+        """Load a method's recipe on the data of the study."""
         engine = (f"engine.threads={self.threads}", "engine.precision=bf16", "engine.tensorboard=false")
         given = [f"data.photos={self.photos}", f"data.folder={self.data}", *DATA, *engine]
         given += [*TRIAL_DATA, *TRIAL] if self.trial else []
@@ -80,12 +80,12 @@ class Conditions:
         return load_config(recipe, [*given, "task.contrast.steps=2"]) if self.trial and config.task.contrast else config
 
     def splits(self) -> ManipulationSplits:
-        """The edited photographs."""
+        """Load the edited photographs."""
         return load_manipulation(self.config(MAIN))
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The options that every part has."""
+    """Make a parser of the options that every part has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", help="folder of photographs; needed, unless this is a trial")
     parser.add_argument("--data", help="where their edits are made on first use; default runs/data/edits_photographs")
@@ -95,7 +95,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 def conditions(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Conditions:
-    """What the options come to; stops with the parser's message where no photographs were named."""
+    """Return what the options come to; stop with the parser's message where no photographs were named."""
     if not given.photos and not given.trial:
         parser.error("--photos FOLDER: name a folder of photographs, a thousand of about 224 pixels; or try --trial.")
     torch.set_num_threads(given.threads)
@@ -104,14 +104,14 @@ def conditions(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Co
 
 
 def command(script: str) -> str:
-    """What was called, with no path but the script's."""
+    """Return what was called, with no path but the script's."""
     pairs = zip(sys.argv, sys.argv[1:], strict=False)
     words = ["FOLDER" if before in ("--photos", "--data") else word for before, word in pairs]
     return " ".join(["python", script, *words])
 
 
 def kept(metrics: Mapping[str, float], names: Iterable[str] = ()) -> dict[str, float]:
-    """``SET/METRIC`` -> value of the test sets as they are: detection, that of every editor, and `names`."""
+    """Return ``SET/METRIC`` -> value of the test sets as they are: detection, that of every editor, and `names`."""
     wanted = {*DETECTION, *names}
     short = {name.removeprefix("test/"): value for name, value in metrics.items() if name.startswith("test/")}
     parts = {name: name.partition("/") for name in short}
@@ -123,7 +123,7 @@ def kept(metrics: Mapping[str, float], names: Iterable[str] = ()) -> dict[str, f
 
 
 def names_of(decoder: str) -> tuple[str, ...]:
-    """Which metrics beside detection a decoder has: a linear one finds no places and no cues."""
+    """Return which metrics beside detection a decoder has: a linear one finds no places and no cues."""
     return () if decoder == "linear" else (*PIXELS, *BOXES, *CUES)
 
 
@@ -131,7 +131,10 @@ def names_of(decoder: str) -> tuple[str, ...]:
 def outputs_of(
     detector: ManipulationModel, pictures: ManipulationSet, degradation: Degradation | None = None, batch: int = 64
 ) -> Outputs:
-    """What the detector says of every picture, as :func:`vision_lowrank.tasks.manipulation.scoring.score` takes it."""
+    """Compute what the detector says of every picture.
+
+    It is as :func:`vision_lowrank.tasks.manipulation.scoring.score` takes it.
+    """
     device, most = next(detector.decoder.parameters()).device, detector.frames.tokens
     annotations = Annotations(detector.frames, detector.cues, detector.decoder_options["boxes"])
     parts: list[Outputs] = []

@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 
 def pictures_of(crops: int, side: int) -> ManipulationSet:
-    """Edits of squares of the built-in photographs, all of them for testing."""
+    """Make edits of squares of the built-in photographs, all of them for testing."""
     kinds = tuple(name for name, kind in KINDS.items() if not kind.objects)
     options = EditOptions(kinds=kinds, per_photo=4, crops=crops, size=side, fractions=(0, 0, 1))
     folder = RUNS / "data" / f"edits_gallery_{crops}_{side}"
@@ -54,7 +54,7 @@ def pictures_of(crops: int, side: int) -> ManipulationSet:
 
 
 def chosen(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of the sheet, by the rule above."""
+    """Choose the rows of the sheet, by the rule above."""
     order = np.random.default_rng(1).permutation(len(rows))
     edited = [row for row in rows if row["label"] != REAL]
     called = [row for row in edited if row["verdict"] == "edited"]
@@ -69,7 +69,7 @@ def chosen(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def _distinct(rows: Iterable[Row]) -> list[Row]:
-    """The first rows of different photographs and kinds."""
+    """Return the first rows of different photographs and kinds."""
     kept: list[Row] = []
     for row in rows:
         repeats = any(row["photo"] == other["photo"] or (row["editor"] or row) == other["editor"] for other in kept)
@@ -79,7 +79,7 @@ def _distinct(rows: Iterable[Row]) -> list[Row]:
 
 
 def sheet(detector: ManipulationModel, pictures: ManipulationSet) -> Image.Image:
-    """All rows with their names."""
+    """Draw all rows with their names."""
     found = score(
         detector, pictures, outputs_of(detector, pictures), detector.calibration, Priors.of(pictures, detector.cues)
     )
@@ -101,7 +101,7 @@ def sheet(detector: ManipulationModel, pictures: ManipulationSet) -> Image.Image
 
 
 def _pair(detector: ManipulationModel, pictures: ManipulationSet, index: int) -> Image.Image:
-    """The picture with the outline of its edit, and under the detector's map and boxes."""
+    """Draw the picture with the outline of its edit, and under the detector's map and boxes."""
     image, mask = pictures.image(index), pictures.mask(index)
     (finding,) = detector.predict([image])
     outlined = np.array(image)
@@ -115,7 +115,7 @@ def _pair(detector: ManipulationModel, pictures: ManipulationSet, index: int) ->
 
 
 def webp(image: Image.Image) -> bytes:
-    """The picture as WebP of at most ``LIMIT`` bytes, at the highest quality that fits."""
+    """Encode the picture as WebP of at most ``LIMIT`` bytes, at the highest quality that fits."""
     for quality in range(90, 0, -10):
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=quality, method=6)

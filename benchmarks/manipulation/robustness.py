@@ -31,7 +31,7 @@ CLEAN = "clean"
 
 
 def robustness(study: Conditions, rate: float) -> dict[str, Any]:
-    """``SET -> DEGRADATION -> METRIC`` with mean, spread and n over seeds, ``clean`` first."""
+    """Compute ``SET -> DEGRADATION -> METRIC`` with mean, spread and n over seeds, ``clean`` first."""
     levels = [None, *(each for curve in curves().values() for each in curve)]
     levels = levels[:2] if study.trial else levels
     splits, seeds = study.splits(), study.config(MAIN).seeds
@@ -55,7 +55,7 @@ class Curves:
         self.path, self.detector, self.priors = path, detector, priors
 
     def at(self, pictures: ManipulationSet, degradation: Degradation | None) -> Values:
-        """The metrics of a set under a degradation, from the file if they are there."""
+        """Compute the metrics of a set under a degradation, or read them from the file if they are there."""
         key = f"{self.detector.identity} {pictures.name} {pictures.hash} {_name(degradation)}"
         done: dict[str, Values] = json.loads(self.path.read_text()) if self.path.is_file() else {}
         if key not in done:

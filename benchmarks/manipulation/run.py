@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 
 def variants(methods: Sequence[str], study: Conditions) -> list[Variant]:
-    """The methods with the rates to choose from; what they follow is there as well, and first."""
+    """Return the methods with the rates to choose from; what they follow is there as well, and first."""
     main = Variant(MAIN, study.config(MAIN), rates=(1e-3,) if study.trial else RATES[MAIN])
     rates = {name: (1e-3,) if study.trial else RATES[name] for name in methods if name in RATES and name != MAIN}
     found = {name: Variant(name, study.config(name), rates=each) for name, each in rates.items()}
@@ -52,13 +52,13 @@ def variants(methods: Sequence[str], study: Conditions) -> list[Variant]:
 
 
 def rows(methods: Sequence[str], study: Conditions, launch: Launcher) -> list[Row]:
-    """All seeds of every method at the best learning rate."""
+    """Run all seeds of every method at the best learning rate."""
     plan = Study(study.folder, "edited photographs", variants(methods, study))
     return [kept_row(row, study) for row in complete_rows(run_study(plan, launch, say))]
 
 
 def kept_row(row: Row, study: Conditions) -> Row:
-    """What is kept of a study's row."""
+    """Return what is kept of a study's row."""
     facts = list(row["facts"].values())
     about = [each["manipulation"] for each in facts]
     names = names_of(study.config(row["method"]).task.decoder)
@@ -76,7 +76,10 @@ def kept_row(row: Row, study: Conditions) -> Row:
 
 
 def costs(rows: Sequence[Mapping[str, Any]], study: Conditions) -> dict[str, dict[str, float]]:
-    """Seconds of a step of every method and the ratio to ManipShield's, all in turns, up to the layer that is read."""
+    """Measure a step of every method in seconds and its ratio to ManipShield's, all in turns.
+
+    The tower runs up to the layer that is read.
+    """
     configs = [at_layer(at_rate(study.config(row["method"]), row["lr"]), row["layers"][0]) for row in rows]
     names = [row["method"] for row in rows]
     times = dict(zip(names, step_times(configs, 2 if study.trial else ROUNDS), strict=True))
@@ -90,7 +93,7 @@ def costs(rows: Sequence[Mapping[str, Any]], study: Conditions) -> dict[str, dic
 
 
 def at_layer(config: RunConfig, layer: int) -> RunConfig:
-    """`config` with the layer that its first seed chose."""
+    """Return `config` with the layer that its first seed chose."""
     return config.model_copy(update={"task": config.task.model_copy(update={"layer": layer})})
 
 

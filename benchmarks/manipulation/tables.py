@@ -49,7 +49,7 @@ SETS = {"seen": "kinds of edit seen in training", "unseen": "kinds of edit never
 
 
 def render_tables(result: Result) -> str:
-    """Whether and where on both test sets, by editor, costs, robustness, and what files alone give away."""
+    """Render whether and where on both test sets, by editor, costs, robustness, and what files alone give away."""
     rows = _rows(result)
     parts = [
         f"**{title}: {question}**\n\n{_by_method(rows, name, columns)}"
@@ -66,7 +66,7 @@ def render_tables(result: Result) -> str:
 
 
 def editors(result: Result) -> str:
-    """AUC of every kind of edit by method, and its recall by ManipShield at its own threshold."""
+    """Render AUC of every kind of edit by method, and its recall by ManipShield at its own threshold."""
     rows, lines = _rows(result), []
     first = rows[NAMES["manipshield"]]
     for name in SETS:
@@ -79,7 +79,7 @@ def editors(result: Result) -> str:
 
 
 def costs(result: Result) -> str:
-    """Parameters, step time and memory, learning rate, and the layer that is read, per seed."""
+    """Render parameters, step time and memory, learning rate, and the layer that is read, per seed."""
     lines = []
     for row in result["rows"]:
         cost = result["costs"][row["method"]]
@@ -100,7 +100,7 @@ def costs(result: Result) -> str:
 
 
 def robustness(result: Result, name: str) -> str:
-    """A line per degradation, the clean pictures first."""
+    """Render a line per degradation, the clean pictures first."""
     found = result["robustness"]["sets"][name]
     lines = [[each, *(_cell(metrics, metric) for metric in ROBUSTNESS.values())] for each, metrics in found.items()]
     pictures = result["robustness"]["pictures"][name]
@@ -108,7 +108,7 @@ def robustness(result: Result, name: str) -> str:
 
 
 def audit(result: Result) -> str:
-    """AUC of a forest on the files' metadata, by set and family."""
+    """Render the AUC of a forest on the files' metadata, by set and family."""
     found = result["baselines"]["audit"]
     families = list(next(iter(found.values()))["by_family"])
     lines = [
@@ -123,7 +123,7 @@ def audit(result: Result) -> str:
 
 
 def _rows(result: Result) -> dict[str, Metrics]:
-    """Name -> metrics: the classical baselines, the untrained model, and every method."""
+    """Return name -> metrics: the classical baselines, the untrained model, and every method."""
     first = next(row for row in result["rows"] if row["method"] == "manipshield")
     classical = {NAMES[name]: each["metrics"] for name, each in result["baselines"]["methods"].items()}
     return {
@@ -134,7 +134,7 @@ def _rows(result: Result) -> dict[str, Metrics]:
 
 
 def _by_method(rows: Mapping[str, Metrics], name: str, columns: Mapping[str, str]) -> str:
-    """A line per method; where places are asked for, also for the constants that ignore the picture."""
+    """Render a line per method; where places are asked for, also for the constants that ignore the picture."""
     known = {metric for metrics in rows.values() for metric in metrics}
     names = {title: f"{name}/{metric}" for title, metric in columns.items() if f"{name}/{metric}" in known}
     lines = [[row, *(_cell(metrics, metric) for metric in names.values())] for row, metrics in rows.items()]

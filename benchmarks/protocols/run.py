@@ -45,7 +45,7 @@ PROTOCOLS = {
 
 
 def study(protocol: str, methods: Sequence[str]) -> Study:
-    """A protocol's study."""
+    """Return a protocol's study."""
     given = ("engine.tensorboard=false", "engine.checkpoint_every=0", f"task.shots={SHOTS}", *PROTOCOLS[protocol])
     recipes = {name: ROOT / "configs" / "fewshot" / f"emoji_{name}.yaml" for name in methods}
     variants = [Variant(name, load_config(path, given)) for name, path in recipes.items()]
@@ -53,7 +53,7 @@ def study(protocol: str, methods: Sequence[str]) -> Study:
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per method, the untrained model's first."""
+    """Return one row per method, the untrained model's first."""
     cell = {"data": "emoji", "shots": SHOTS}
     found: list[dict[str, Any]] = [{**cell, "method": "zero-shot", "metrics": result["baseline"]}]
     for row in complete_rows(result):
@@ -63,7 +63,7 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def protocols(methods: Sequence[str], launch: Launcher) -> dict[str, list[dict[str, Any]]]:
-    """Protocol -> rows."""
+    """Run all protocols and return protocol -> rows."""
     results = run_studies([study(protocol, methods) for protocol in PROTOCOLS], launch, say)
     return {protocol: rows(result) for protocol, result in zip(PROTOCOLS, results, strict=True)}
 

@@ -12,7 +12,7 @@ Result = Mapping[str, Any]
 
 
 def render_tables(result: Result) -> str:
-    """One table per protocol."""
+    """Render one table per protocol."""
     parts = []
     for protocol, rows in result["protocols"].items():
         for title, header, lines in tables({"task": "fewshot", "protocol": protocol, "rows": rows}):

@@ -60,12 +60,12 @@ class Cost(NamedTuple):
 
 
 def command(shown: str, *arguments: object, code: int = 0) -> Side:
-    """A ``vision-lowrank`` command."""
+    """Return a ``vision-lowrank`` command."""
     return Side(f"vision-lowrank {shown}", ["-m", "vision_lowrank", *map(str, arguments)], code)
 
 
 def make_sides(artefact: Path, place: Path) -> dict[str, Side]:
-    """Everything that is measured, with a picture in `place`."""
+    """Make everything that is measured, with a picture in `place`."""
     picture = place / "picture.png"
     Image.linear_gradient("L").convert("RGB").save(picture)
     misspelt = RECIPE.with_stem("emoji_blok_lora")
@@ -81,7 +81,7 @@ def make_sides(artefact: Path, place: Path) -> dict[str, Side]:
 
 
 def train_artefact(place: Path) -> Path:
-    """A classifier, trained for two steps."""
+    """Train a classifier for two steps."""
     settings = [f"out={place}", "name=tiny", "seeds=[1]", "engine.steps=2", "engine.tensorboard=false"]
     subprocess.run(
         [sys.executable, "-m", "vision_lowrank", "train", RECIPE, *settings], check=True, stdout=subprocess.DEVNULL
@@ -109,7 +109,7 @@ def measure(side: Side) -> Cost:
 
 
 def take_turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[Cost]]:
-    """What every side took in each round, after one that does not count."""
+    """Measure what every side takes in each round, after one that does not count."""
     costs: dict[str, list[Cost]] = {name: [] for name in sides}
     for _ in track(range(rounds + 1), "rounds"):
         for name, side in sides.items():
@@ -118,7 +118,7 @@ def take_turns(sides: Mapping[str, Side], rounds: int) -> dict[str, list[Cost]]:
 
 
 def summarise(sides: Mapping[str, Side], costs: Mapping[str, Sequence[Cost]]) -> dict[str, dict[str, Any]]:
-    """Medians of each side, and of its ratios to the floors in the same round."""
+    """Compute medians of each side, and of its ratios to the floors in the same round."""
     rows = {}
     for name, side in sides.items():
         ratios = {

@@ -11,7 +11,7 @@ Result = Mapping[str, Any]
 
 
 def render_tables(result: Result) -> str:
-    """Time, ratios and memory of every process."""
+    """Render time, ratios and memory of every process."""
     lines = [
         [
             f"`{row['command']}`",

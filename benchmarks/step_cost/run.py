@@ -83,22 +83,22 @@ class MergedLora(nn.Module):
         self.B = nn.Parameter(torch.zeros(linear.out_features, RANK, device=linear.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Compute (..., in) -> (..., out)."""
         return F.linear(x, self.linear.weight + self.B @ self.A, self.linear.bias)
 
 
 def adapters() -> list[str]:
-    """Every registered adapter; ``peft`` stands for many methods and is none itself."""
+    """Return every registered adapter; ``peft`` stands for many methods and is none itself."""
     return [part.name for part in vl.methods("adapter") if part.name != "peft"]
 
 
 def shared_copy(backbone: Backbone) -> Backbone:
-    """A copy with the same weight tensors, so that twenty sides fit into memory."""
+    """Copy the model with the same weight tensors, so that twenty sides fit into memory."""
     return copy.deepcopy(backbone, memo={id(p): p for p in backbone.parameters()})
 
 
 def build_side(name: str, split: Backbone, unsplit: Backbone, pixels: Tensor) -> Side:
-    """The side called `name`, on weights that it shares with the others."""
+    """Build the side called `name`, on weights that it shares with the others."""
     if name == "full":
         model = copy.deepcopy(split).requires_grad_(True)
     else:
@@ -125,7 +125,7 @@ def build_side(name: str, split: Backbone, unsplit: Backbone, pixels: Tensor) ->
 
 
 def as_side(model: nn.Module, pixels: Tensor) -> Side:
-    """One step of `model`, which leaves nothing behind."""
+    """Return one step of `model`, which leaves nothing behind."""
     trained = [p for p in model.parameters() if p.requires_grad]
     layers = tuner_layers(model)
     parts = vl.TrainedParts(model, torch.optim.SGD(trained, 0.0), steps=1) if trained else None
@@ -141,7 +141,7 @@ def as_side(model: nn.Module, pixels: Tensor) -> Side:
 
 
 def measure(model: str, batch: int, names: Sequence[str], rounds: int, device: str) -> dict[str, Any]:
-    """Time and memory of the named sides, which take turns."""
+    """Measure time and memory of the named sides, which take turns."""
     unsplit = vl.load_backbone(MODELS[model], weights="random").requires_grad_(False).to(device)
     split = vl.split_attention(copy.deepcopy(unsplit))
     size = unsplit.preprocess.size
@@ -177,7 +177,7 @@ def measure(model: str, batch: int, names: Sequence[str], rounds: int, device: s
 
 
 def timed(step: Callable[[], None]) -> Times:
-    """The time of one step."""
+    """Measure the time of one step."""
     wall, cpu = time.perf_counter(), time.process_time()
     step()
     if torch.cuda.is_available():
@@ -190,7 +190,7 @@ def device_name(device: str) -> str:
 
 
 def table(title: str, entry: dict[str, Any]) -> Table:
-    """The entry for the terminal, cheapest first."""
+    """Make a table of the entry for the terminal, cheapest first."""
     result = Table("side", "step", "ratio", "cpu ratio", "peak memory", "trained", title=title)
     for name, row in sorted(entry["sides"].items(), key=lambda item: item[1]["ratio"]):
         ratios = (f"{row['ratio']:.3f}", f"{row['cpu_ratio']:.3f}")

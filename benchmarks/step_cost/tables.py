@@ -11,7 +11,7 @@ Result = Mapping[str, Any]
 
 
 def render_tables(result: Result) -> str:
-    """One table per model and batch, cheapest first."""
+    """Render one table per model and batch, cheapest first."""
     parts = []
     for title, entry in result["entries"].items():
         lines = [

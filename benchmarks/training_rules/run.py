@@ -56,13 +56,13 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def config(method: str, *overrides: str) -> RunConfig:
-    """A method's recipe."""
+    """Load a method's recipe."""
     recipe, changes = METHODS[method]
     return load_config(ROOT / "configs" / "fewshot" / f"emoji_{recipe}.yaml", (*OVERRIDES, *changes, *overrides))
 
 
 def rows(methods: Sequence[str], launch: Launcher) -> list[dict[str, Any]]:
-    """Both protocols of each method; the second takes the learning rates of the first."""
+    """Run both protocols of each method; the second takes the learning rates of the first."""
     few = [Variant(name, config(name), rates=RATES.get(METHODS[name][0], OTHER_RATES)) for name in methods]
     half = ("task.protocol=base_to_novel", "task.shots=16")
     novel = [Variant(each.name, config(each.name, *half), follows=each) for each in few]
@@ -77,7 +77,7 @@ def rows(methods: Sequence[str], launch: Launcher) -> list[dict[str, Any]]:
 
 
 def costs() -> dict[str, dict[str, float]]:
-    """Seconds of a step of every method and the ratio to LoRA's, all in turns."""
+    """Measure a step of every method in seconds and its ratio to LoRA's, all in turns."""
     times = dict(zip(METHODS, step_times([config(method) for method in METHODS], 12), strict=True))
     return {
         method: {

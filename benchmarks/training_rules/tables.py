@@ -12,7 +12,7 @@ SETS = ("test/fluent/accuracy", "test/openmoji/accuracy", "retention/noto/accura
 
 
 def render_tables(result: Result) -> str:
-    """Every rule, regulariser and selection: both protocols, and what a step costs."""
+    """Render every rule, regulariser and selection: both protocols, and what a step costs."""
     novel = {
         "base": "test/fluent/accuracy",
         "novel": "transfer/novel-fluent/accuracy",

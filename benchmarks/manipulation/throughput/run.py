@@ -45,7 +45,7 @@ Entry = dict[str, Any]
 
 
 def write_pictures(folder: Path, size: int) -> list[Path]:
-    """JPEG files of `size` x 3/4 `size` pixels."""
+    """Write JPEG files of `size` x 3/4 `size` pixels."""
     photos, paths = photographs(), []
     for key in photos.keys[:DISTINCT]:
         picture = photos.load(key).convert("RGB")
@@ -56,7 +56,7 @@ def write_pictures(folder: Path, size: int) -> list[Path]:
 
 
 def speed(artefact: Path, paths: Sequence[Path], batch: int, threads: int, device: str, rounds: int) -> Entry:
-    """One entry, measured in this process."""
+    """Measure one entry in this process."""
     torch.set_num_threads(threads)
     detector = ManipulationModel.load(artefact).to(device)
     resident = memory("VmRSS")
@@ -82,7 +82,7 @@ def speed(artefact: Path, paths: Sequence[Path], batch: int, threads: int, devic
 
 
 def truncation(artefact: Path, threads: int, device: str, rounds: int) -> Entry:
-    """Layer -> time of the pass up to it over that of the whole backbone, medians over rounds."""
+    """Measure layer -> time of the pass up to it over that of the whole backbone, medians over rounds."""
     torch.set_num_threads(threads)
     detector = ManipulationModel.load(artefact).to(device)
     model, size = detector.backbone, detector.framing.size
@@ -107,7 +107,7 @@ def truncation(artefact: Path, threads: int, device: str, rounds: int) -> Entry:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Measure the seconds of one call."""
     start = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -116,14 +116,14 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def memory(name: str) -> int | None:
-    """VmRSS or VmHWM of this process in bytes; None where the system does not tell (not Linux)."""
+    """Read VmRSS or VmHWM of this process in bytes; None where the system does not tell (not Linux)."""
     path = Path("/proc/self/status")
     lines = path.read_text().splitlines() if path.is_file() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
 def alone(function: Callable[..., Entry], *given: object) -> Entry:
-    """`function` in a fresh process."""
+    """Call `function` in a fresh process."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(function, given)
 

@@ -11,7 +11,7 @@ Result = Mapping[str, Any]
 
 
 def render_tables(result: Result) -> str:
-    """Pictures a second, memory, and what reading a lower layer saves."""
+    """Render pictures a second, memory, and what reading a lower layer saves."""
     entries = list(result["entries"].values())
     batches = list(dict.fromkeys(entry["batch"] for entry in entries))
     groups: dict[tuple[str, int, int], dict[int, Result]] = {}

@@ -25,7 +25,7 @@ SGD = ("engine.optimizer=sgd", "engine.momentum=0.9", "engine.weight_decay=0")
 
 
 def allora_optimizers(budget: Budget) -> list[dict[str, Any]]:
-    """Accuracy and loss on the training pictures after 50, 100 and 200 steps."""
+    """Measure accuracy and loss on the training pictures after 50, 100 and 200 steps."""
     at = [max(1, step * budget.steps // FULL) for step in AT]
     rows = []
     for method in RATES:
@@ -42,18 +42,18 @@ def allora_optimizers(budget: Budget) -> list[dict[str, Any]]:
 
 
 def constant(budget: Budget, method: str, steps: int, *changes: str) -> RunConfig:
-    """The recipe with scale 1 and without dropout, at a constant rate, for as many steps."""
+    """Load the recipe with scale 1 and without dropout, at a constant rate, for as many steps."""
     return budget.config(method, *PLAIN, "engine.schedule=constant", f"engine.steps={steps}", *changes)
 
 
 def validated(budget: Budget, method: str, steps: int, rate: float, *changes: str) -> float:
-    """Validation accuracy at the first seed after as many steps."""
+    """Compute the validation accuracy at the first seed after as many steps."""
     engine = train(constant(budget, method, steps, *changes, f"engine.lr={rate}"), budget.seeds[0])
     return engine.evaluate("val")["val/accuracy"]
 
 
 def measured(config: RunConfig, seed: int, at: list[int]) -> dict[str, dict[str, float]]:
-    """Step -> accuracy on the trained style and loss on the training pictures."""
+    """Measure step -> accuracy on the trained style and loss on the training pictures."""
     along = Along(at)
     train(config, seed, hooks=[along])
     return along.found
@@ -76,7 +76,7 @@ class Along(Hook):
         self.found[str(engine.step)] = {"accuracy": metrics[STYLE], "loss": loss}
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found."""
+        """Return what was found."""
         return {"found": self.found}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 
 
 def ba_lora_retention(budget: Budget) -> dict[str, Any]:
-    """Accuracies of each method, and of the untrained model."""
+    """Compute the accuracies of each method, and of the untrained model."""
     rows = {
         method: summarise(scores(budget.train(seed, *changes)) for seed in budget.seeds)
         for method, changes in METHODS.items()

@@ -14,7 +14,10 @@ WINDOW, LAST = 10, 20
 
 
 def glad_sharpness(budget: Budget) -> dict[str, Any]:
-    """Sharpness after LoRA, GLAD and SAM, and the cosine between the gradients at θ and nearby, mean over the steps."""
+    """Measure sharpness after LoRA, GLAD and SAM, and the cosine between the gradients at θ and nearby.
+
+    The cosine is a mean over the steps.
+    """
     return {
         "lora": flatness(budget, "lora"),
         "glad": flatness(budget, "glad"),
@@ -23,7 +26,7 @@ def glad_sharpness(budget: Budget) -> dict[str, Any]:
 
 
 def ggpo_sharpness(budget: Budget) -> dict[str, Any]:
-    """Sharpness after LoRA, GGPO and MGPO, and the course of the training loss by rank and learning rate."""
+    """Measure sharpness after LoRA, GGPO and MGPO, and the training loss's course by rank and learning rate."""
     methods = ("lora", "ggpo", "mgpo")
     curves = [
         {"method": method, "r": r, "rate": rate, **course(budget, method, r, rate)}
@@ -35,7 +38,7 @@ def ggpo_sharpness(budget: Budget) -> dict[str, Any]:
 
 
 def flatness(budget: Budget, recipe: str, *changes: str) -> dict[str, dict[str, float]]:
-    """Accuracies and sharpness over the seeds."""
+    """Compute accuracies and sharpness over the seeds."""
     found = []
     for seed in budget.seeds:
         engine = budget.train(seed, recipe, *changes)
@@ -45,7 +48,7 @@ def flatness(budget: Budget, recipe: str, *changes: str) -> dict[str, dict[str, 
 
 
 def course(budget: Budget, method: str, r: int, rate: int) -> dict[str, float]:
-    """The logged loss at the first seed, at `rate` times the recipe's learning rate.
+    """Follow the logged loss at the first seed, at `rate` times the recipe's learning rate.
 
     ``final`` is the mean of the last steps, ``rise`` how far a moving average climbs again after its minimum.
     """
@@ -55,7 +58,7 @@ def course(budget: Budget, method: str, r: int, rate: int) -> dict[str, float]:
 
 
 def largest_rise(losses: Sequence[float]) -> float:
-    """Of the moving average over WINDOW steps: its maximum after the minimum, less the minimum."""
+    """Compute, of the moving average over WINDOW steps, its maximum after the minimum, less the minimum."""
     smooth = [fmean(losses[i : i + WINDOW]) for i in range(max(1, len(losses) - WINDOW + 1))]
     lowest = smooth.index(min(smooth))
     return max(smooth[lowest:]) - smooth[lowest]

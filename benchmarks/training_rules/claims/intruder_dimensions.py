@@ -33,7 +33,7 @@ MITIGATED = "lora, r 4"
 
 
 def intruders(budget: Budget) -> dict[str, Any]:
-    """Counts and forgetting of each method, means over the seeds, and the sweep at the first seed."""
+    """Compute counts and forgetting of each method, means over the seeds, and the sweep at the first seed."""
     before, rows = untrained(budget), {}
     for method, changes in METHODS.items():
         found = []
@@ -48,7 +48,7 @@ def intruders(budget: Budget) -> dict[str, Any]:
 
 
 def pairs_of(engine: Engine) -> Iterable[LayerPair]:
-    """W0 and ΔW of every q, k and v."""
+    """Return W0 and ΔW of every q, k and v."""
     model = engine.task.model.backbone
     if adapted(model):
         return layer_pairs(model)
@@ -57,7 +57,7 @@ def pairs_of(engine: Engine) -> Iterable[LayerPair]:
 
 
 def counts(pairs: Iterable[LayerPair]) -> dict[str, float]:
-    """Number of intruders in all layers, and means over layers of their energy share, ‖ΔW‖ / ‖W0‖ and its rank."""
+    """Count the intruders in all layers, and average over layers their energy share, ‖ΔW‖ / ‖W0‖ and its rank."""
     reports = list(analyse(iter(pairs)))
     return {
         "intruders": sum(report.found.count for report in reports),
@@ -69,7 +69,7 @@ def counts(pairs: Iterable[LayerPair]) -> dict[str, float]:
 
 
 def mitigation(engine: Engine) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracies along λ, of the intruders and of ΔW shrunk to the same norm."""
+    """Compute accuracies along λ, of the intruders and of ΔW shrunk to the same norm."""
     model = engine.task.model.backbone
     found = {
         control: sweep(model, lambda: accuracies(engine), KEEPS, control=control) for control in ("none", "shrink")

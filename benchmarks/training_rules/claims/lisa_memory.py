@@ -28,12 +28,12 @@ SIDES: dict[str, tuple[str, ...]] = {
 
 
 def lisa_memory(budget: Budget) -> dict[str, Any]:
-    """Model -> side -> bytes and shares; random weights, batch 4, a linear head."""
+    """Measure model -> side -> bytes and shares; random weights, batch 4, a linear head."""
     return {model: {side: memory(budget, model, *changes) for side, changes in SIDES.items()} for model in MODELS}
 
 
 def memory(budget: Budget, model: str, recipe: str, *changes: str) -> dict[str, float]:
-    """Bytes of the first step.
+    """Measure the bytes of the first step.
 
     ``activations`` is what autograd keeps for the backward pass, weights left out; ``peak`` the largest sum of live
     tensors above weights and batch in the whole step, optimiser state and gradients included.

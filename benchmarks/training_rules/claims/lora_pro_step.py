@@ -36,7 +36,7 @@ STEPS, EARLY = 40, 5
 
 
 def lora_pro_step(budget: Budget) -> dict[str, Any]:
-    """Along a run of LoRA and one of LoRA-Pro; the first step, where B = 0, is left out of the means."""
+    """Measure along a run of LoRA and one of LoRA-Pro; the means leave out the first step, where B = 0."""
     steps = str(min(STEPS, budget.steps))
     found = {}
     for recipe in ("lora", "lora_pro"):
@@ -98,19 +98,22 @@ class Watch(Hook):
         self.rows.append({name: fmean(values) for name, values in self.row.items()})
 
     def note(self, name: str, own: Tensor, other: Tensor) -> None:
-        """Distance relative to `other`, and cosine."""
+        """Note the distance relative to `other`, and the cosine."""
         distance = float((own - other).norm() / other.norm())
         cosine = float((own * other).sum() / (own.norm() * other.norm()).clamp_min(1e-30))
         self.row.setdefault(f"{name}, distance", []).append(distance)
         self.row.setdefault(f"{name}, cosine", []).append(cosine)
 
     def changes(self) -> list[Tensor]:
-        """ΔW (out, in) of all layers."""
+        """Return ΔW (out, in) of all layers."""
         return [weight_change(layer).detach() for layer in self.layers]
 
 
 def full_gradients(layers: list[BaseTunerLayer], closure: Callable[[], Any]) -> list[Tensor]:
-    """dL/dW (out, in) of each layer, whose W + ΔW is one matrix meanwhile; `closure` fills all other gradients too."""
+    """Compute dL/dW (out, in) of each layer, whose W + ΔW is one matrix meanwhile.
+
+    `closure` fills all other gradients too.
+    """
     deltas: dict[BaseTunerLayer, Tensor] = {}
     for layer in layers:
         layer.forward = partial(_dense, layer, deltas)
@@ -129,5 +132,5 @@ def _dense(layer: BaseTunerLayer, deltas: dict[BaseTunerLayer, Tensor], x: Tenso
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Of each quantity over the steps."""
+    """Compute the mean of each quantity over the steps."""
     return {name: fmean(row[name] for row in rows) for name in rows[0]}

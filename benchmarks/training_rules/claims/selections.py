@@ -24,7 +24,9 @@ METHODS: dict[str, tuple[tuple[str, ...], Callable[[Unit], str]]] = {
 
 
 def selection(budget: Budget) -> dict[str, Any]:
-    """Per method: accuracies of the choice and of a random one per seed; how far choices agree, and would by chance.
+    """Compute accuracies of each method's choice and of a random one, per seed.
+
+    Also tell how far choices agree, and would by chance.
 
     A random choice has as many blocks of each tower (Flexora) or modules of each block (DiffoRA) as the seed's own, and
     so as many parameters.
@@ -55,7 +57,7 @@ def selection(budget: Budget) -> dict[str, Any]:
 
 
 def like(units: Sequence[Unit], choice: Sequence[str], group: Callable[[Unit], str], seed: int) -> list[str]:
-    """A random choice with as many units of each group as `choice` has."""
+    """Draw a random choice with as many units of each group as `choice` has."""
     paths = []
     for number, (_, members) in enumerate(groupby(units, group)):
         pool = list(members)
@@ -65,5 +67,5 @@ def like(units: Sequence[Unit], choice: Sequence[str], group: Callable[[Unit], s
 
 
 def agreement(choices: Sequence[Sequence[str]]) -> float:
-    """Mean Jaccard overlap of every two choices; 1 for a single one."""
+    """Compute the mean Jaccard overlap of every two choices; 1 for a single one."""
     return fmean([jaccard(*pair) for pair in combinations(choices, 2)] or [1.0])

@@ -49,17 +49,17 @@ class Budget(NamedTuple):
     seeds: tuple[int, ...] = (1, 2, 3)
 
     def config(self, recipe: str, *changes: str) -> RunConfig:
-        """``configs/fewshot/emoji_RECIPE.yaml`` at this length, with further changes."""
+        """Load ``configs/fewshot/emoji_RECIPE.yaml`` at this length, with further changes."""
         path = ROOT / "configs" / "fewshot" / f"emoji_{recipe}.yaml"
         return load_config(path, (*SETTINGS, f"engine.steps={self.steps}", *changes))
 
     def train(self, seed: int, recipe: str, *changes: str) -> Engine:
-        """The engine after training, see :func:`train`."""
+        """Train and return the engine, see :func:`train`."""
         return train(self.config(recipe, *changes), seed)
 
 
 def train(config: RunConfig, seed: int, *, paths: Collection[str] | None = None, hooks: Sequence[Hook] = ()) -> Engine:
-    """The engine whose task is trained, or has been.
+    """Train the task of a run, unless it has been trained, and return its engine.
 
     Args:
         config: the run.
@@ -83,13 +83,16 @@ def train(config: RunConfig, seed: int, *, paths: Collection[str] | None = None,
 
 
 def accuracies(engine: Engine) -> dict[str, float]:
-    """``accuracy`` on new concepts of the trained style, and ``retention``, the mean over the pretraining's styles."""
+    """Compute ``accuracy`` on new concepts of the trained style, and ``retention``.
+
+    The latter is the mean over the pretraining's styles.
+    """
     metrics = engine.evaluate("test")
     return {"accuracy": metrics[STYLE], "retention": fmean(metrics[name] for name in RETENTION)}
 
 
 def scores(engine: Engine) -> dict[str, float]:
-    """:func:`accuracies` of a trained engine, computed once."""
+    """Compute :func:`accuracies` of a trained engine once."""
     path = engine.folder / "scores.json"
     if not path.is_file():
         write_text(path, json.dumps(accuracies(engine)) + "\n")
@@ -97,7 +100,7 @@ def scores(engine: Engine) -> dict[str, float]:
 
 
 def untrained(budget: Budget) -> dict[str, float]:
-    """:func:`accuracies` of the model before training."""
+    """Compute :func:`accuracies` of the model before training."""
     path = CACHE / "untrained.json"
     if not path.is_file():
         config = budget.config("lora")
@@ -109,13 +112,16 @@ def untrained(budget: Budget) -> dict[str, float]:
 
 
 def logged(engine: Engine, name: str) -> list[float]:
-    """A value of every training step of the last stage."""
+    """Read a value of every training step of the last stage."""
     lines = map(json.loads, (engine.folder / "metrics.jsonl").read_text().splitlines())
     return [line[name] for line in lines if line["stage"] == engine.stage.name and "split" not in line]
 
 
 def training_loss(engine: Engine) -> Callable[[], Tensor]:
-    """Gives the loss on all training pictures, not augmented, dropout off, at the weights as they then are."""
+    """Return a function that computes the loss on all training pictures at the weights as they then are.
+
+    Pictures are not augmented, and dropout is off.
+    """
     task = engine.task
     data = TransformedImages(task.train_images, task.model.backbone.preprocess.evaluation())
     batch = engine.runtime.to_device(default_collate([data[index] for index in range(len(data))]))
@@ -128,7 +134,7 @@ def training_loss(engine: Engine) -> Callable[[], Tensor]:
 
 
 def sharpness(engine: Engine) -> dict[str, float]:
-    """How the training loss L rises around the adapter tensors θ, taken as one vector.
+    """Measure how the training loss L rises around the adapter tensors θ, taken as one vector.
 
     ``random RHO``: mean over directions u, ‖u‖ = 1, of L(θ + rho ‖θ‖ u) - L(θ); ``ascent RHO``: the same for the
     direction of the gradient. For every rho of RANDOM and of ASCENT, beside ``loss`` and ``norm``, ‖θ‖.

@@ -12,7 +12,7 @@ RETAINED = ["accuracy", "retention"]
 
 
 def render_tables(result: Mapping[str, Any]) -> str:
-    """One section per claim that has been measured."""
+    """Render one section per claim that has been measured."""
     entries = result["entries"]
     return "\n".join(
         f"**{TITLES[name]}**\n\n{TABLES[name](entries[name]['found'])}" for name in TABLES if name in entries
@@ -20,7 +20,7 @@ def render_tables(result: Mapping[str, Any]) -> str:
 
 
 def lora_pro_step(found: Found) -> str:
-    """Distances and cosines by run, and by part of it."""
+    """Render distances and cosines by run, and by part of it."""
     names = ("lora gradient", "lora_pro gradient", "step")
     lines = [
         [f"`{run}`", part, *(f"{row[f'{name}, {kind}']:.2f}" for name in names for kind in ("distance", "cosine"))]
@@ -32,7 +32,7 @@ def lora_pro_step(found: Found) -> str:
 
 
 def sharpness(found: Found) -> str:
-    """Accuracies, loss on the training pictures, and its rises."""
+    """Render accuracies, loss on the training pictures, and its rises."""
     rises = [name for name in next(iter(found.values())) if name.startswith(("random ", "ascent "))]
     lines = [
         [f"`{method}`", *map(percent, (row["accuracy"], row["retention"])), *(spread(row[n]) for n in ("loss", *rises))]
@@ -42,13 +42,13 @@ def sharpness(found: Found) -> str:
 
 
 def glad_sharpness(found: Found) -> str:
-    """Sharpness and the cosines of the two gradients."""
+    """Render sharpness and the cosines of the two gradients."""
     cosines = ", ".join(f"{spread(row['cosine'])} in `{name}`" for name, row in found.items() if "cosine" in row)
     return f"{sharpness(found)}\nMean cosine of the two gradients of a step: {cosines}.\n"
 
 
 def ggpo_sharpness(found: Found) -> str:
-    """Sharpness and the courses of the loss."""
+    """Render sharpness and the courses of the loss."""
     lines = [
         [str(row["r"]), f"{row['rate']}x", f"`{row['method']}`", f"{row['final']:.3f}", f"{row['rise']:.3f}"]
         for row in found["curves"]
@@ -58,7 +58,7 @@ def ggpo_sharpness(found: Found) -> str:
 
 
 def allora_optimizers(found: Sequence[Found]) -> str:
-    """One line per optimiser and method, accuracy and loss by step."""
+    """Render one line per optimiser and method, accuracy and loss by step."""
     runs: dict[tuple[str, str], list[Found]] = {}
     for row in found:
         runs.setdefault((row["optimizer"], row["method"]), []).append(row)
@@ -74,7 +74,7 @@ def allora_optimizers(found: Sequence[Found]) -> str:
 
 
 def lisa_memory(found: Found) -> str:
-    """MiB by model and side."""
+    """Render MiB by model and side."""
     kinds = ("state", "gradients", "activations", "peak")
     lines = [
         [model, side, f"{100 * row['share']:.1f} %", *(f"{row[kind] / 2**20:,.0f} MiB" for kind in kinds)]
@@ -85,7 +85,7 @@ def lisa_memory(found: Found) -> str:
 
 
 def selection(found: Found) -> str:
-    """Accuracies of choices and controls, and how far the choices agree."""
+    """Render accuracies of choices and controls, and how far the choices agree."""
     lines = [["`lora`, everywhere", *map(percent, map(found["lora"].get, RETAINED)), "100 %", "", ""]]
     for method, row in found.items():
         if method == "lora":
@@ -99,14 +99,14 @@ def selection(found: Found) -> str:
 
 
 def ba_lora_retention(found: Found) -> str:
-    """Accuracies of the penalties."""
+    """Render the accuracies of the penalties."""
     lines = [["untrained", *(f"{100 * found['untrained'][name]:.1f}" for name in RETAINED)]]
     lines += [[method, *(percent(row[name]) for name in RETAINED)] for method, row in found["rows"].items()]
     return markdown(["method", *RETAINED], lines)
 
 
 def intruders(found: Found) -> str:
-    """Counts beside forgetting, and the sweep."""
+    """Render counts beside forgetting, and the sweep."""
     lines = [
         [
             method,
@@ -129,7 +129,7 @@ def intruders(found: Found) -> str:
 
 
 def spread(value: Mapping[str, float]) -> str:
-    """``mean ± spread`` of a number that is no fraction; three significant digits."""
+    """Format ``mean ± spread`` of a number that is no fraction; three significant digits."""
     own = f" ± {value['std']:.2g}" if value["n"] > 1 else ""
     return f"{value['mean']:.3g}{own}"
 
