@@ -26,14 +26,14 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def pictures(transform: Callable[[Image.Image], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """All digits as pixels (1797, 3, H, W), and their labels (1797,)."""
+    """Load all digits as pixels (1797, 3, H, W), and their labels (1797,)."""
     digits = load_digits()
     images = [Image.fromarray((255 - 15 * picture).astype("uint8")).convert("RGB") for picture in digits.images]
     return torch.stack([transform(image) for image in images]), torch.as_tensor(digits.target)
 
 
 def logits(model: Any, pixels: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-    """Scaled cosine similarities (B, 10) of pictures and prompts."""
+    """Compute the scaled cosine similarities (B, 10) of pictures and prompts."""
     image = F.normalize(model.encode_image(pixels), dim=-1)
     text = F.normalize(model.encode_text(prompts), dim=-1)
     return model.logit_scale * image @ text.T
@@ -41,7 +41,7 @@ def logits(model: Any, pixels: torch.Tensor, prompts: torch.Tensor) -> torch.Ten
 
 @torch.no_grad()
 def accuracy(model: Any, pixels: torch.Tensor, labels: torch.Tensor, prompts: torch.Tensor) -> float:
-    """Share of pictures whose best prompt is the right one."""
+    """Compute the share of pictures whose best prompt is the right one."""
     model.eval()
     best = torch.cat([logits(model, batch, prompts).argmax(dim=-1) for batch in pixels.split(256)])
     return (best == labels).float().mean().item()

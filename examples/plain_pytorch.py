@@ -24,14 +24,14 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def logits(model: Any, pixels: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-    """Scaled cosine similarities (B, 10) of pictures and prompts."""
+    """Compute the scaled cosine similarities (B, 10) of pictures and prompts."""
     image, text = model.encode_image(pixels), model.encode_text(prompts)
     return model.logit_scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
 
 
 @torch.no_grad()
 def accuracy(model: Any, pixels: torch.Tensor, labels: torch.Tensor, prompts: torch.Tensor) -> float:
-    """Share of pictures whose best prompt is the right one."""
+    """Compute the share of pictures whose best prompt is the right one."""
     model.eval()
     best = torch.cat([logits(model, batch, prompts).argmax(dim=-1) for batch in pixels.split(256)])
     return (best == labels).float().mean().item()
