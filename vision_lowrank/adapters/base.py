@@ -35,7 +35,7 @@ SCALING_HELP = "`rslora`: alpha / sqrt(r); `lora`: alpha / r"
 
 
 def scale_of(alpha: float, r: int, scaling: str) -> float:
-    """The factor before B A: alpha / sqrt(r) for ``rslora`` (arXiv 2312.03732), alpha / r for ``lora``."""
+    """Compute the factor before B A: alpha / sqrt(r) for ``rslora`` (arXiv 2312.03732), alpha / r for ``lora``."""
     return alpha / math.sqrt(r) if scaling == "rslora" else alpha / r
 
 
@@ -91,17 +91,17 @@ class MethodConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
 
     def prepare(self, weights: Mapping[str, Tensor]) -> None:
-        """Called with all target weights, layer name -> (out, in), before the first layer is made."""
+        """Take in all target weights, layer name -> (out, in), before the first layer is made."""
 
     def inspect(self, name: str, module: nn.Module, parent: nn.Module) -> None:
-        """Called with each target and the module that holds it, before the target is wrapped."""
+        """Look at each target and the module that holds it, before the target is wrapped."""
 
     def phases(self) -> dict[str, dict[str, Any]]:
-        """Names of the training phases, in order, with the engine settings that each overrides."""
+        """Return the names of the training phases, in order, with the engine settings that each overrides."""
         return {"train": {}}
 
     def begin_phase(self, updates: Mapping[str, WeightUpdate], phase: str) -> None:
-        """Called before a phase starts or resumes, with the update of every layer by name."""
+        """Get ready for a phase before it starts or resumes, with the update of every layer by name."""
 
 
 @dataclass
@@ -184,11 +184,11 @@ class WeightUpdate(TrainedPart):
         return next(self.parameters()).dtype
 
     def own_factors(self) -> Factors | None:
-        """A (r, in), B (out, r) and the scale, differentiable, without the offset; None where there is no such form."""
+        """Return A (r, in), B (out, r) and the scale, differentiable, without the offset; None without such a form."""
         return None
 
     def factors(self) -> Factors | None:
-        """A, B and the scale of the whole ΔW, offset included: up to twice the rank of :meth:`own_factors`.
+        """Return A, B and the scale of the whole ΔW, offset included: up to twice the rank of :meth:`own_factors`.
 
         Under autocast too they are computed in their own type: an offset that cancels a rounded product would not.
         """
@@ -198,7 +198,7 @@ class WeightUpdate(TrainedPart):
         return own._replace(A=torch.cat([own.A, offset[0]]), B=torch.cat([own.B, offset[1]], dim=1))
 
     def factors_beside_offset(self) -> tuple[Factors | None, tuple[Tensor, Tensor] | None]:
-        """:meth:`factors` in two parts: what trains, and a frozen A_0 (r_0, in), B_0 (out, r_0) beside it or None."""
+        """Return :meth:`factors` in two parts: what trains, and a frozen A_0 (r_0, in), B_0 (out, r_0) or None."""
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             own = self.own_factors()
             if own is None or self.offset_B is None:
@@ -208,7 +208,7 @@ class WeightUpdate(TrainedPart):
         return own, (self.offset_A, self.offset_B)
 
     def export_factors(self) -> Factors | None:
-        """:meth:`factors` as an export writes them: where a method can drop directions exactly, without these."""
+        """Return :meth:`factors` as an export writes them: without directions that a method can drop exactly."""
         return self.factors()
 
     def start_from(self, start: Start) -> None:
@@ -231,23 +231,23 @@ class WeightUpdate(TrainedPart):
         self.offset_A = self.offset_B = None
 
     def delta(self) -> Tensor:
-        """ΔW (out, in), scale included."""
+        """Compute ΔW (out, in), scale included."""
         A, B, scale = self.factors()
         return scale * (B @ A)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the adapter adds: (..., in) -> (..., out)."""
+        """Compute what the adapter adds: (..., in) -> (..., out)."""
         A, B, scale = self.factors()
         return nn.functional.linear(nn.functional.linear(self.dropout(x), A) * scale, B)
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Own tensors -> what a checkpoint holds."""
+        """Turn own tensors into what a checkpoint holds."""
         return state
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a checkpoint holds -> own tensors: the inverse of :meth:`pack`."""
+        """Turn what a checkpoint holds into own tensors: the inverse of :meth:`pack`."""
         return state
 
     def facts(self) -> dict[str, float]:
-        """Numbers worth reporting about this layer."""
+        """Return numbers worth reporting about this layer."""
         return {}

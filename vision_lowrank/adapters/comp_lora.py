@@ -88,7 +88,7 @@ class CompLoraConfig(AdapterConfig):
 
 
 def protected_rank(sigma: Tensor, config: CompLoraConfig) -> int:
-    """k of a weight from its singular values (min(in, out),), descending."""
+    """Compute k of a weight from its singular values (min(in, out),), descending."""
     if config.protect_rank is not None:
         return config.protect_rank
     if config.protect_ratio is not None:
@@ -123,15 +123,15 @@ class CompLora(WeightUpdate):
         raise NotImplementedError
 
     def expand(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """Own pair -> (A_exp (r, in), B_exp (out, r)), inside the complement."""
+        """Expand the own pair to (A_exp (r, in), B_exp (out, r)), inside the complement."""
         raise NotImplementedError
 
     def reduce(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """(A_exp, B_exp) -> own pair: the inverse of :meth:`expand` on the complement."""
+        """Reduce (A_exp, B_exp) to the own pair: the inverse of :meth:`expand` on the complement."""
         raise NotImplementedError
 
     def own_factors(self) -> Factors:
-        """A_exp (r, in), B_exp (out, r), s."""
+        """Return A_exp (r, in), B_exp (out, r), s."""
         return Factors(*self.expand(self.A, self.B), self.scale)
 
     @torch.no_grad()
@@ -165,7 +165,7 @@ class CompLora(WeightUpdate):
         return state | {"A": own[0], "B": own[1]}
 
     def facts(self) -> dict[str, float]:
-        """k, the sizes of the complement and the share of energy that is protected."""
+        """Return k, the sizes of the complement and the share of energy that is protected."""
         return {
             "k": self.k,
             "c_in": self.in_features - self.k,

@@ -113,11 +113,11 @@ class Kasa(WeightUpdate):
         self.beta, self.gamma = config.beta / layers, config.gamma / layers
 
     def own_factors(self) -> Factors:
-        """A (r, in), B diag(σ) (out, r), s."""
+        """Return A (r, in), B diag(σ) (out, r), s."""
         return Factors(self.A, self.B * self.sigma, self.scale)
 
     def extra_losses(self) -> dict[str, Tensor]:
-        """Both penalties as scalars, weights included; none while the adapter is frozen."""
+        """Compute both penalties as scalars, weights included; none while the adapter is frozen."""
         if not self.B.requires_grad:
             return {}
         identity = torch.eye(len(self.A), device=self.A.device, dtype=self.A.dtype)
@@ -125,7 +125,7 @@ class Kasa(WeightUpdate):
         return {"kasa_size": self.beta * self.sigma.square().sum(), "kasa_orthogonality": self.gamma * apart}
 
     def facts(self) -> dict[str, float]:
-        """The rank, and the share of ‖W‖² that was removed."""
+        """Return the rank, and the share of ‖W‖² that was removed."""
         return {"rank": len(self.A), "removed_energy": self.removed}
 
 
@@ -133,14 +133,14 @@ class DroppingKasa(Kasa):
     """KaSA with dropout, which spares the removed part: that belongs to the frozen weight."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the adapter adds: (..., in) -> (..., out)."""
+        """Compute what the adapter adds: (..., in) -> (..., out)."""
         A, B, scale = self.own_factors()
         own = nn.functional.linear(nn.functional.linear(self.dropout(x), A), B)
         return scale * (own + nn.functional.linear(nn.functional.linear(x, self.offset_A), self.offset_B))
 
 
 def make_kasa(weight: Tensor, config: KasaConfig, name: str) -> Kasa:
-    """The update of one linear; without dropout its forward is every method's, which runs on the fused kernel."""
+    """Build the update of one linear; without dropout its forward is every method's, which runs on the fused kernel."""
     return (DroppingKasa if config.dropout else Kasa)(weight, config, name)
 
 

@@ -127,13 +127,13 @@ class KvPrefix(WeightUpdate):
         self.g = nn.Parameter(like.new_zeros(heads)) if config.zero_init_gate else None
 
     def prefix(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Pk (B, G, p, d) and Pv (B, G, p, e) for k (B, G, S, d) and v (B, G, S, e)."""
+        """Return Pk (B, G, p, d) and Pv (B, G, p, e) for k (B, G, S, d) and v (B, G, S, e)."""
         pairs = ((self.Pk, k), (self.Pv, v))
         Pk, Pv = (P.to(x.dtype).unflatten(1, (x.shape[1], -1)).transpose(0, 1) for P, x in pairs)
         return Pk.expand(len(k), -1, -1, -1), Pv.expand(len(v), -1, -1, -1)
 
     def facts(self) -> dict[str, float]:
-        """Mean norms of the prefix's rows, and the largest weight of a gate."""
+        """Compute the mean norms of the prefix's rows, and the largest weight of a gate."""
         norms = {name: float(P.detach().norm(dim=1).mean()) for name, P in (("Pk", self.Pk), ("Pv", self.Pv))}
         return norms | ({} if self.g is None else {"largest_gate": float(self.g.detach().tanh().abs().max())})
 
@@ -154,7 +154,7 @@ class KvPrefixLayer(WholeLayer):
         scale: float | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Arguments and results of :class:`~vision_lowrank.attention.core.DotProductAttention`."""
+        """Attend to the prefix too; else as :class:`~vision_lowrank.attention.core.DotProductAttention`."""
         update: KvPrefix | None = self.working()
         if update is None:
             return self.base_layer(q, k, v, attn_mask, dropout_p, is_causal, scale, need_weights)
@@ -174,7 +174,7 @@ class KvPrefixLayer(WholeLayer):
 
 
 def wrap_core(module: nn.Module) -> type[AdapterLayer] | None:
-    """:class:`KvPrefixLayer` for the core of attention."""
+    """Return :class:`KvPrefixLayer` for the core of attention, None for anything else."""
     return KvPrefixLayer if isinstance(module, DotProductAttention) else None
 
 

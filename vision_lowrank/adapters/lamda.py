@@ -83,7 +83,7 @@ class LamdaConfig(LoraScaledConfig):
             raise UserError(f"eta = {self.eta}: it is a share of training, 0 or more.")
 
     def begin_phase(self, updates: Mapping[str, WeightUpdate], phase: str) -> None:
-        """Every stage of a run trains B anew and freezes it by its own length."""
+        """Train B anew in every stage of a run, which freezes it by its own length."""
         for update in updates.values():
             update.thaw()
 
@@ -138,7 +138,7 @@ class Lamda(ThreeFactor):
             optimizer.state.pop(self.B, None)
 
     def facts(self) -> dict[str, float]:
-        """The rank, and how many parameters train at first and at the end."""
+        """Return the rank, and how many parameters train at first and at the end."""
         r = self.A.shape[0]
         return {"rank": r, "trained_at_first": r * r + self.B.numel(), "trained_at_the_end": r * r}
 

@@ -17,7 +17,7 @@ from ..errors import UserError
 
 
 def truncated_svd(weight: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, r), σ (r,) descending and Vᵀ (r, in) of the r largest singular triplets, float32 or wider.
+    """Compute U (out, r), σ (r,) descending and Vᵀ (r, in) of the r largest singular triplets, float32 or wider.
 
     The sign of every triplet is fixed, the largest entry of each row of Vᵀ being positive, so that the result does not
     depend on the routine.
@@ -30,7 +30,7 @@ def truncated_svd(weight: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def energies(weight: Tensor) -> Tensor:
-    """E(ρ) for ρ = 0 .. min(out, in) of a weight (out, in), float64; all ones for a weight of zeros."""
+    """Compute E(ρ) for ρ = 0 .. min(out, in) of a weight (out, in), float64; all ones for a weight of zeros."""
     energy = torch.linalg.svdvals(weight.double()).square()
     total = energy.sum()
     share = energy.cumsum(0) / total if total > 0 else torch.ones_like(energy)

@@ -126,12 +126,12 @@ class LofitConfig(MethodConfig):
         self.head_counts[name] = counts[0]
 
     def phases(self) -> dict[str, dict[str, Any]]:
-        """``select`` and ``offsets``, or ``offsets`` alone for given heads; without weight decay."""
+        """Return ``select`` and ``offsets``, or ``offsets`` alone for given heads; without weight decay."""
         rates = ({"select": self.select_lr} if self.select_first else {}) | {"offsets": self.offset_lr}
         return {phase: {"lr": lr, "weight_decay": 0.0} for phase, lr in rates.items()}
 
     def begin_phase(self, updates: Mapping[str, WeightUpdate], phase: str) -> None:
-        """Scales for all heads, or offsets for the chosen ones."""
+        """Give all heads scales, or the chosen ones offsets."""
         if phase == "select":
             self.selection = None
             for update in updates.values():
@@ -143,7 +143,7 @@ class LofitConfig(MethodConfig):
 
 
 def choose(scores: Mapping[str, Tensor], config: LofitConfig) -> dict[str, list[int]]:
-    """The chosen heads: layer name -> indices, ascending, for layers that have any.
+    """Choose the heads: layer name -> indices, ascending, for layers that have any.
 
     Args:
         scores: layer name -> (H,), in the order of the model.
@@ -210,27 +210,27 @@ class Lofit(WeightUpdate):
             self.heads = torch.tensor(heads, device=self.like.device)
 
     def scores(self) -> Tensor:
-        """‖a_j‖₂ / √d of each head (H,)."""
+        """Compute ‖a_j‖₂ / √d of each head (H,)."""
         return self.a.detach().norm(dim=1) / math.sqrt(self.width)
 
     def scales(self) -> Tensor | None:
-        """a (D,) in the order of the projection's inputs; None for zero."""
+        """Return a (D,) in the order of the projection's inputs; None for zero."""
         return None if self.a is None else self.a.flatten()
 
     def offsets(self) -> Tensor | None:
-        """v (D,) in the order of the projection's inputs; None for zero."""
+        """Return v (D,) in the order of the projection's inputs; None for zero."""
         if self.v is None:
             return None
         return self.v.new_zeros(self.count, self.width).index_copy(0, self.heads, self.v).flatten()
 
     def forward(self, z: Tensor) -> Tensor:
-        """What is added to the projection's *input*: (..., D) -> (..., D)."""
+        """Compute what is added to the projection's *input*: (..., D) -> (..., D)."""
         a, v = self.scales(), self.offsets()
         edit = torch.zeros_like(z) if a is None else a * z
         return edit if v is None else edit + v
 
     def export_factors(self) -> None:
-        """None: scales have no factors.
+        """Return None: scales have no factors.
 
         Raises:
             UserError: the offsets change a bias.
@@ -239,12 +239,12 @@ class Lofit(WeightUpdate):
             raise UserError("lofit changes biases, which a plain LoRA does not hold: merge it instead.")
 
     def extra_losses(self) -> dict[str, Tensor]:
-        """l1 · Σ|a| while heads are being selected."""
+        """Compute l1 · Σ|a| while heads are being selected."""
         selecting = self.a is not None and self.a.requires_grad and self.l1
         return {"heads": self.l1 * self.a.abs().sum()} if selecting else {}
 
     def facts(self) -> dict[str, float]:
-        """Number of heads and of those with an offset, and the largest norm of an offset."""
+        """Count the heads and those with an offset, and find the largest norm of an offset."""
         norms = [0.0] if self.v is None else self.v.detach().norm(dim=1).tolist()
         return {"heads": self.count, "chosen": 0 if self.v is None else len(self.v), "largest_offset": max(norms)}
 
@@ -255,7 +255,7 @@ class LofitLayer(AdapterLayer):
     _kept_bias: Tensor | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(..., D) -> (..., out)."""
+        """Compute the projection of the edited input: (..., D) -> (..., out)."""
         if self.disable_adapters or self.merged:
             return super().forward(x, *args, **kwargs)
         edits = [self.weight_update[name] for name in self.active_adapters if name in self.weight_update]
@@ -266,7 +266,7 @@ class LofitLayer(AdapterLayer):
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """ΔW = W diag(a)."""
+        """Compute ΔW = W diag(a)."""
         update = self.weight_update[adapter]
         weight = self.oriented(self._unmerged()).to(update.dtype)
         scales = update.scales()
@@ -301,7 +301,7 @@ class LofitLayer(AdapterLayer):
             self._set_bias(self._kept_bias)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Never: a LoRA has no place for the bias."""
+        """Return False: a LoRA has no place for the bias."""
         return False
 
     def _unmerged(self) -> Tensor:
@@ -317,7 +317,7 @@ class LofitLayer(AdapterLayer):
 
 
 def wrap_projection(module: nn.Module) -> type[LofitLayer] | None:
-    """:class:`LofitLayer` for linears."""
+    """Return :class:`LofitLayer` for linears, None for anything else."""
     return LofitLayer if wrap_linear(module) else None
 
 

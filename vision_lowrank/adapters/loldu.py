@@ -159,7 +159,7 @@ class Loldu(WeightUpdate):
 
 
 def _checksum(A: Tensor, B: Tensor) -> Tensor:
-    """Two numbers that depend on every entry of A and B, with weights that no permutation leaves alone."""
+    """Compute two numbers that depend on every entry of A and B, with weights that no permutation leaves alone."""
     weights = [torch.arange(1, t.numel() + 1, device=t.device, dtype=t.dtype).sqrt().sin().view_as(t) for t in (A, B)]
     return torch.stack([(A * weights[0]).sum(), (B * weights[1]).sum()])
 

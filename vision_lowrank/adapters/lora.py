@@ -62,7 +62,7 @@ class LoraConfig(peft.LoraConfig):
         return scale_of(self.alpha, self.r, self.scaling)
 
     def to_dict(self) -> dict[str, Any]:
-        """PEFT's own LoRA config, without the names of this package."""
+        """Return PEFT's own LoRA config, without the names of this package."""
         return {name: value for name, value in super().to_dict().items() if name not in OWN}
 
     def with_offset(self) -> OffsetLoraConfig:

@@ -61,7 +61,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(mlp: nn.Module) -> Parts | None:
-    """The parts of an MLP of timm, open_clip or transformers; None for gated, convolutional and unknown ones."""
+    """Return the parts of an MLP of timm, open_clip or transformers; None for gated, convolutional and unknown ones."""
     if type(mlp) is TimmMlp:
         parts = Parts(mlp.fc1, (mlp.act, mlp.drop1, mlp.norm), mlp.fc2, (mlp.drop2,))
     elif type(mlp) is nn.Sequential and len(mlp) > 2:
@@ -90,7 +90,7 @@ class Ledger(dict[str, Routing]):
 
 
 def balance_loss(routings: list[Routing], scope: str) -> Tensor:
-    """E Σ_j Σ_e f[j, e] P[e]: mean over layers, or of the token-weighted means of f and P."""
+    """Compute E Σ_j Σ_e f[j, e] P[e]: mean over layers, or of the token-weighted means of f and P."""
     if scope == "model":
         tokens = sum(routing.tokens for routing in routings)
         routings = [
@@ -199,7 +199,7 @@ class MixLora(WeightUpdate):
         self.register_buffer("entropy", torch.zeros((), **like), persistent=False)
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, d) -> weights (N, k) and one-hot choices (N, k, E)."""
+        """Route tokens: x (N, d) -> weights (N, k) and one-hot choices (N, k, E)."""
         with torch.autocast(x.device.type, enabled=False):
             p = (x.to(self.dtype) @ self.router.T).softmax(dim=-1)
             weights, chosen = p.topk(self.top_k, dim=-1)
@@ -215,7 +215,7 @@ class MixLora(WeightUpdate):
         return weights, choices
 
     def mix(self, x: Tensor, parts: Parts) -> Tensor:
-        """The mixture on an MLP: x (..., d) -> (..., d), before what follows fc2."""
+        """Compute the mixture on an MLP: x (..., d) -> (..., d), before what follows fc2."""
         shape, x = x.shape, x.reshape(-1, x.shape[-1])
         if self.training and self.jitter:
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
@@ -235,13 +235,13 @@ class MixLora(WeightUpdate):
         return y.to(base.dtype).reshape(shape)
 
     def extra_losses(self) -> dict[str, Tensor]:
-        """The balance loss of all layers that ran, given by the first one asked; each forward counts once."""
+        """Compute the balance loss of all layers that ran, given by the first one asked; each forward counts once."""
         routings = list(self.ledger.values())
         self.ledger.clear()
         return {"balance": self.balance * balance_loss(routings, self.aux_scope)} if routings and self.balance else {}
 
     def facts(self) -> dict[str, float]:
-        """Of the last forward: share of tokens that use each expert (their sum is k), and the router's mean entropy."""
+        """Return the last forward's share of tokens for each expert (their sum is k) and the router's mean entropy."""
         loads = {f"load_{expert}": float(load) for expert, load in enumerate(self.load)}
         return loads | {"entropy": float(self.entropy), "largest_entropy": math.log(len(self.load))}
 
@@ -252,16 +252,16 @@ class MixLoraLayer(WholeLayer):
     no_weight = "routes each token to experts of its own, which no weight can hold"
 
     def sizes(self) -> tuple[int, int]:
-        """Features out and in."""
+        """Return the numbers of features out and in."""
         parts = parts_of(self.base_layer)
         return parts.fc2.out_features, parts.fc1.in_features
 
     def make_update(self, config: MixLoraConfig, key: str) -> MixLora:
-        """Router and experts."""
+        """Build the router and the experts."""
         return MixLora(parts_of(self.base_layer), config, key)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(..., d) -> (..., d)."""
+        """Compute the MLP with its experts: (..., d) -> (..., d)."""
         experts: MixLora | None = self.working()
         if experts is None:
             return self.base_layer(x, *args, **kwargs)
@@ -270,12 +270,12 @@ class MixLoraLayer(WholeLayer):
 
 
 def wrap_part(module: nn.Module) -> type[AdapterLayer] | None:
-    """:class:`MixLoraLayer` for MLPs, plain LoRA's layer for linears."""
+    """Return :class:`MixLoraLayer` for MLPs, plain LoRA's layer for linears, None for anything else."""
     return MixLoraLayer if parts_of(module) else wrap_linear(module)
 
 
 def _joined(B: Tensor) -> Tensor:
-    """(E, out, r) -> (out, E r)."""
+    """Join the experts' factors: (E, out, r) -> (out, E r)."""
     return B.transpose(0, 1).flatten(1)
 
 
@@ -286,7 +286,7 @@ def _apply(modules: tuple[Callable[[Tensor], Tensor], ...], x: Tensor) -> Tensor
 
 
 def _in_backward() -> bool:
-    """Whether gradient checkpointing is computing a forward again: its results must not be counted or kept."""
+    """Tell whether gradient checkpointing is computing a forward again: its results must not be counted or kept."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 

@@ -56,7 +56,7 @@ class PeftOptions:
 
     @staticmethod
     def options(given: Mapping[str, Any]) -> dict[str, Option]:
-        """`name`, and where it is given the options of that method.
+        """List the option `name`, and where it is given the options of that method.
 
         Raises:
             UserError: there is no such method, or it makes no sense for a vision backbone.
@@ -93,13 +93,13 @@ def peft_method(name: str, **options: Any) -> PeftConfig:
 
 
 def method_names() -> list[str]:
-    """Every name that :func:`peft_method` accepts."""
+    """List every name that :func:`peft_method` accepts."""
     own = [kind.value for kind in PeftType if kind in PEFT_TYPE_TO_CONFIG_MAPPING]
     return sorted({*own, *LORA_VARIANTS} - REFUSED.keys())
 
 
 def changes_base(config: PeftConfig) -> str | None:
-    """What changed the frozen weight when an adapter of this config attached, so that its B A alone is not its ΔW."""
+    """Return what changed the frozen weight as this config's adapter attached, so that B A alone is not its ΔW."""
     start = getattr(config, "init_lora_weights", None)
     if isinstance(start, str) and start.startswith(_ALTERING):
         return start
@@ -107,7 +107,7 @@ def changes_base(config: PeftConfig) -> str | None:
 
 
 def _resolve(name: str) -> tuple[type[PeftConfig], dict[str, Any]]:
-    """Config class and fixed options of a method."""
+    """Return the config class and the fixed options of a method."""
     kind = name.upper()
     if kind in REFUSED:
         raise UserError(f"PEFT's {kind} cannot adapt a vision backbone: {REFUSED[kind]}.")

@@ -70,7 +70,7 @@ class RandLoraConfig(peft.RandLoraConfig):
         self._warn_of_dead_columns()
 
     def to_dict(self) -> dict[str, Any]:
-        """PEFT's own RandLoRA config, without the names of this package."""
+        """Return PEFT's own RandLoRA config, without the names of this package."""
         return {name: value for name, value in super().to_dict().items() if name not in OWN}
 
     def _warn_of_dead_columns(self) -> None:

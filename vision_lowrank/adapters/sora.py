@@ -43,12 +43,12 @@ from .tuner import register_method
 
 
 def soft_threshold(v: Tensor, xi: float) -> Tensor:
-    """T_ξ(v) = sign(v) · max(|v| - ξ, 0), elementwise: the proximal operator of ξ |v|."""
+    """Compute T_ξ(v) = sign(v) · max(|v| - ξ, 0), elementwise: the proximal operator of ξ |v|."""
     return v.sign() * (v.abs() - xi).clamp(min=0)
 
 
 def reference_threshold(v: Tensor, xi: float) -> Tensor:
-    """What the public code computes in place: shrink by ξ where |v| > ξ, then zero whatever is below ξ."""
+    """Compute what the public code does in place: shrink by ξ where |v| > ξ, then zero whatever is below ξ."""
     shrunk = torch.where(v.abs() > xi, v - xi * v.sign(), v)
     return torch.where(shrunk.abs() < xi, 0.0, shrunk)
 
@@ -106,13 +106,13 @@ class SoraConfig(LoraScaledConfig):
         self.layers = len(weights)
 
     def schedule(self) -> dict[str, float]:
-        """Phase -> lambda."""
+        """Return lambda by phase."""
         if self.lambdas is None:
             return {"train": self.lam}
         return {"dense": 0.0} | {f"sparse-{k}": lam for k, lam in enumerate(self.lambdas, start=1)}
 
     def phases(self) -> dict[str, dict[str, Any]]:
-        """``train`` alone, or ``dense`` and one phase per lambda."""
+        """Return ``train`` alone, or ``dense`` and one phase per lambda."""
         return {phase: {} for phase in self.schedule()}
 
     def begin_phase(self, updates: Mapping[str, WeightUpdate], phase: str) -> None:
@@ -141,12 +141,12 @@ class Sora(WeightUpdate):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def own_factors(self) -> Factors:
-        """A (r, in), B diag(g) (out, r), s."""
+        """Return A (r, in), B diag(g) (out, r), s."""
         return Factors(self.A, self.B * self.g, self.scale)
 
     @torch.no_grad()
     def export_factors(self) -> Factors:
-        """The same ΔW without the directions whose gate is zero, of rank r' (and that of an offset)."""
+        """Return the same ΔW without the directions whose gate is zero, of rank r' (and that of an offset)."""
         A, B, scale = self.factors()
         kept = torch.ones(len(A), dtype=torch.bool, device=A.device)
         kept[: len(self.g)] = self.g != 0
@@ -154,13 +154,13 @@ class Sora(WeightUpdate):
 
     @torch.no_grad()
     def start_from(self, start: Start) -> None:
-        """A, B times the core, and open gates."""
+        """Set A, B times the core, and open gates."""
         self.A.copy_(start.A)
         self.B.copy_(start.B @ start.core)
         self.g.fill_(1)
 
     def extra_losses(self) -> dict[str, Tensor]:
-        """This layer's part of l1 · mean |g|."""
+        """Compute this layer's part of l1 · mean |g|."""
         return {"gates": self.l1 * self.g.abs().sum()} if self.l1 and self.g.requires_grad else {}
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class Sora(WeightUpdate):
             self.g.copy_(self.prox(self.g, self.lam * lr if self.follows_lr else self.lam))
 
     def facts(self) -> dict[str, float]:
-        """Kept rank r', largest rank r, and parameters after pruning."""
+        """Return the kept rank r', the largest rank r, and the parameters after pruning."""
         kept = int(self.g.count_nonzero())
         return {"rank": kept, "largest_rank": len(self.g), "parameters": kept * (self.A.shape[1] + self.B.shape[0])}
 

@@ -56,11 +56,11 @@ class ThreeFactor(WeightUpdate):
 
     @torch.no_grad()
     def start_from(self, start: Start) -> None:
-        """All three as they are."""
+        """Set all three factors as they are."""
         for factor, tensor in start._asdict().items():
             getattr(self, factor).copy_(tensor)
 
 
 def nystrom_blocks(weight: Tensor, r: int) -> Start:
-    """W[:r, :], W[:r, :r] and W[:, :r] of a weight (out, in), as copies: the Nyström start (arXiv 2502.14482)."""
+    """Copy W[:r, :], W[:r, :r] and W[:, :r] of a weight (out, in): the Nyström start (arXiv 2502.14482)."""
     return Start(weight[:r].clone(), weight[:r, :r].clone(), weight[:, :r].clone())

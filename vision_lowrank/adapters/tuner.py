@@ -83,11 +83,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.add(adapter_name, config, key)
 
     def sizes(self) -> tuple[int, int]:
-        """Features out and in."""
+        """Return the numbers of features out and in."""
         return self.oriented(self.base_layer.weight).shape
 
     def oriented(self, weight: Tensor) -> Tensor:
-        """A weight of the base's layout as (out, in), or the other way round: Conv1D stores (in, out)."""
+        """Turn a weight of the base's layout into (out, in), or the other way round: Conv1D stores (in, out)."""
         return weight.T if isinstance(self.base_layer, Conv1D) else weight
 
     def add(self, adapter_name: str, config: MethodConfig, key: str) -> None:
@@ -101,12 +101,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters)
 
     def make_update(self, config: Any, key: str) -> WeightUpdate:
-        """What the method of `config` trains here."""
+        """Build what the method of `config` trains here."""
         weight = self.base_layer.weight if self._kept_weight is None else self._kept_weight
         return METHODS[config.peft_type].update(self.oriented(weight.detach()), config, key)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Compute the linear and its adapters: (..., in) -> (..., out)."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         branch = None if args or kwargs or torch.compiler.is_compiling() else self.branch()
@@ -125,7 +125,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     forward_together = staticmethod(forward_together)
 
     def branch(self) -> Branch | None:
-        """The present computation for the fused kernel; None where it is not one low-rank update of a plain linear."""
+        """Return the computation for the fused kernel; None where it is not one low-rank update of a plain linear."""
         base = self.base_layer
         updates = [self.weight_update[name] for name in self.active_adapters if name in self.weight_update]
         if self.disable_adapters or self.merged or not updates or type(self).forward is not AdapterLayer.forward:
@@ -148,7 +148,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """ΔW of one adapter in the base's layout and the adapter's type: what PEFT's ``convert_to_lora`` asks for."""
+        """Compute ΔW of one adapter in the base's layout and the adapter's type, for PEFT's ``convert_to_lora``."""
         return self.oriented(self.weight_update[adapter].delta())
 
     def check_mergeable(self, name: str) -> None:
@@ -189,18 +189,18 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters.clear()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Always: every update of ours is additive."""
+        """Return True: every update of ours is additive."""
         return True
 
 
 def stack(factors: list[Factors]) -> Factors:
-    """The sum of updates as one of the summed rank."""
+    """Stack updates into one, their sum, of the summed rank."""
     A, B, scales = zip(*factors, strict=True)
     return Factors(torch.cat(A), torch.cat([b * scale for b, scale in zip(B, scales, strict=True)], dim=1), 1.0)
 
 
 def wrap_linear(module: nn.Module) -> type[AdapterLayer] | None:
-    """The class for linears; None for anything else, and for quantised ones."""
+    """Return the class for linears; None for anything else, and for quantised ones."""
     return AdapterLayer if isinstance(module, nn.Linear | Conv1D) and module.weight.is_floating_point() else None
 
 
@@ -212,7 +212,7 @@ class AdapterTuner(BaseTuner):
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's, but the config sees all weights first, and a refused layer leaves the model as it was."""
+        """Inject as PEFT does, but the config sees all weights first; a refused layer leaves the model as it was."""
         config = self.peft_config[adapter_name]
         try:
             config = _maybe_include_all_linear_layers(config, model)
@@ -249,7 +249,7 @@ class AdapterTuner(BaseTuner):
             )
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """As PEFT's, which expects a tensor of what is wrapped and a weight of what is put back."""
+        """Replace as PEFT does, which expects a tensor of what is wrapped and a weight of what is put back."""
         wrapped = hasattr(new_module, "base_layer") and next(child.parameters(), None) is not None
         if wrapped or hasattr(new_module, "weight"):
             super()._replace_module(parent, child_name, new_module, child)
@@ -267,7 +267,7 @@ class AdapterTuner(BaseTuner):
                     raise UserError(f"'{first}' and '{name}' share a weight, so neither adapter can be merged into it.")
 
     def _target_weights(self, model: nn.Module, config: MethodConfig) -> dict[str, Tensor]:
-        """Weights (out, in) of the linears that `config` targets, by name."""
+        """Return the weights (out, in) of the linears that `config` targets, by name."""
         weights = {}
         for name, module in model.named_modules():
             if name.endswith(".base_layer"):
@@ -302,7 +302,7 @@ class AdapterTuner(BaseTuner):
 
 
 def _convert_each(model: nn.Module, adapter_name: str, state: dict[str, Tensor], method: str) -> dict[str, Tensor]:
-    """`state` with the tensors of every weight update passed through its own ``pack`` or ``unpack``."""
+    """Return `state` with the tensors of every weight update passed through its own ``pack`` or ``unpack``."""
     result = dict(state)
     for name, layer in adapter_layers(model):
         if adapter_name in layer.weight_update:
@@ -315,17 +315,17 @@ def _convert_each(model: nn.Module, adapter_name: str, state: dict[str, Tensor],
 
 
 def adapter_layers(model: nn.Module) -> list[tuple[str, AdapterLayer]]:
-    """Name and module of every linear that carries adapters of ours."""
+    """List name and module of every linear that carries adapters of ours."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, AdapterLayer)]
 
 
 def tuner_layers(model: nn.Module) -> list[tuple[str, BaseTunerLayer]]:
-    """Name and module of everything that carries adapters of any PEFT method, ours included."""
+    """List name and module of everything that carries adapters of any PEFT method, ours included."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def layer_factors(layer: BaseTunerLayer, adapter_name: str = "default") -> Factors | None:
-    """A (r, in), B (out, r) and scale of one adapter on one layer, for our methods and PEFT's plain LoRA.
+    """Return A (r, in), B (out, r) and scale of one adapter on one layer, for our methods and PEFT's plain LoRA.
 
     None where the method has no factor form: DoRA and the other variants of LoRA, LoHa, OFT and so on.
     """
@@ -343,7 +343,7 @@ def layer_factors(layer: BaseTunerLayer, adapter_name: str = "default") -> Facto
 
 
 def report(model: nn.Module, adapter_name: str = "default") -> dict[str, dict[str, float]]:
-    """What the methods say about each layer: layer name -> facts, such as the protected rank of Comp-LoRA."""
+    """Return what the methods say about each layer: layer name -> facts, such as the protected rank of Comp-LoRA."""
     return {
         name: layer.weight_update[adapter_name].facts()
         for name, layer in adapter_layers(model)

@@ -132,22 +132,22 @@ class VisualPrompt(WeightUpdate):
             self.P = nn.Parameter(torch.empty(config.length, len(norm), **like).uniform_(-bound, bound))
 
     def enter(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N + p, D), or x itself where it carries prompts already."""
+        """Put the prompts in: (B, N, D) -> (B, N + p, D), or x itself where it carries prompts already."""
         if self.P is None:
             return x
         return torch.cat([x, self.dropout(self.P).to(x.dtype).expand(len(x), -1, -1)], dim=1)
 
     def leave(self, y: Tensor) -> Tensor:
-        """(B, N + p, D) -> (B, N, D), or y itself where a later block needs the prompts."""
+        """Take the prompts out: (B, N + p, D) -> (B, N, D), or y itself where a later block needs the prompts."""
         if not self.deep and self.run[-1] != self.name:
             return y
         return y[:, : y.shape[1] - self.length]
 
     def export_factors(self) -> None:
-        """None: prompts are no factors of a weight."""
+        """Return None: prompts are no factors of a weight."""
 
     def facts(self) -> dict[str, float]:
-        """Mean norm of the prompts that enter here."""
+        """Compute the mean norm of the prompts that enter here."""
         return {} if self.P is None or not len(self.P) else {"prompt_norm": float(self.P.detach().norm(dim=1).mean())}
 
 
@@ -157,7 +157,7 @@ class VisualPromptLayer(WholeLayer):
     no_weight = "works with prompts, which are tokens and no part of a weight"
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(B, N, D) -> (B, N, D); between shallow blocks (B, N + p, D)."""
+        """Compute the block with its prompts: (B, N, D) -> (B, N, D); between shallow blocks (B, N + p, D)."""
         prompts: VisualPrompt | None = self.working()
         if prompts is None:
             return self.base_layer(x, *args, **kwargs)
@@ -170,7 +170,7 @@ class VisualPromptLayer(WholeLayer):
 
 
 def norm_of(block: nn.Module) -> Any:
-    """A norm over the width of a plain vision transformer's block; None for other modules."""
+    """Return a norm over the width of a plain vision transformer's block; None for other modules."""
     kind = type(block)
     library = kind.__module__.startswith("transformers.models.")
     name = BLOCKS.get(kind) or (NAMED.get(kind.__name__) if library else None)
@@ -178,7 +178,7 @@ def norm_of(block: nn.Module) -> Any:
 
 
 def wrap_block(module: nn.Module) -> type[AdapterLayer] | None:
-    """:class:`VisualPromptLayer` for the blocks of plain vision transformers."""
+    """Return :class:`VisualPromptLayer` for the blocks of plain vision transformers, None for anything else."""
     return None if norm_of(module) is None else VisualPromptLayer
 
 

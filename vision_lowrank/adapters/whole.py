@@ -35,7 +35,7 @@ class WholeLayer(AdapterLayer):
             return getattr(self.base_layer, name)
 
     def sizes(self) -> tuple[int, int]:
-        """Features out and in: zeros, as it is no linear."""
+        """Return zeros for the features out and in, as it is no linear."""
         return 0, 0
 
     def make_update(self, config: Any, key: str) -> Any:
@@ -59,17 +59,17 @@ class WholeLayer(AdapterLayer):
         return update
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """Refused, as :meth:`merge` is."""
+        """Refuse, as :meth:`merge` does."""
         raise UserError(f"a {type(self.base_layer).__name__} {self.no_weight}: keep the adapter.")
 
     def check_mergeable(self, name: str) -> None:
-        """Refused."""
+        """Refuse."""
         raise UserError(f"'{name}' {self.no_weight}: keep the adapter.")
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refused."""
+        """Refuse."""
         self.check_mergeable(type(self.base_layer).__name__)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Never."""
+        """Return False."""
         return False
