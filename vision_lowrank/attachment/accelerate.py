@@ -29,12 +29,12 @@ class FusedLoraLinear(PeftLoraLinear):
     forward_together = staticmethod(forward_together)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(..., in) -> (..., out), with PEFT's further arguments."""
+        """Compute the linear with its LoRA: (..., in) -> (..., out), with PEFT's further arguments."""
         branch = None if args or kwargs or torch.compiler.is_compiling() else self.branch()
         return super().forward(x, *args, **kwargs) if branch is None else fused_linear(x, *branch)
 
     def branch(self) -> Branch | None:
-        """The present computation for the kernel; None where PEFT's own code must do it."""
+        """Return the present computation for the kernel; None where PEFT's own code must do it."""
         base = self.base_layer
         names = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(names) != 1 or not is_plain(base, nn.Linear.forward):
@@ -50,7 +50,7 @@ class FusedLoraLinear(PeftLoraLinear):
 
 
 def accelerate_peft(model: nn.Module) -> int:
-    """Let PEFT's own LoRA layers of `model` use the fused kernel, in place.
+    """Make PEFT's own LoRA layers of `model` use the fused kernel, in place.
 
     Layers that are accelerated already, and subclasses of PEFT's layer, whose forward may be another, are left alone.
 
@@ -73,7 +73,7 @@ def accelerate_peft(model: nn.Module) -> int:
 
 
 def fuse_loras(model: nn.Module) -> int | None:
-    """As :func:`accelerate_peft`, but None where there is no LoRA layer."""
+    """Do as :func:`accelerate_peft`, but return None where there is no LoRA layer."""
     layers = [module for module in model.modules() if type(module) in (PeftLoraLinear, FusedLoraLinear)]
     covered = [layer for layer in layers if any(name not in layer.lora_variant for name in layer.lora_A)]
     for layer in covered:

@@ -98,7 +98,7 @@ def attach(
 
 
 def inject(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str) -> PeftModel:
-    """Let PEFT put the adapter in and activate it; a refusal leaves the backbone as it was.
+    """Have PEFT put the adapter in and activate it; a refusal leaves the backbone as it was.
 
     Raises:
         UserError: PEFT or the method refuses; the message is theirs.
@@ -157,7 +157,7 @@ def _check_arguments(backbone: Any, base: Any, config: PeftConfig, adapter_name:
 
 
 def _check_lora_rank(base: Backbone, config: PeftConfig) -> None:
-    """LoRA's layers are PEFT's, which accept any rank."""
+    """Check the rank for LoRA, whose layers are PEFT's, which accept any."""
     if isinstance(config, LoraConfig):
         for name in sorted(config.target_modules):
             linear = base.get_submodule(name)

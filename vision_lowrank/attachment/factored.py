@@ -39,7 +39,7 @@ TRANSPOSED = "_T"
 
 
 def has_factors(folder: Path) -> bool:
-    """Whether :func:`load_factored` can load the adapter in `folder`.
+    """Tell whether :func:`load_factored` can load the adapter in `folder`.
 
     Raises:
         ArtefactError: its record is missing or damaged.
@@ -49,7 +49,7 @@ def has_factors(folder: Path) -> bool:
 
 
 def load_factored(folder: Path, backbone: Backbone) -> Backbone:
-    """`backbone`, changed in place: frozen, in evaluation mode, the adapter's factors in its linears.
+    """Load factors into `backbone`, in place: frozen, in evaluation mode, the adapter's factors in its linears.
 
     Args:
         folder: one that :func:`has_factors`.
@@ -82,7 +82,7 @@ def load_factored(folder: Path, backbone: Backbone) -> Backbone:
 
 
 def pack_factors(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Path in the backbone -> A (r, in) and B (out, r), as the tensors of a file."""
+    """Pack path in the backbone -> A (r, in) and B (out, r) as the tensors of a file."""
     state = {}
     for path, (A, B) in pairs.items():
         for name, tensor in ((f"{PREFIX}{path}{DOWN}", A), (f"{PREFIX}{path}{UP}", B)):
@@ -93,7 +93,7 @@ def pack_factors(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor
 
 
 def unpack_factors(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The inverse of :func:`pack_factors`, as copies: path -> ``A`` and ``B``; other tensors are left out."""
+    """Undo :func:`pack_factors`, with copies: path -> ``A`` and ``B``; other tensors are left out."""
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         place, tensor = (name.removesuffix(TRANSPOSED), tensor.T) if name.endswith(TRANSPOSED) else (name, tensor)
@@ -105,7 +105,7 @@ def unpack_factors(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _replace(backbone: Backbone, state: Mapping[str, Tensor], scale: float, folder: Path) -> dict[str, nn.Linear]:
-    """Put the factors in; the linears that were there."""
+    """Put the factors in and return the linears that were there."""
     made: dict[str, FactoredLinear] = {}
     linears: dict[str, Any] = {}
     for path, pair in unpack_factors(state).items():

@@ -63,7 +63,7 @@ class Attachment:
 
 
 def attachment_of(record: dict[str, Any], folder: Path) -> Attachment:
-    """Where the adapter of `folder` sits, as its `record` says.
+    """Return where the adapter of `folder` sits, as its `record` says.
 
     Raises:
         ArtefactError: a record of another format, or damaged.
@@ -82,7 +82,7 @@ def attachment_of(record: dict[str, Any], folder: Path) -> Attachment:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of the folder.
+    """Read the JSON object in a file of the folder.
 
     Raises:
         ArtefactError: missing or damaged.
@@ -103,7 +103,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file with this checksum.
+    """Read the tensors of a safetensors file with this checksum.
 
     Raises:
         ArtefactError: missing, damaged, or not what was saved.
@@ -121,7 +121,7 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
 
 
 def checksum(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over (name, type, shape, bytes) of all tensors, sorted by name."""
+    """Compute SHA-256 over (name, type, shape, bytes) of all tensors, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -148,7 +148,7 @@ def check_base(attachment: Attachment, base: Any, folder: Path) -> None:
 
 @torch.no_grad()
 def probe_outputs(backbone: Backbone) -> dict[str, list[float]]:
-    """The first 16 numbers of every output of a backbone's signature, in evaluation mode."""
+    """Return the first 16 numbers of every output of a backbone's signature, in evaluation mode."""
     return {name: output[0, :16].double().tolist() for name, output in backbone.signature().items()}
 
 

@@ -19,7 +19,7 @@ from ..errors import UserError
 
 
 def merge(model: PeftModel, in_place: bool = False) -> Backbone:
-    """The backbone with the active adapters folded in, no adapter modules left and attention fused back.
+    """Return the backbone with the active adapters folded in, no adapter modules left and attention fused back.
 
     Args:
         model: what :func:`vision_lowrank.attach` or ``load`` returned.

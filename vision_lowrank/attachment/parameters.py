@@ -20,14 +20,14 @@ Parameters = dict[str, nn.Parameter]
 
 
 def adapter_parameters(model: nn.Module) -> Parameters:
-    """The adapter's tensors that require gradients now, by name in the backbone; none without an adapter."""
+    """Return the adapter's tensors that require gradients now, by name in the backbone; none without an adapter."""
     prefix = adapter_prefix(model)
     named = backbone_of(model).named_parameters()
     return {name: p for name, p in named if prefix and prefix in name and p.requires_grad}
 
 
 def encoder_parameters(model: nn.Module, l_ft: int | None) -> Parameters:
-    """Base weights of the image tower's blocks from `l_ft` on and of what comes after them, by name in the backbone.
+    """Return the base weights of the image tower's blocks from `l_ft` on and of what follows, by name in the backbone.
 
     Args:
         model: a backbone, attached or not.
@@ -61,12 +61,12 @@ def encoder_parameters(model: nn.Module, l_ft: int | None) -> Parameters:
 
 
 def adapter_prefix(model: nn.Module) -> str | None:
-    """What the names of all adapter tensors of `model` contain; None without an adapter."""
+    """Return what the names of all adapter tensors of `model` contain; None without an adapter."""
     return model.base_model.prefix if adapted(model) else None
 
 
 def _cut(block: nn.Module) -> Any:
-    """Context in which no gradient leaves `block` by its input."""
+    """Return a context in which no gradient leaves `block` by its input."""
 
     def detach(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(x.detach() if isinstance(x, Tensor) else x for x in inputs)

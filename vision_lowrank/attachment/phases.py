@@ -22,7 +22,7 @@ from ..adapters.tuner import adapter_layers
 
 
 def phases(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Names of the active adapter's phases, in order, with settings that each overrides: ``lr``, ``weight_decay``."""
+    """Return the active adapter's phases by name, in order, with settings each overrides (``lr``, ``weight_decay``)."""
     config = _config(model)
     return config.phases() if config else {"train": {}}
 

@@ -131,7 +131,7 @@ def load(
 
 
 def adapter_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
-    """The tensors of one adapter under the names that PEFT gives them in a file; one that layers share, such as
+    """Return the tensors of one adapter under the names that PEFT gives them in a file; one that layers share, such as
     RandLoRA's bases, under its first name only, which is enough to load it into all of them.
     """
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
@@ -140,14 +140,14 @@ def adapter_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
 
 
 def write_config(config: PeftConfig, folder: Path) -> None:
-    """``adapter_config.json``, ready for inference and the same for the same config whatever the order of its sets."""
+    """Write ``adapter_config.json``, ready for inference, the same for one config whatever the order of its sets."""
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     values["inference_mode"] = True
     (folder / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """The config of an adapter folder.
+    """Read the config of an adapter folder.
 
     Raises:
         ArtefactError: missing, damaged, or of a method that is not known here.
@@ -166,7 +166,7 @@ def read_config(folder: Path) -> PeftConfig:
 
 
 def _import_method(kind: str) -> None:
-    """Let a method of ours join PEFT's table, as it does when its module is imported: ``LOLDU`` is registered as
+    """Have a method of ours join PEFT's table, as it does when its module is imported: ``LOLDU`` is registered as
     ``loldu``. All modules are imported for a type that is no registered name, such as ``OFFSET_LORA``.
     """
     if kind.lower() in {part.name for part in registry.list("adapter")}:
@@ -176,7 +176,7 @@ def _import_method(kind: str) -> None:
 
 
 def probe(model: PeftModel, adapter_name: str) -> dict[str, list[float]]:
-    """:func:`.folder.probe_outputs` with one adapter active."""
+    """Compute :func:`.folder.probe_outputs` with one adapter active."""
     with _evaluating(model, adapter_name):
         return probe_outputs(backbone_of(model))
 
@@ -184,7 +184,7 @@ def probe(model: PeftModel, adapter_name: str) -> dict[str, list[float]]:
 def _factors(
     model: PeftModel, adapter_name: str, state: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """What prediction without PEFT needs: the tensors of a file of its own, and what the record says of them.
+    """Return what prediction without PEFT needs: tensors for a file of its own, and what the record says of them.
 
     No tensors where those of the adapter, `state`, are the factors themselves; nothing at all where a layer computes
     something else than one low-rank update with a scale that all layers have.
@@ -210,13 +210,13 @@ def _factors(
 
 
 def _branch(layer: BaseTunerLayer) -> Branch | None:
-    """What an adapted layer computes, where that is one low-rank update of an ordinary linear."""
+    """Return what an adapted layer computes, where that is one low-rank update of an ordinary linear."""
     branch = layer.branch() if hasattr(layer, "branch") else None
     return branch if isinstance(layer.get_base_layer(), nn.Linear) else None
 
 
 def card(model: PeftModel, adapter_name: str, state: dict[str, Tensor]) -> str:
-    """The README of an adapter folder."""
+    """Write the text of an adapter folder's README."""
     where, config = model.attachments[adapter_name], model.peft_config[adapter_name]
     method = getattr(config.peft_type, "value", config.peft_type)
     modules = " ".join(where.modules) or "as in adapter_config.json"
@@ -268,7 +268,7 @@ def _put(model: PeftModel, state: dict[str, Tensor], adapter_name: str, folder: 
 
 @contextmanager
 def _evaluating(model: PeftModel, adapter_name: str) -> Iterator[None]:
-    """Evaluation mode with one adapter active; everything is put back as it was."""
+    """Put `model` in evaluation mode with one adapter active; everything is put back as it was."""
     active = model.active_adapters[0]
     with preserved(model):
         model.eval()

@@ -48,5 +48,5 @@ class Watch:
 
 
 def _writes(tensor: Tensor) -> int:
-    """How often a tensor was written; tensors made in inference mode are not counted."""
+    """Count how often a tensor was written; tensors made in inference mode are not counted."""
     return 0 if tensor.is_inference() else tensor._version
