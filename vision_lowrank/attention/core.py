@@ -24,7 +24,7 @@ class DotProductAttention(nn.Module):
         scale: float | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """q (B, H, L, d), k (B, H, S, d), v (B, H, S, e) -> (B, H, L, e), and the weights (B, H, L, S) if needed.
+        """Attend: q (B, H, L, d), k (B, H, S, d), v (B, H, S, e) -> (B, H, L, e), and weights (B, H, L, S) if needed.
 
         Arguments are those of ``F.scaled_dot_product_attention``. With `need_weights`, which that function cannot give,
         the mask must be one to add.

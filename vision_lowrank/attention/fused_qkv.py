@@ -30,18 +30,18 @@ class SplitQkv(nn.Module):
         self.train(source.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, E) -> (…, 3D): q, k and v, one behind the other."""
+        """Project: (…, E) -> (…, 3D), q, k and v one behind the other."""
         return torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=-1)
 
     def fuse(self) -> nn.Linear:
-        """One linear with the present weights."""
+        """Build one linear with the present weights."""
         parts = [self.q_proj, self.k_proj, self.v_proj]
         fused = linear_of(stack([part.weight for part in parts]), stack([part.bias for part in parts]))
         return fused.train(self.training)
 
 
 def owns_qkv(module: nn.Module) -> bool:
-    """Whether `module` is an attention whose ``qkv`` can become a :class:`SplitQkv`, or carries an adapter there."""
+    """Tell whether `module` is an attention whose ``qkv`` can become :class:`SplitQkv` or carries an adapter there."""
     kind = type(module)
     qwen = kind.__name__ in OWNERS and kind.__module__.startswith("transformers.models.qwen")
     return qwen and not isinstance(module.qkv, SplitQkv)
@@ -62,7 +62,7 @@ def fuse_qkv(root: nn.Module) -> None:
 
 
 def split_qkvs(root: nn.Module) -> Iterator[tuple[str, SplitQkv]]:
-    """Every :class:`SplitQkv` inside `root` with its path."""
+    """Yield every :class:`SplitQkv` inside `root` with its path."""
     return ((path, child) for path, child in root.named_modules() if isinstance(child, SplitQkv))
 
 
@@ -76,7 +76,7 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def thirds(tensor: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Rows of q, k and v; three None for None."""
+    """Split into the rows of q, k and v; three None for None."""
     return (None, None, None) if tensor is None else tensor.chunk(3)
 
 

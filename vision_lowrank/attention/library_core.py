@@ -60,7 +60,7 @@ class LibraryCore(DotProductAttention):
         scale: float | None = None,
         need_weights: bool = False,
     ) -> tuple[Tensor, None]:
-        """As :class:`.core.DotProductAttention`, with k and v (B, G, S, d), and never with weights."""
+        """Attend as :class:`.core.DotProductAttention`, with k and v (B, G, S, d), and never with weights."""
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         y, _ = sdpa_attention_forward(self, q, k, v, attn_mask, dropout_p, scale, is_causal)
@@ -85,12 +85,12 @@ def take_cores(root: nn.Module) -> None:
 
 
 def library_cores(root: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Every attention inside `root` that :func:`give_cores` gave a core, with its path."""
+    """Yield every attention inside `root` that :func:`give_cores` gave a core, with its path."""
     return ((path, child) for path, child in list(root.named_modules()) if _is_owner(child) and hasattr(child, "core"))
 
 
 def projections(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """Linears of q, k and v of an attention that is split, or has a core of the library."""
+    """Return the linears of q, k and v of an attention that is split, or has a core of the library."""
     holder = attention.qkv if isinstance(getattr(attention, "qkv", None), SplitQkv) else attention
     return holder.q_proj, holder.k_proj, holder.v_proj
 

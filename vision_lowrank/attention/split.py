@@ -95,7 +95,7 @@ def fuse_attention(module: nn.Module) -> nn.Module:
 
 
 def can_split(module: nn.Module) -> bool:
-    """Whether :func:`split_attention` would replace `module` itself."""
+    """Tell whether :func:`split_attention` would replace `module` itself."""
     return type(module) in SPLITS and getattr(module, "qkv", module) is not None
 
 
@@ -135,7 +135,7 @@ class SplitAttention(nn.Module):
         return source
 
     def _take(self, source: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
-        """Weight and bias of q, k, v, taken out of `source`."""
+        """Take weight and bias of q, k, v out of `source`."""
         weight, bias = source.in_proj_weight, source.in_proj_bias
         source.in_proj_weight = source.in_proj_bias = None
         return list(zip(thirds(weight), thirds(bias), strict=True))
@@ -146,7 +146,7 @@ class SplitAttention(nn.Module):
         source.in_proj_bias = stack([linear.bias for linear in linears])
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        """q, k and v before the heads; adapted projections of one input may compute together what they share."""
+        """Compute q, k and v before the heads; adapted projections of one input may share computations."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         together = [linear.forward_together for linear in projections if hasattr(linear, "forward_together")]
         if together and query is key and key is value:
@@ -154,7 +154,7 @@ class SplitAttention(nn.Module):
         return [linear(x) for linear, x in zip(projections, (query, key, value), strict=True)]
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, L, H·d) -> (B, H, L, d)."""
+        """Separate the heads: (B, L, H·d) -> (B, H, L, d)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -194,7 +194,7 @@ class SplitMultiheadAttention(SplitAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Arguments and results of ``nn.MultiheadAttention.forward``."""
+        """Attend, with arguments and results of ``nn.MultiheadAttention.forward``."""
         if is_causal and attn_mask is None:
             raise RuntimeError("is_causal is only a hint: give attn_mask too.")
         one_input = query is key and key is value
@@ -226,7 +226,7 @@ class SplitOpenClipAttention(SplitAttention):
     CARRIED = ("ln_q", "ln_k", "attn_drop", "head_scale", "ln_inner", "out_drop")
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """(B, L, E) -> (B, L, E); `attn_mask` (L, L) or (B·H, L, L) is added, or True where a key is hidden."""
+        """Attend: (B, L, E) -> (B, L, E); `attn_mask` (L, L) or (B·H, L, L) is added, or True where a key is hidden."""
         q, k, v = (self._heads(y) for y in self._project(x, x, x))
         mask = _join(_additive(attn_mask, q), None, q)
         dropout = self.attn_drop.p if self.training else 0.0
@@ -253,7 +253,7 @@ class SplitTimmAttention(SplitAttention):
         source.qkv = linear_of(weight, stack([linear.bias for linear in linears])).train(self.training)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """(B, L, E) -> (B, L, E); `attn_mask` is added, or True where a key is seen."""
+        """Attend: (B, L, E) -> (B, L, E); `attn_mask` is added, or True where a key is seen."""
         return self._attend(x, None, attn_mask, is_causal)
 
     def _attend(self, x: Tensor, rope: Tensor | None, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
@@ -278,7 +278,7 @@ class SplitRopeAttention(SplitTimmAttention):
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """(B, L, E) -> (B, L, E); `rope` holds sines and cosines of the L - prefix positions."""
+        """Attend: (B, L, E) -> (B, L, E); `rope` holds sines and cosines of the L - prefix positions."""
         return self._attend(x, rope, attn_mask, is_causal)
 
     def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:
@@ -313,7 +313,7 @@ SPLITS: dict[type[nn.Module], type[SplitAttention]] = {
 
 
 def _obstacle(path: str, attention: nn.Module) -> str | None:
-    """Why `attention` cannot be split exactly; None where it can, or has nothing to split."""
+    """Tell why `attention` cannot be split exactly; None where it can, or has nothing to split."""
     if path.rpartition(".")[2] == "base_layer" or any(hasattr(child, "base_layer") for child in attention.modules()):
         return "it carries an adapter already; split attention first, then attach"
     if getattr(attention, "bias_k", None) is not None:
@@ -362,7 +362,7 @@ def _additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _join(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Additive masks (L, S) or (B·H, L, S), and (B, S), as one that broadcasts over (B, H, L, S)."""
+    """Join additive masks (L, S) or (B·H, L, S), and (B, S), into one that broadcasts over (B, H, L, S)."""
     if attn_mask is not None and attn_mask.dim() == 3:
         attn_mask = attn_mask.unflatten(0, q.shape[:2])
     if key_padding_mask is None:
