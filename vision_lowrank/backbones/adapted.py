@@ -15,22 +15,22 @@ from ..errors import UserError
 
 
 def adapted(model: nn.Module) -> bool:
-    """Whether `model` is a ``PeftModel``: a model whose adapters can be switched, merged, saved and trained."""
+    """Tell whether `model` is a ``PeftModel``: a model whose adapters can be switched, merged, saved and trained."""
     return hasattr(model, "get_base_model")
 
 
 def backbone_of(model: nn.Module) -> Any:
-    """The backbone inside a model with adapters; a backbone, or any other module, itself."""
+    """Return the backbone inside a model with adapters; a backbone, or any other module, itself."""
     return model.get_base_model() if adapted(model) else model
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the adapters that are attached to `model`."""
+    """Return the names of the adapters that are attached to `model`."""
     return tuple(model.peft_config) if adapted(model) else ()
 
 
 def without_adapter(model: nn.Module) -> AbstractContextManager[Any]:
-    """Context in which `model` computes what its base computes; a model without adapters always does.
+    """Return a context in which `model` computes what its base computes; a model without adapters always does.
 
     Raises:
         UserError: its adapters cannot be switched off.

@@ -69,7 +69,7 @@ class Backbone(Identified):
         return {"name": self.name, "weights": self.weights, **self.options}
 
     def tower_of(self, path: str) -> str | None:
-        """Name of the tower that a parameter of this name belongs to; None where there is no tower.
+        """Name the tower that a parameter of this name belongs to; None where there is no tower.
 
         Towers own what lies beside their blocks, from where their paths part. What is left, such as the parts of the
         text tower at the top of an ``open_clip.CLIP``, belongs to the last tower.
@@ -80,11 +80,11 @@ class Backbone(Identified):
         return next(iter([*owners, *reversed(paths)]), None)
 
     def trained_towers(self) -> set[str | None]:
-        """Names of the towers of which something requires a gradient."""
+        """Return the names of the towers of which something requires a gradient."""
         return {self.tower_of(name) for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def tower_fingerprint(self, name: str) -> str:
-        """The fingerprint of the weights that belong to one tower alone, by :meth:`tower_of`.
+        """Compute the fingerprint of the weights that belong to one tower alone, by :meth:`tower_of`.
 
         Raises:
             UserError: there is no such tower, or its weights changed before this was first asked for.
@@ -95,19 +95,19 @@ class Backbone(Identified):
         return self.fingerprint_of(name)
 
     def belongs(self, name: str, part: str) -> bool:
-        """Whether the tensor called `name` in ``model`` belongs to the tower `part`; all belong to ""."""
+        """Tell whether the tensor called `name` in ``model`` belongs to the tower `part`; all belong to ""."""
         return not part or self.tower_of(f"model.{name}") == part
 
     def probe(self) -> dict[str, Tensor]:
-        """All outputs that a task may train on, by name, of one run on random inputs from torch's generator."""
+        """Compute all outputs that a task may train on, by name, in one run on random inputs from torch's generator."""
         return {}
 
     def signature(self) -> dict[str, Tensor]:
-        """Outputs (1, n) by name on inputs that never change: what tells whether a model computes what it did."""
+        """Compute outputs (1, n) by name on inputs that never change, to tell whether a model computes what it did."""
         return {}
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Text embeddings: what a :class:`~vision_lowrank.backbones.roles.TextEncoder` gives.
+        """Compute text embeddings, as a :class:`~vision_lowrank.backbones.roles.TextEncoder` does.
 
         Raises:
             UserError: the backbone is none.

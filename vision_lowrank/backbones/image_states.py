@@ -42,7 +42,7 @@ class _Reached(Exception):
 
 
 def states_after(blocks: Sequence[nn.Module], layers: Sequence[int], run: Callable[[], Any]) -> list[Tensor]:
-    """x_l for every l in `layers`, in that order, while `run()` passes through `blocks`.
+    """Record x_l for every l in `layers`, in that order, while `run()` passes through `blocks`.
 
     The pass ends before block max(layers) + 1. Gradients flow where they are enabled.
 
@@ -108,12 +108,12 @@ def check_tiles(tiles: Tensor, counts: Sequence[int], size: int) -> None:
 
 
 def join_tiles(tiles: Tensor, counts: Sequence[int]) -> Tensor:
-    """(M, n, d) tokens of tiles -> (B, max(counts) n, d) tokens of pictures, zeros where a picture has fewer tiles."""
+    """Join (M, n, d) tokens of tiles to (B, max(counts) n, d) tokens of pictures, zeros for missing tiles."""
     pictures = [picture.flatten(0, 1) for picture in tiles.split(list(counts))]
     return nn.utils.rnn.pad_sequence(pictures, batch_first=True)
 
 
 def valid_places(counts: Sequence[int], tokens: int, device: torch.device) -> Tensor:
-    """Bool (B, max(counts) · tokens): True where a picture has a token."""
+    """Build the mask of places, bool (B, max(counts) · tokens): True where a picture has a token."""
     ends = torch.tensor(list(counts), device=device)[:, None] * tokens
     return torch.arange(max(counts) * tokens, device=device) < ends

@@ -60,15 +60,15 @@ class OpenClipBackbone(ImageEncoder, TextEncoder):
     """An ``open_clip`` CLIP, CustomTextCLIP or CoCa."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Image embeddings, not normalised: (B, 3, H, W) -> (B, embed_dim)."""
+        """Compute image embeddings, not normalised: (B, 3, H, W) -> (B, embed_dim)."""
         return self.model.encode_image(pixels, normalize=False)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Text embeddings, not normalised: (B, L) int -> (B, embed_dim)."""
+        """Compute text embeddings, not normalised: (B, L) int -> (B, embed_dim)."""
         return self.model.encode_text(tokens, normalize=False)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        """Final patch tokens: (B, 3, H, W) -> (B, N, width), after the final norm where it acts on tokens."""
+        """Compute final patch tokens: (B, 3, H, W) -> (B, N, width), after the final norm where it acts on tokens."""
         visual = self.model.visual
         pooled_by_attention = getattr(visual, "attn_pool", None) is not None
         maps = visual.forward_intermediates(
@@ -80,7 +80,7 @@ class OpenClipBackbone(ImageEncoder, TextEncoder):
         return maps.flatten(2).transpose(1, 2)
 
     def token_layout(self) -> TokenLayout:
-        """What the tokens of the vision tower are; UserError where its blocks do not all hold the same patches."""
+        """Return what the vision tower's tokens are; UserError where its blocks do not all hold the same patches."""
         visual = self.model.visual
         if hasattr(visual, "trunk"):
             return timm_layout(visual.trunk) or super().token_layout()
@@ -164,7 +164,7 @@ def wrap_open_clip(
     tokenizer: Tokenizer,
     options: Mapping[str, Any] | None = None,
 ) -> OpenClipBackbone:
-    """A model of open_clip as a backbone; `preprocess` is open_clip's ``preprocess_cfg``, other arguments as there."""
+    """Wrap an open_clip model as a backbone; `preprocess` is its ``preprocess_cfg``, other arguments as there."""
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
@@ -189,7 +189,7 @@ def wrap_open_clip(
 
 
 def _towers(model: nn.Module, name: str, root: str) -> Iterator[Tower]:
-    """The tower at module path `root` of `model`, if it is a transformer of a known layout."""
+    """Yield the tower at module path `root` of `model`, if it is a transformer of a known layout."""
     trunk = getattr(model.get_submodule(root), "trunk", None)
     if trunk is not None:
         yield from timm_tower(trunk, name, f"model.{root}.trunk")
@@ -205,7 +205,7 @@ def _towers(model: nn.Module, name: str, root: str) -> Iterator[Tower]:
 
 
 def _tag(arch: str, weights: str) -> str:
-    """The library tag that `weights` names."""
+    """Return the library tag that `weights` names."""
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if weights == PRETRAINED:
         if not tags:
@@ -222,7 +222,7 @@ def _tag(arch: str, weights: str) -> str:
 
 
 def _tokenizer(arch: str, context_length: int | None) -> Tokenizer:
-    """The tokenizer of `arch`, built when it is first called: some need files from the network."""
+    """Return the tokenizer of `arch`, built when it is first called: some need files from the network."""
     built: list[Tokenizer] = []
 
     def tokenize(texts: Sequence[str]) -> Tensor:
@@ -236,7 +236,7 @@ def _tokenizer(arch: str, context_length: int | None) -> Tokenizer:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without open_clip's log lines: it warns of random weights, which were asked for, and logs what it then raises."""
+    """Silence open_clip's log: it warns of random weights, which were asked for, and logs what it then raises."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

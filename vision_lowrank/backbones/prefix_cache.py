@@ -44,7 +44,7 @@ class PrefixCache:
 
     @contextmanager
     def using(self, keys: Sequence[int]) -> Iterator[None]:
-        """Inside, the tower runs on the samples that `keys` name, in their order, one per row of the batch."""
+        """Run the tower inside the block on the samples that `keys` name, in their order, one per row of the batch."""
         if not self.depth or torch.compiler.is_compiling():
             yield
             return

@@ -36,7 +36,7 @@ class ImageEncoder(Backbone):
     """
 
     def __init__(self, model: nn.Module, *, preprocess: Preprocess, embed_dim: int, **facts: Any) -> None:
-        """`facts` are those of :class:`Backbone` and of further roles."""
+        """Take `preprocess` and `embed_dim`; `facts` are those of :class:`Backbone` and of further roles."""
         super().__init__(model, **facts)
         self.preprocess = preprocess
         self.embed_dim = embed_dim
@@ -47,15 +47,15 @@ class ImageEncoder(Backbone):
         return self.preprocess.evaluation()
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Image embeddings, not normalised: (B, 3, H, W) -> (B, embed_dim)."""
+        """Compute image embeddings, not normalised: (B, 3, H, W) -> (B, embed_dim)."""
         raise NotImplementedError
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        """Final patch tokens without prefix tokens: (B, 3, H, W) -> (B, N, width)."""
+        """Compute final patch tokens without prefix tokens: (B, 3, H, W) -> (B, N, width)."""
         raise NotImplementedError
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``encode_image``."""
+        """Return ``encode_image(pixels)``."""
         return self.encode_image(pixels)
 
     @property
@@ -71,7 +71,7 @@ class ImageEncoder(Backbone):
         )
 
     def image_map(self, pixels: Tensor) -> Tensor:
-        """Final patch tokens as a map, see :meth:`.trunk.Trunk.image_map`: (B, 3, H, W) -> (B, d, H / p, W / p).
+        """Compute final patch tokens as a map, see :meth:`.trunk.Trunk.image_map`: (B, 3, H, W) -> (B, d, H/p, W/p).
 
         Raises:
             UserError: the backbone has no trunk.
@@ -79,17 +79,17 @@ class ImageEncoder(Backbone):
         return self.trunk.image_map(pixels)
 
     def probe(self) -> dict[str, Tensor]:
-        """The embeddings of two random pictures, and what further roles add."""
+        """Compute the embeddings of two random pictures, and what further roles add."""
         return {"image": self.encode_image(self._random_pictures())} | super().probe()
 
     def signature(self) -> dict[str, Tensor]:
-        """The embedding of a picture of one wave, and what further roles add."""
+        """Compute the embedding of a picture of one wave, and what further roles add."""
         size = self.preprocess.size
         wave = torch.sin(torch.arange(3 * size * size, dtype=torch.float64) * 0.37).reshape(1, 3, size, size)
         return {"image": self.encode_image(wave.to(_weight(self)))} | super().signature()
 
     def token_layout(self) -> TokenLayout:
-        """What the tokens of the vision tower are.
+        """Return what the tokens of the vision tower are.
 
         Raises:
             UserError: the backbone has no vision tower whose blocks all hold the same patch tokens.
@@ -116,7 +116,7 @@ class ImageEncoder(Backbone):
         return self.token_layout().grid
 
     def image_states(self, tiles: Tensor, counts: Sequence[int], layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """States of the image tokens after some layers; blocks above the highest of them do not run.
+        """Compute states of the image tokens after some layers; blocks above the highest of them do not run.
 
         Args:
             tiles: (M, 3, S, S) with S = ``preprocess.size``: the tiles of all pictures, one picture after another.
@@ -140,7 +140,7 @@ class ImageEncoder(Backbone):
         return [join_tiles(state[:, tokens], counts) for state in states], valid
 
     def _random_pictures(self) -> Tensor:
-        """Two pictures of noise, (2, 3, S, S), of the type and on the device of the weights."""
+        """Draw two pictures of noise, (2, 3, S, S), of the type and on the device of the weights."""
         weight, size = _weight(self), self.preprocess.size
         return torch.randn(2, 3, size, size, device=weight.device, dtype=weight.dtype)
 
@@ -153,12 +153,12 @@ class TextEncoder(Backbone):
     """
 
     def __init__(self, model: nn.Module, *, tokenizer: Callable[[Sequence[str]], Tensor], **facts: Any) -> None:
-        """`facts` are those of :class:`Backbone` and of further roles."""
+        """Take `tokenizer`; `facts` are those of :class:`Backbone` and of further roles."""
         super().__init__(model, **facts)
         self.tokenizer = tokenizer
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Text embeddings, not normalised: (B, L) int -> (B, embed_dim)."""
+        """Compute text embeddings, not normalised: (B, L) int -> (B, embed_dim)."""
         raise NotImplementedError
 
     @property
@@ -167,11 +167,11 @@ class TextEncoder(Backbone):
         raise NotImplementedError
 
     def probe(self) -> dict[str, Tensor]:
-        """The embeddings of two short texts, and what further roles add."""
+        """Compute the embeddings of two short texts, and what further roles add."""
         return {"text": self._embedded(PROBE_TEXTS)} | super().probe()
 
     def signature(self) -> dict[str, Tensor]:
-        """The embedding of one sentence, and what further roles add."""
+        """Compute the embedding of one sentence, and what further roles add."""
         return {"text": self._embedded([SIGNATURE_TEXT])} | super().signature()
 
     def _embedded(self, texts: Sequence[str]) -> Tensor:
@@ -184,20 +184,20 @@ class LanguageModel(Backbone):
     def generate(
         self, tiles: Tensor, counts: Sequence[int], prompts: Sequence[str], max_new_tokens: int = 256
     ) -> list[str]:
-        """Greedy answers to one question per picture; tiles (M, 3, S, S) and counts as in ``image_states``."""
+        """Generate greedy answers to one question per picture; tiles (M, 3, S, S) and counts as in ``image_states``."""
         raise NotImplementedError
 
     def answer_loss(
         self, tiles: Tensor, counts: Sequence[int], prompts: Sequence[str], answers: Sequence[str]
     ) -> Tensor:
-        """Mean cross-entropy of the tokens of `answers`, which it should give to `prompts`; a scalar."""
+        """Compute the mean cross-entropy of the tokens of `answers`, which it should give to `prompts`; a scalar."""
         raise NotImplementedError
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """State of the language model at the last token: (B, L) int, padded -> (B, width); no partner of pictures."""
+        """Compute the language model's last token's state: (B, L) int, padded -> (B, width); no partner of pictures."""
         raise NotImplementedError
 
 
 def _weight(backbone: Backbone) -> Tensor:
-    """The first floating-point parameter, whose type and device inputs need."""
+    """Return the first floating-point parameter, whose type and device inputs need."""
     return next(parameter for parameter in backbone.parameters() if parameter.is_floating_point())

@@ -32,11 +32,11 @@ class TimmBackbone(ImageEncoder):
     """A timm model without classifier: `encode_image` gives the pooled features before it."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Pooled features: (B, 3, H, W) -> (B, embed_dim)."""
+        """Compute pooled features: (B, 3, H, W) -> (B, embed_dim)."""
         return self.model(pixels)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        """Final features without class and register tokens: (B, 3, H, W) -> (B, N, width); a map is flattened."""
+        """Compute final features, no class or register tokens: (B, 3, H, W) -> (B, N, width); a map is flattened."""
         features = self.model.forward_features(pixels)
         if features.ndim == 3:
             return features[:, getattr(self.model, "num_prefix_tokens", 0) :]
@@ -44,7 +44,7 @@ class TimmBackbone(ImageEncoder):
         return features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
     def token_layout(self) -> TokenLayout:
-        """What the tokens of the vision tower are; UserError where its blocks do not all hold the same patches."""
+        """Return what the vision tower's tokens are; UserError where its blocks do not all hold the same patches."""
         return timm_layout(self.model) or super().token_layout()
 
     @property
@@ -123,7 +123,7 @@ def load_timm(
 
 
 def timm_tower(model: nn.Module, name: str, path: str) -> Iterator[Tower]:
-    """The tower of a timm model found at module path `path` of its backbone; nothing where it has no block list.
+    """Yield the tower of a timm model at module path `path` of its backbone; nothing where it has no block list.
 
     Stages (Swin, Hiera, …) are run through in order. ``q k v`` are named where :func:`split_attention` can split the
     block's attention or where it has separate linears already.
@@ -143,7 +143,7 @@ def timm_tower(model: nn.Module, name: str, path: str) -> Iterator[Tower]:
 
 
 def timm_layout(model: nn.Module) -> TokenLayout | None:
-    """Grid, prefix tokens and width of a timm ViT; None for models without patches or in stages, such as Swin."""
+    """Return grid, prefix tokens and width of a timm ViT; None without patches or in stages, such as Swin."""
     grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if grid is None or not isinstance(getattr(model, "blocks", None), nn.Module):
         return None
@@ -151,7 +151,7 @@ def timm_layout(model: nn.Module) -> TokenLayout | None:
 
 
 def _modules(block: nn.Module) -> dict[str, str]:
-    """Logical names -> module paths inside `block`, as they are once attention is split."""
+    """Return logical names -> module paths inside `block`, as they are once attention is split."""
     attention = getattr(block, "attn", None)
     split = attention is not None and can_split(attention)
     separate = isinstance(getattr(attention, "q_proj", None), nn.Linear)
@@ -176,7 +176,7 @@ def _check_tag(base: str, tag: str) -> None:
 
 
 def _without_classifier(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A published state dict as `model` wants it: through the model file's own clean-up, then without classifier."""
+    """Return a published state dict as `model` wants it: cleaned up by the model file's own function, no classifier."""
     clean_up = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if clean_up is not None:
         with torch.no_grad():

@@ -29,7 +29,7 @@ FOLDER = shipped("data") / "tiny_clip"
     "backbone", "tiny-clip", summary="the shipped CLIP of 3 M parameters at 48 px, pretrained on Noto and Twemoji"
 )
 def load_tiny_clip(arch: str = "", weights: str | None = None, image_size: int | None = None) -> OpenClipBackbone:
-    """The shipped model.
+    """Load the shipped model.
 
     Args:
         arch: nothing: there is only one.
@@ -49,7 +49,7 @@ def load_tiny_clip(arch: str = "", weights: str | None = None, image_size: int |
 def build_tiny_clip(
     config: Mapping[str, Any], weights: str | None = RANDOM, image_size: int | None = None
 ) -> OpenClipBackbone:
-    """A CLIP with the shipped vocabulary from ``{"model_cfg": …, "preprocess_cfg": …}``.
+    """Build a CLIP with the shipped vocabulary from ``{"model_cfg": …, "preprocess_cfg": …}``.
 
     Random weights are drawn from torch's global generator. `weights` and `image_size` are as in
     :func:`load_tiny_clip`.

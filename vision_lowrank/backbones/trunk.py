@@ -43,7 +43,7 @@ class Trunk:
         self.patch, self.layout, self.blocks, self.norm = patch, layout, list(blocks), norm
 
     def image_map(self, pixels: Tensor) -> Tensor:
-        """Final patch tokens as a map: (B, 3, H, W) -> (B, d, ⌈H / p⌉, ⌈W / p⌉).
+        """Compute final patch tokens as a map: (B, 3, H, W) -> (B, d, ⌈H / p⌉, ⌈W / p⌉).
 
         A picture that patches do not fill is padded with zeros at the right and the bottom.
         """
@@ -58,12 +58,12 @@ class Trunk:
         return patches.transpose(1, 2).unflatten(2, grid)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """What the first block receives: (B, 3, H, W), multiples of the patch -> (B, g + h w, d)."""
+        """Compute what the first block receives: (B, 3, H, W), multiples of the patch -> (B, g + h w, d)."""
         raise NotImplementedError
 
     def positions(self, grid: tuple[int, int]) -> Tensor | None:
-        """Position embeddings of a grid (h, w): (1, h w, d), or (1, g + h w, d) where prefix tokens have some; None
-        where there are none at all.
+        """Return position embeddings of a grid (h, w): (1, h w, d), or (1, g + h w, d) where prefix tokens have some;
+        None where there are none at all.
         """
         raise NotImplementedError
 
@@ -72,14 +72,14 @@ class TimmTrunk(Trunk):
     """ViT, DeiT, MAE, DINOv2 (registers too) and other models of timm's own VisionTransformer class."""
 
     def __init__(self, model: Any) -> None:
-        """`model` is one that :func:`is_plain_vit`."""
+        """Take `model` apart, which is one that :func:`is_plain_vit`."""
         embedding = model.patch_embed
         layout = TokenLayout(embedding.grid_size, model.num_prefix_tokens, model.embed_dim)
         super().__init__(embedding.patch_size, layout, model.blocks, model.norm)
         self._model = model
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """See :meth:`Trunk.embed`."""
+        """Embed pixels, see :meth:`Trunk.embed`."""
         model = self._model
         patches = model.patch_embed.proj(pixels)
         positions = self.positions(tuple(patches.shape[-2:]))
@@ -94,7 +94,7 @@ class TimmTrunk(Trunk):
         return model.norm_pre(model.pos_drop(tokens))
 
     def positions(self, grid: tuple[int, int]) -> Tensor | None:
-        """See :meth:`Trunk.positions`."""
+        """Return position embeddings, see :meth:`Trunk.positions`."""
         model = self._model
         if model.pos_embed is None:
             return None
@@ -106,7 +106,7 @@ class OpenClipTrunk(Trunk):
     """The vision tower of a CLIP that is open_clip's own VisionTransformer."""
 
     def __init__(self, visual: Any) -> None:
-        """`visual` is an ``open_clip.transformer.VisionTransformer``."""
+        """Take `visual` apart, an ``open_clip.transformer.VisionTransformer``."""
         layout = TokenLayout(tuple(visual.grid_size), 1, visual.conv1.out_channels)
         # With a pooler of attention, ln_post acts on what that gives, not on tokens.
         norm = visual.ln_post if visual.attn_pool is None else nn.Identity()
@@ -114,7 +114,7 @@ class OpenClipTrunk(Trunk):
         self._visual = visual
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """See :meth:`Trunk.embed`."""
+        """Embed pixels, see :meth:`Trunk.embed`."""
         visual = self._visual
         patches = visual.conv1(pixels)
         tokens = patches.flatten(2).transpose(1, 2)
@@ -123,11 +123,11 @@ class OpenClipTrunk(Trunk):
         return visual.ln_pre(torch.cat([first, tokens], dim=1) + positions)
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """See :meth:`Trunk.positions`."""
+        """Return position embeddings, see :meth:`Trunk.positions`."""
         return resample_abs_pos_embed(self._visual.positional_embedding[None], list(grid), list(self.layout.grid), 1)
 
 
 def is_plain_vit(model: nn.Module) -> bool:
-    """Whether a timm model is one that :class:`TimmTrunk` takes apart: not a subclass that does more, nor a hybrid."""
+    """Tell whether :class:`TimmTrunk` can take a timm model apart: not a subclass that does more, nor a hybrid."""
     plain = type(model) in (VisionTransformer, VisionTransformerDistilled)
     return plain and type(model.patch_embed) is PatchEmbed

@@ -53,7 +53,7 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled class tokens (B, d)."""
+        """Compute pooled class tokens (B, d)."""
         return self.dense(x).tanh()
 
 
@@ -72,7 +72,7 @@ def add_pooler(model: nn.Module, name: str) -> None:
 
 
 def timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A ViT's tensors by timm's names, the pooler as :func:`add_pooler` places it; other state dicts as they are.
+    """Rename a ViT's tensors to timm's names, the pooler as :func:`add_pooler` places it; other state dicts stay.
 
     Raises:
         KeyError: a block has a query without key or value.

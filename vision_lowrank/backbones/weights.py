@@ -19,7 +19,7 @@ PRETRAINED = "pretrained"
 
 
 def is_file(weights: str) -> bool:
-    """Whether `weights` means a local file rather than a library tag."""
+    """Tell whether `weights` means a local file rather than a library tag."""
     return weights.endswith(WEIGHTS) or "/" in weights or Path(weights).exists()
 
 
@@ -47,8 +47,8 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a ``.safetensors`` or ``torch.save`` file, on the CPU; a ``state_dict`` or ``model`` level and
-    a ``module.`` prefix are taken off.
+    """Read the state dict in a ``.safetensors`` or ``torch.save`` file, on the CPU; a ``state_dict`` or ``model`` level
+    and a ``module.`` prefix are taken off.
 
     Raises:
         UserError: the file does not exist.

@@ -83,31 +83,31 @@ class MultimodalBackbone(ImageEncoder, LanguageModel):
         return self.native
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Mean over the patches of the tower's output: (B, 3, S, S) -> (B, embed_dim)."""
+        """Compute the mean over the patches of the tower's output: (B, 3, S, S) -> (B, embed_dim)."""
         return self.image_tokens(pixels).mean(1)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        """The tower's output, patch by patch in rows: (B, 3, S, S) -> (B, (S / p)², embed_dim)."""
+        """Compute the tower's output, patch by patch in rows: (B, 3, S, S) -> (B, (S / p)², embed_dim)."""
         return self.family.patches(self.model, pixels.to(self.model.dtype))
 
     def probe(self) -> dict[str, Tensor]:
-        """The embeddings of two random pictures, and the loss of two answers: from them through projector and LLM."""
+        """Compute the embeddings of two random pictures, and the loss of two answers: through projector and LLM."""
         pixels = self._random_pictures()
         questions = ["What is it?"] * len(pixels)
         answers = self.answer_loss(pixels, [1] * len(pixels), questions, PROBE_TEXTS)
         return {"image": self.encode_image(pixels), "answer": answers}
 
     def signature(self) -> dict[str, Tensor]:
-        """The embeddings of a picture of one wave and of one sentence."""
+        """Compute the embeddings of a picture of one wave and of one sentence."""
         tokens = self.tokenizer([SIGNATURE_TEXT]).to(self.model.device)
         return super().signature() | {"text": self.encode_text(tokens)}
 
     def tokenizer(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (N, L) int64, padded at the right."""
+        """Return token ids (N, L) int64, padded at the right."""
         return _padded([self._ids(text) for text in texts], self.text.pad_token_id, "right", torch.device("cpu"))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """State of the LLM at the last token after its final norm: (B, L) int, padded -> (B, state_width).
+        """Compute the LLM's state at the last token after its final norm: (B, L) int, padded -> (B, state_width).
 
         It is no partner of ``encode_image``, which has another width: these models have no contrastive embedding.
         """
@@ -133,7 +133,7 @@ class MultimodalBackbone(ImageEncoder, LanguageModel):
         return side, side
 
     def image_states(self, tiles: Tensor, counts: Sequence[int], layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """As :meth:`ImageEncoder.image_states`, with the layers of the LLM; 0 for the projected features.
+        """Compute states as :meth:`ImageEncoder.image_states`, with the LLM's layers; 0 for the projected features.
 
         States are in the type of the weights.
         """
@@ -153,7 +153,7 @@ class MultimodalBackbone(ImageEncoder, LanguageModel):
     def generate(
         self, tiles: Tensor, counts: Sequence[int], prompts: Sequence[str], max_new_tokens: int = 256
     ) -> list[str]:
-        """Greedy answers to one question per picture; tiles (M, 3, S, S) and counts as in :meth:`image_states`.
+        """Generate greedy answers to one question per picture; tiles (M, 3, S, S) and counts: :meth:`image_states`.
 
         Raises:
             UserError: the numbers of tiles, counts and prompts do not fit.
@@ -166,7 +166,7 @@ class MultimodalBackbone(ImageEncoder, LanguageModel):
     def answer_loss(
         self, tiles: Tensor, counts: Sequence[int], prompts: Sequence[str], answers: Sequence[str]
     ) -> Tensor:
-        """Mean cross-entropy of the next token over the tokens of all answers, with the one that ends each.
+        """Compute the mean cross-entropy of the next token over the tokens of all answers and the one that ends each.
 
         Arguments are those of :meth:`generate`; `answers` are what it should say. Nothing else has a label.
 
@@ -182,7 +182,7 @@ class MultimodalBackbone(ImageEncoder, LanguageModel):
         return F.cross_entropy(self.model.lm_head(states[told]).float(), labels[told])
 
     def prompts(self, counts: Sequence[int], questions: Sequence[str] | None) -> list[str]:
-        """Chats of one question per picture, up to where the answer begins, with every image token.
+        """Build chats of one question per picture, up to where the answer begins, with every image token.
 
         Without `questions` they end at the last image token.
         """
@@ -199,7 +199,7 @@ class MultimodalBackbone(ImageEncoder, LanguageModel):
         return chats
 
     def chat(self, question: str, images: int = 1) -> str:
-        """The chat template's text for `images` images and a question, with one image token for each image."""
+        """Fill the chat template with `images` images and a question, with one image token for each image."""
         content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
         messages = [{"role": "user", "content": content}]
         source = self.text if self.native is None else self.native
@@ -213,7 +213,7 @@ class MultimodalBackbone(ImageEncoder, LanguageModel):
         answers: Sequence[str] | None = None,
         side: str = "right",
     ) -> dict[str, Tensor]:
-        """What the library's forward takes: token ids (B, T) padded at `side`, their mask, and the tiles.
+        """Build what the library's forward takes: token ids (B, T) padded at `side`, their mask, and the tiles.
 
         With `answers`, these and an ending follow each chat, and ``labels`` (B, T) hold their ids, -100 elsewhere.
 
@@ -236,7 +236,7 @@ class MultimodalBackbone(ImageEncoder, LanguageModel):
         return inputs
 
     def prepare(self, images: Sequence[Any], texts: Sequence[str], **options: Any) -> dict[str, Tensor]:
-        """The processor's own route, with its own tiling: one RGB picture and one question each -> model inputs.
+        """Prepare model inputs by the processor's own route and tiling: one RGB picture and one question each.
 
         Args:
             images: PIL images.
@@ -255,7 +255,7 @@ class MultimodalBackbone(ImageEncoder, LanguageModel):
         return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
 
     def token_places(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Where the image tokens of :meth:`prepare`'s inputs are in their pictures.
+        """Find where the image tokens of :meth:`prepare`'s inputs are in their pictures.
 
         Returns:
             One int64 tensor (n, 3) per picture, n its image tokens in order: tile, row and column on the grid of that
@@ -265,7 +265,7 @@ class MultimodalBackbone(ImageEncoder, LanguageModel):
         return native_places(self.model.config, self.family, self.token_grid, inputs)
 
     def _llm(self, **inputs: Tensor) -> Tensor:
-        """Last states of the model without its head: (B, T, d)."""
+        """Compute the last states of the model without its head: (B, T, d)."""
         check_inputs(inputs)
         return self.model.model(**inputs, use_cache=False).last_hidden_state
 
@@ -291,7 +291,7 @@ def _tower(model: nn.Module, name: str, path: str, modules: dict[str, str]) -> T
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, side: str, device: torch.device) -> Tensor:
-    """Rows of different lengths as one int64 tensor, `value` in front or behind."""
+    """Pad rows of different lengths to one int64 tensor, `value` in front or behind."""
     longest = max(len(row) for row in rows)
     fill = [[value] * (longest - len(row)) for row in rows]
     full = [[*a, *row] if side == "left" else [*row, *a] for row, a in zip(rows, fill, strict=True)]

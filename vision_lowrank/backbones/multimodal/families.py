@@ -67,45 +67,45 @@ class Family:
         return rf"model\.{re.escape(self.blocks)}\.\d+\.({names})"
 
     def split_linears(self) -> dict[str, str]:
-        """``linears`` once attention is split."""
+        """Return ``linears`` as they are once attention is split."""
         fused = {name: f"{path}.{name}_proj" for name, path in self.linears.items() if path.endswith(".qkv")}
         return self.linears | fused
 
     def patch(self, config: Any) -> int:
-        """Side of a patch in pixels."""
+        """Return the side of a patch in pixels."""
         size = config.vision_config.patch_size
         return size if isinstance(size, int) else size[0]
 
     def native(self, config: Any) -> int:
-        """Side of a tile that the weights were made for."""
+        """Return the side of a tile that the weights were made for."""
         size = self.tile or config.vision_config.image_size
         return size if isinstance(size, int) else size[0]
 
     def merge(self, config: Any) -> int:
-        """Patches on a side of one token's cell."""
+        """Return the number of patches on a side of one token's cell."""
         vision = config.vision_config
         shuffle = round(1 / getattr(config, "downsample_ratio", 1))
         return getattr(vision, "spatial_merge_size", None) or getattr(config, "scale_factor", shuffle)
 
     def width(self, config: Any) -> int:
-        """Channels of the tower's output; Qwen2-VL calls that of the LLM ``hidden_size``."""
+        """Return the channels of the tower's output; Qwen2-VL calls that of the LLM ``hidden_size``."""
         return getattr(config.vision_config, "embed_dim", None) or config.vision_config.hidden_size
 
     def first_safe_layer(self, config: Any) -> int:
-        """First l >= 1 whose recorded ``hidden_states[l]`` is what layer l + 1 receives: not in deepstack."""
+        """Return the first l >= 1 whose recorded ``hidden_states[l]`` is layer l + 1's input: not in deepstack."""
         return len(getattr(config.vision_config, "deepstack_visual_indexes", ())) + 1
 
     def run(self, tokens: int, count: int) -> str:
-        """What stands in the prompt for one printed image token, with `tokens` on a tile's grid and `count` tiles."""
+        """Return what the prompt has for one printed image token, with `tokens` on a tile's grid and `count` tiles."""
         before, after = self.around
         return before + self.image * ((tokens + self.newline) * (count if self.joined else 1)) + after
 
     def inputs(self, model: nn.Module, tiles: Tensor) -> dict[str, Tensor]:
-        """What the model's forward takes beside tokens, for tiles (M, 3, S, S)."""
+        """Return what the model's forward takes beside tokens, for tiles (M, 3, S, S)."""
         return {"pixel_values": tiles}
 
     def patches(self, model: nn.Module, tiles: Tensor) -> Tensor:
-        """Output of the tower before the projector, in rows, without class token: (M, 3, S, S) -> (M, n, D)."""
+        """Compute the tower's output before the projector, in rows, without class token: (M, 3, S, S) -> (M, n, D)."""
         return model.get_submodule(f"model.{self.vision}")(pixel_values=tiles).last_hidden_state
 
 
@@ -113,7 +113,7 @@ class Qwen(Family):
     """Tiles are images of their own, cut into patches here as the processor cuts them."""
 
     def inputs(self, model: nn.Module, tiles: Tensor) -> dict[str, Tensor]:
-        """Patches (M n, 3 t p²), the 4 of a cell together, each t times in time, and the grid of every tile."""
+        """Return patches (M n, 3 t p²), the 4 of a cell together, each t times in time, and the grid of every tile."""
         vision = model.config.vision_config
         p, m, side = vision.patch_size, vision.spatial_merge_size, tiles.shape[-1] // vision.patch_size
         cells = tiles.unflatten(3, (side // m, m, p)).unflatten(2, (side // m, m, p))  # M 3 | h m p | w m p
@@ -123,7 +123,7 @@ class Qwen(Family):
         return {"pixel_values": patches, "image_grid_thw": grid}
 
     def patches(self, model: nn.Module, tiles: Tensor) -> Tensor:
-        """As in every family; the tower's order of cells and windows is undone."""
+        """Compute patches as in every family; the tower's order of cells and windows is undone."""
         inputs = self.inputs(model, tiles)
         visual = model.get_submodule(f"model.{self.vision}")
         states = visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).last_hidden_state
@@ -132,7 +132,7 @@ class Qwen(Family):
 
 
 def _numbers(vision: Any, count: int) -> Tensor:
-    """The row-major number of every patch of a tile of `count` patches, in the order of Qwen's tower."""
+    """Return the row-major number of every patch of a tile of `count` patches, in the order of Qwen's tower."""
     m, side = vision.spatial_merge_size, round(count**0.5)
     cells = torch.arange(count).view(side // m, m, side // m, m).transpose(1, 2).flatten(2)  # h, w, m²
     if not hasattr(vision, "window_size"):
@@ -145,7 +145,7 @@ class InternVL(Family):
     """All tiles of a picture are tiles of one image; the tower has a class token."""
 
     def patches(self, model: nn.Module, tiles: Tensor) -> Tensor:
-        """As in every family."""
+        """Compute patches as in every family."""
         return super().patches(model, tiles)[:, 1:]
 
 
@@ -153,7 +153,7 @@ class LlavaOnevision(Family):
     """Tiles are images of a prompt with several: then the model does not tile them again."""
 
     def inputs(self, model: nn.Module, tiles: Tensor) -> dict[str, Tensor]:
-        """As in every family; `batch_num_images` is only read to decide about tiling, which a lone image would get."""
+        """Return inputs as in every family; `batch_num_images` only decides about tiling, which one image would get."""
         sizes = torch.tensor([tiles.shape[-2:]], device=tiles.device).expand(len(tiles), -1)
         number = torch.tensor([max(2, len(tiles))], device=tiles.device)
         return {"pixel_values": tiles, "image_sizes": sizes, "batch_num_images": number}
@@ -163,13 +163,13 @@ class SmolVLM(Family):
     """Tiles are unsplit images of their own."""
 
     def inputs(self, model: nn.Module, tiles: Tensor) -> dict[str, Tensor]:
-        """As in every family; the model would take a tile of exact zeros for padding and drop it."""
+        """Return inputs as in every family; the model would take a tile of exact zeros for padding and drop it."""
         blank = (tiles == 0).flatten(1).all(1)[:, None, None, None]
         tiles = torch.where(blank, torch.full_like(tiles, 1e-6), tiles)[None]
         return {"pixel_values": tiles, "pixel_attention_mask": torch.ones_like(tiles[:, :, 0], dtype=torch.bool)}
 
     def patches(self, model: nn.Module, tiles: Tensor) -> Tensor:
-        """As in every family."""
+        """Compute patches as in every family."""
         side = tiles.shape[-1] // self.patch(model.config)
         mask = torch.ones(len(tiles), side, side, dtype=torch.bool, device=tiles.device)
         tower = model.get_submodule(f"model.{self.vision}")
@@ -177,7 +177,7 @@ class SmolVLM(Family):
 
 
 def chat(image: str) -> str:
-    """A chat template in ChatML that prints `image` for every image."""
+    """Build a chat template in ChatML that prints `image` for every image."""
     return (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{% if part.type == 'image' %}"
         + image

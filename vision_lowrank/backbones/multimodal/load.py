@@ -84,7 +84,7 @@ def _family(arch: str, config: Any) -> Family:
 
 
 def _tile_size(family: Family, config: Any, asked: int | None, tile: int | None, arch: str) -> int:
-    """Side of a tile: `asked`, that of a tiny model, or the native one."""
+    """Return the side of a tile: `asked`, that of a tiny model, or the native one."""
     native = tile or family.native(config)
     if asked is None or asked == native:
         return native
@@ -95,7 +95,7 @@ def _tile_size(family: Family, config: Any, asked: int | None, tile: int | None,
 
 
 def _published(arch: str, weights: str, dtype: torch.dtype) -> tuple[nn.Module, Any, Any, Any, int | None]:
-    """Model, tokenizer, processor (or None), image processor and tile size from the hub or a local folder."""
+    """Load model, tokenizer, processor (or None), image processor and tile size from the hub or a local folder."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
     if arch in TINY and weights == PRETRAINED:
@@ -126,7 +126,7 @@ def _suggesting(hint: str) -> Iterator[None]:
 
 
 def _built(arch: str, weights: str, dtype: torch.dtype) -> tuple[nn.Module, Any, Any, Any, int | None]:
-    """The same for a name in the table, with random weights or those of a file."""
+    """Build the same for a name in the table, with random weights or those of a file."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText
 
     from .tiny import build_config, build_processor, byte_tokenizer, smolvlm_images
@@ -161,7 +161,7 @@ def _built(arch: str, weights: str, dtype: torch.dtype) -> tuple[nn.Module, Any,
 
 
 def _filled(kind: Any, source: str | None, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """``kind.from_pretrained``, which knows the names of older files, and what it says about their tensors."""
+    """Return ``kind.from_pretrained``, which knows older files' names, and what it says about their tensors."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -181,7 +181,7 @@ def _check(info: dict[str, Any], name: str) -> None:
 
 
 def _cached_processor(arch: str) -> Any:
-    """The published processor where it is on this machine already; None where not, or it needs a missing package."""
+    """Load the published processor if it is on this machine already; None if not, or if it needs a missing package."""
     from transformers import AutoProcessor
 
     try:

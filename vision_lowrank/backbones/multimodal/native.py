@@ -23,7 +23,7 @@ from .families import Family
 
 
 def native_places(config: Any, family: Family, grid: tuple[int, int], inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """(n, 3) tile, row and column of the n image tokens of every picture, one picture per row of ``input_ids``.
+    """Return (n, 3) tile, row and column of the n image tokens of every picture, one per row of ``input_ids``.
 
     Args:
         config: the library's config of the model.
@@ -54,7 +54,7 @@ def native_places(config: Any, family: Family, grid: tuple[int, int], inputs: Ma
 
 
 def _grid(tile: int, rows: int, columns: int, newline: bool = False) -> Tensor:
-    """(rows · columns, 3) places of one tile in rows, with (tile, -1, -1) behind every row where it has a newline."""
+    """Return (rows · columns, 3) places of one tile in rows, (tile, -1, -1) behind every row where it has a newline."""
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns + newline), indexing="ij")
     places = torch.stack([torch.full_like(row, tile), row, column], dim=-1).flatten(0, 1)
     places[places[:, 2] == columns, 1:] = -1
@@ -62,7 +62,7 @@ def _grid(tile: int, rows: int, columns: int, newline: bool = False) -> Tensor:
 
 
 def _unpadded(size: list[int], config: Any, g: int) -> tuple[int, int]:
-    """Rows and columns of LLaVA-OneVision's grid of all tiles, for a picture of `size` (height, width).
+    """Compute rows and columns of LLaVA-OneVision's grid of all tiles, for a picture of `size` (height, width).
 
     The library lays the picture on the best of its grids, cuts off the padding on both sides of one axis, and shrinks
     what is more than k tiles, k as in ``anyres_max_k``.

@@ -38,7 +38,7 @@ class Size:
 
 
 def llm(width: int, layers: int, heads: int, kv: int, mlp: int, vocab: int, **more: Any) -> dict[str, Any]:
-    """Configuration of a decoder with grouped-query attention: `heads` of queries, `kv` of keys and values."""
+    """Return a decoder's configuration, with grouped-query attention: `heads` of queries, `kv` of keys and values."""
     return {
         "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
         "intermediate_size": mlp, "vocab_size": vocab,
@@ -46,7 +46,7 @@ def llm(width: int, layers: int, heads: int, kv: int, mlp: int, vocab: int, **mo
 
 
 def tower(width: int, layers: int, heads: int, mlp: int, size: Any, patch: Any, **more: Any) -> dict[str, Any]:
-    """Configuration of a plain ViT."""
+    """Return the configuration of a plain ViT."""
     return {
         "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": mlp,
         "image_size": size, "patch_size": patch,
@@ -54,7 +54,7 @@ def tower(width: int, layers: int, heads: int, mlp: int, size: Any, patch: Any, 
 
 
 def mrope(*section: int, theta: float = 1e6, **more: Any) -> dict[str, Any]:
-    """Rotary positions in time, row and column; `section` shares out the pairs of a head."""
+    """Return rotary positions in time, row and column; `section` shares out the pairs of a head."""
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, "mrope_section": list(section), **more}}
 
 

@@ -35,7 +35,7 @@ HALF = [0.5, 0.5, 0.5]
 
 
 def byte_tokenizer(family: Family) -> Any:
-    """A ``PreTrainedTokenizerFast`` with one token per byte and the special tokens of `family`."""
+    """Build a ``PreTrainedTokenizerFast`` with one token per byte and the special tokens of `family`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -58,7 +58,7 @@ def byte_tokenizer(family: Family) -> Any:
 
 
 def build_config(size: Size, tokenizer: Any) -> Any:
-    """The model's configuration, its special ids from `tokenizer`, which a tiny model also gives the vocabulary."""
+    """Build the model's configuration, its special ids from `tokenizer`; a tiny model gets its vocabulary too."""
     from transformers import AutoConfig
 
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
@@ -77,7 +77,7 @@ def build_config(size: Size, tokenizer: Any) -> Any:
 
 
 def build_processor(size: Size, config: Any, tokenizer: Any) -> Any:
-    """The library's own processor around `tokenizer`, with tiles of the model's size.
+    """Build the library's own processor around `tokenizer`, with tiles of the model's size.
 
     Raises:
         ImportError: SmolVLM's needs the package num2words.
@@ -115,7 +115,7 @@ def build_processor(size: Size, config: Any, tokenizer: Any) -> Any:
 
 
 def smolvlm_images(side: int) -> Any:
-    """SmolVLM's image processor for tiles of `side` pixels; pictures are not split unless a call asks for it."""
+    """Build SmolVLM's image processor for tiles of `side` pixels; it splits no pictures unless a call asks for it."""
     from transformers import SmolVLMImageProcessor
 
     edge = {"longest_edge": side}
