@@ -37,7 +37,7 @@ class AdapterSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Flat keys -> own keys and options."""
+        """Gather flat keys into own keys and options."""
         own = {key: value for key, value in values.items() if key in cls.model_fields and key != "options"}
         given = {key: value for key, value in values.items() if key not in own}
         part = registry.get("adapter", str(values["type"]))
@@ -58,11 +58,11 @@ class AdapterSection(Section):
 
     @classmethod
     def keys(cls, type_name: str) -> set[str]:
-        """The keys that a section of this type may have."""
+        """Return the keys that a section of this type may have."""
         return set(cls.model_fields) - {"options"} | set(indexed_options(registry.get("adapter", type_name)))
 
     def config(self) -> Any:
-        """The method's config, a dataclass of PEFT's, not yet attached to anything.
+        """Build the method's config, a dataclass of PEFT's, not yet attached to anything.
 
         Raises:
             ConfigError: the method refuses an option.
@@ -71,10 +71,10 @@ class AdapterSection(Section):
 
 
 def places(part: Part) -> tuple[str, ...]:
-    """Logical names of the modules that a registered adapter is for, unless the user names others."""
+    """Return the logical names of the modules that a registered adapter is for, unless the user names others."""
     return tuple(part.facts["places"] if part.facts else getattr(part.target, "places", PLACES))
 
 
 def _open(part: Part) -> bool:
-    """Whether the options depend on what is given, as ``peft``'s do: then only the method knows them all."""
+    """Tell whether the options depend on what is given, as ``peft``'s do: then only the method knows them all."""
     return part.facts.get("open", False) if part.facts else hasattr(part.config, "options")

@@ -24,7 +24,7 @@ NAMESPACE = PLAIN | NAMED | {"Annotated": Annotated, "Any": Any, "Field": Field,
 
 
 def limits_of(metadata: Iterable[Any]) -> dict[str, Any]:
-    """The limits that a type's metadata set, in the order of ``LIMITS``."""
+    """Collect the limits that a type's metadata set, in the order of ``LIMITS``."""
     found: dict[str, Any] = {}
     for each in metadata:
         own = limits_of(each.metadata) if isinstance(each, FieldInfo) else {}
@@ -33,7 +33,7 @@ def limits_of(metadata: Iterable[Any]) -> dict[str, Any]:
 
 
 def marked(annotation: Any, metadata: Iterable[Any]) -> Any:
-    """`annotation` with those of its metadata that are marks."""
+    """Return `annotation` with those of its metadata that are marks."""
     for mark in metadata:
         if isinstance(mark, OnDisk | OfKind):
             annotation = Annotated[annotation, mark]
@@ -41,7 +41,7 @@ def marked(annotation: Any, metadata: Iterable[Any]) -> Any:
 
 
 def text_of(annotation: Any, models: dict[str, type[BaseModel]]) -> str:
-    """A type as text.
+    """Write a type as text.
 
     Args:
         annotation: the type.
@@ -73,7 +73,7 @@ def text_of(annotation: Any, models: dict[str, type[BaseModel]]) -> str:
 
 
 def type_of(text: str, models: Mapping[str, type[BaseModel]]) -> Any:
-    """The type that :func:`text_of` wrote; `models` are the sections that the text may name."""
+    """Read the type that :func:`text_of` wrote; `models` are the sections that the text may name."""
     # Our own file, and what Python itself does with annotations that are text.
     return eval(text, {"__builtins__": {}, **NAMESPACE, **models})
 

@@ -25,7 +25,7 @@ Tree = dict[str, Any]
 
 
 def check_settings(tree: Mapping[str, Any], origins: Mapping[str, str] | None = None, source: str = "config") -> Tree:
-    """The settings with interpolations resolved, checked as far as that goes without importing torch.
+    """Return the settings, interpolations resolved, checked as far as that goes without importing torch.
 
     Args:
         tree: nested dictionaries as read from YAML.
@@ -92,7 +92,7 @@ class Findings:
         self.problems.append(f"{self._where('.'.join(key))}: {reason}")
 
     def check(self, model: type[BaseModel], values: Any, key: Key) -> Any:
-        """`values` as a `model`; None, and notes, where that fails."""
+        """Check `values` as a `model`; None, and notes, where that fails."""
         try:
             return self.attempt(lambda: model.model_validate(values), key)
         except ValidationError as error:
@@ -102,7 +102,7 @@ class Findings:
         return None
 
     def attempt(self, action: Callable[[], Any], key: Key) -> Any:
-        """What `action` gives; None, and notes, where it raises a UserError."""
+        """Return what `action` gives; None, and notes, where it raises a UserError."""
         try:
             return action()
         except ConfigError as error:
@@ -118,7 +118,7 @@ class Findings:
             raise ConfigError(self.problems)
 
     def _where(self, key: str) -> str:
-        """``file: key``, with the file (or override) that set the key or the nearest key above or below it."""
+        """Return ``file: key``, with the file (or override) that set the key or the nearest key above or below it."""
         if not key:  # of no key alone
             return self.source
         parts = key.split(".")
@@ -142,7 +142,7 @@ def _resolved(tree: Mapping[str, Any], source: str) -> Tree:
 def _typed_section(
     found: Findings, model_of: Callable[[str, str], type[BaseModel]], key: Key, kind: str, content: Any
 ) -> BaseModel | None:
-    """A section checked by the model of its ``type``; None where that failed."""
+    """Check a section by the model of its ``type``; None where that failed."""
     if not isinstance(content, dict) or "type" not in content:
         names = ", ".join(part.name for part in registry.list(kind)) or "none is registered yet"
         found.add(key, f"needs a `type`, one of: {names}")
@@ -152,7 +152,7 @@ def _typed_section(
 
 
 def _family_options(found: Findings, model_of: Callable[[str, str], type[BaseModel]], settings: Tree) -> Tree:
-    """The backbone's section with its ``options`` checked by the model of its family; empty where it has none."""
+    """Check the backbone section's ``options`` by the model of its family and return it; empty where it has none."""
     backbone = settings.get("backbone")
     if not isinstance(backbone, dict) or backbone.get("options") is None:
         return {}
@@ -165,7 +165,7 @@ def _family_options(found: Findings, model_of: Callable[[str, str], type[BaseMod
 
 
 def _reason(item: Any, model: type[BaseModel]) -> str:
-    """pydantic's message in our words, with the nearest valid key for an unknown one."""
+    """Put pydantic's message in our words, with the nearest valid key for an unknown one."""
     if item["type"] == "extra_forbidden":
         keys = _model_at(model, item["loc"][:-1]).model_fields
         hint = near_miss(str(item["loc"][-1]), keys)
@@ -180,7 +180,7 @@ def _reason(item: Any, model: type[BaseModel]) -> str:
 
 
 def _model_at(model: type[BaseModel], location: tuple[str | int, ...]) -> type[BaseModel]:
-    """The section inside `model` that a location of pydantic's leads to: keys, positions and members of a union."""
+    """Find the section in `model` to which a location of pydantic's leads: keys, positions and members of a union."""
     inside: list[type[BaseModel]] = [model]
     for part in location:
         if part in inside[0].model_fields:
@@ -191,7 +191,7 @@ def _model_at(model: type[BaseModel], location: tuple[str | int, ...]) -> type[B
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """All sections in a type."""
+    """List all sections in a type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for each in get_args(annotation) for model in _models(each)]

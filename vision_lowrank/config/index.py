@@ -36,7 +36,7 @@ def write_index(path: Path = INDEX) -> None:
 
 
 def describe_parts() -> dict[str, dict[str, dict[str, Any]]]:
-    """Kind -> name -> facts of every part of this package, sorted, after importing them all."""
+    """Return kind -> name -> facts of every part of this package, sorted, after importing them all."""
     for kind in PACKAGES:
         registry.load(kind)
     own = {kind: [part for part in registry.registered(kind) if _is_ours(part)] for kind in sorted(PACKAGES)}
@@ -44,7 +44,7 @@ def describe_parts() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def describe(part: Part) -> dict[str, Any]:
-    """The facts of one part as plain JSON values."""
+    """Return the facts of one part as plain JSON values."""
     facts = {
         "module": part.target.__module__.removeprefix(f"{PACKAGE}."),
         "summary": part.summary,
@@ -70,7 +70,7 @@ def describe(part: Part) -> dict[str, Any]:
 
 
 def _options(model: type[BaseModel], sections: dict[str, Any]) -> dict[str, Any]:
-    """The options of a section; `sections` gets those of the sections inside it."""
+    """Describe the options of a section; `sections` gets those of the sections inside it."""
     described, inner = {}, dict[str, type[BaseModel]]()
     for name, field in model.model_fields.items():
         default = dataclasses.MISSING if field.is_required() else field.get_default(call_default_factory=True)
@@ -95,7 +95,7 @@ def _is_ours(part: Part) -> bool:
 
 
 def _json(value: Any, indent: str = "") -> str:
-    """JSON in which an object without objects inside is one line."""
+    """Write JSON in which an object without objects inside is one line."""
     if not isinstance(value, dict) or not any(isinstance(each, dict) and each for each in value.values()):
         return json.dumps(value, ensure_ascii=False)
     lines = (f"{indent} {json.dumps(key)}: {_json(each, indent + ' ')}" for key, each in value.items())

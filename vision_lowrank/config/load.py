@@ -76,7 +76,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
-    """`tree` with dotted assignments such as ``adapter.r=4`` made in order; assigning a mapping replaces a section.
+    """Return `tree` with dotted assignments such as ``adapter.r=4`` made in order; a mapping replaces a section.
 
     Raises:
         ConfigError: an override is not of the form ``key.path=value``.
@@ -90,17 +90,17 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
 
 
 def to_tree(config: RunConfig) -> Tree:
-    """The resolved settings as plain nested dictionaries, ready for YAML or JSON; ``validate`` reads them back."""
+    """Return the resolved settings as plain nested dicts, ready for YAML or JSON; ``validate`` reads them back."""
     return config.model_dump(mode="json")
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The resolved settings as YAML text."""
+    """Write the resolved settings as YAML text."""
     return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path, origins: dict[str, str], chain: tuple[Path, ...]) -> Tree:
-    """One file with its bases merged below it; `origins` learns which file set which key."""
+    """Read one file with its bases merged below it; `origins` learns which file set which key."""
     if path.resolve() in chain:
         raise ConfigError([f"{path}: base files form a circle ({' -> '.join(p.name for p in chain)} -> {path.name})"])
     if not path.is_file():
@@ -122,7 +122,7 @@ def _read(path: Path, origins: dict[str, str], chain: tuple[Path, ...]) -> Tree:
 
 
 def _merge(below: Tree, above: Tree) -> Tree:
-    """Deep merge, `above` wins; lists are replaced; a section whose type changes keeps the keys both types know."""
+    """Merge deeply, `above` wins; lists are replaced; a section of changed type keeps the keys both types know."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -144,7 +144,7 @@ def _known_keys(name: str, type_name: str) -> set[str]:
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:
-    """``a.b=value`` as (["a", "b"], value)."""
+    """Parse ``a.b=value`` to (["a", "b"], value)."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -162,7 +162,7 @@ def _nested(path: Sequence[str], value: Any) -> Tree:
 
 
 def _yaml_float(value: str) -> str:
-    """YAML 1.1 reads ``1e-3`` as text: write it the way it reads as a number."""
+    """Write ``1e-3``, which YAML 1.1 reads as text, the way it reads as a number."""
     try:
         return repr(float(value)) if "e" in value.lower() else value
     except ValueError:

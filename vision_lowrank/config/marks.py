@@ -50,7 +50,7 @@ class OfKind:
         return core_schema.no_info_before_validator_function(self.check, handler(source))
 
     def check(self, value: Any) -> Any:
-        """A mapping with a registered ``type`` -> its checked section.
+        """Check a mapping with a registered ``type`` and return its section.
 
         Raises:
             ValueError: it is no mapping, or has an unknown key or a bad value.

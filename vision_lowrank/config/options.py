@@ -47,7 +47,7 @@ class Option(NamedTuple):
 
 
 def options(config: Any, given: Mapping[str, Any] | None = None) -> dict[str, Option]:
-    """The options of a method, in order of declaration.
+    """Return the options of a method, in order of declaration.
 
     Args:
         config: a config dataclass, or a class with its own ``options(given)``, such as ``peft``'s.
@@ -58,7 +58,7 @@ def options(config: Any, given: Mapping[str, Any] | None = None) -> dict[str, Op
 
 
 def indexed_options(part: Part) -> dict[str, Option]:
-    """The options of a registered adapter as the index has them, or of its config where the index lacks it."""
+    """Return the options of a registered adapter as the index has them, or of its config where the index lacks it."""
     if not part.facts:
         return options(part.config or part.target)
     return {
@@ -73,7 +73,7 @@ def indexed_options(part: Part) -> dict[str, Option]:
 
 
 def dataclass_options(config: type) -> dict[str, Option]:
-    """The options of a config dataclass: the names in its ``exposed``, or every field that is not hidden."""
+    """Return the options of a config dataclass: the names in its ``exposed``, or every field that is not hidden."""
     exposed = getattr(config, "exposed", None)
     types = _types(config)
     return {
@@ -91,7 +91,7 @@ def dataclass_options(config: type) -> dict[str, Option]:
 def check_options(
     name: str, known: Mapping[str, Option], given: Mapping[str, Any], more: bool = False
 ) -> dict[str, Any]:
-    """Plain values, such as those of a YAML file, as the options' own types.
+    """Check plain values, such as those of a YAML file, and return them as the options' own types.
 
     Args:
         name: of the adapter, for messages.

@@ -23,7 +23,7 @@ class Outline(Section, validate_default=False):
 
 @cache
 def outline(part: Part) -> type[BaseModel]:
-    """The model of a part that the index has."""
+    """Return the model of a part that the index has."""
     models: dict[str, type[BaseModel]] = {}
     for name, options in part.facts.get("sections", {}).items():  # inner ones come first
         models[name] = _model(name, options, models)

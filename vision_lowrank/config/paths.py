@@ -44,7 +44,7 @@ def check_paths(settings: Mapping[str, Any], origins: Mapping[str, str] | None =
 
 
 def named_paths(model: type[BaseModel], values: Mapping[str, Any]) -> Iterator[tuple[Key, OnDisk, str]]:
-    """(key path, mark, text) of every path in a section's values."""
+    """Yield (key path, mark, text) of every path in a section's values."""
     if values.get("download"):
         return
     for name, field in model.model_fields.items():
@@ -54,7 +54,7 @@ def named_paths(model: type[BaseModel], values: Mapping[str, Any]) -> Iterator[t
 
 
 def _inside(annotation: Any, marks: Any, value: Any) -> Iterator[tuple[Key, OnDisk, str]]:
-    """The paths in a value of some type."""
+    """Yield the paths in a value of some type."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _inside(arguments[0], (*marks, *arguments[1:]), value)
@@ -83,7 +83,7 @@ def _below(entries: list[tuple[str, Any, Any]]) -> Iterator[tuple[Key, OnDisk, s
 
 
 def _missing(mark: OnDisk, text: str) -> str | None:
-    """Why a path cannot be used, or None."""
+    """Tell why a path cannot be used, or return None."""
     path = Path(text).expanduser()
     if mark.kind == "weights" and not (text.endswith(WEIGHTS) or "/" in text):
         return None  # a library's tag

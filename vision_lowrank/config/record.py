@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "timm", "open_clip_torch", "peft", "accelera
 
 
 def environment() -> dict[str, Any]:
-    """Package versions, this package's git revision, Python, system, processor and time (UTC), as plain JSON types."""
+    """Return package versions, git revision, Python, system, processor and time (UTC), as plain JSON types."""
     from ..version import __version__
 
     return {
@@ -30,7 +30,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout this package runs from, with ``+changes`` if it has any; None outside a checkout."""
+    """Return the revision of this package's checkout, with ``+changes`` if it has any; None outside a checkout."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None

@@ -125,7 +125,7 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_seed(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """``seed: 3`` as ``seeds: [3]``."""
+        """Turn ``seed: 3`` into ``seeds: [3]``."""
         if "seed" not in values:
             return values
         if "seeds" in values:
@@ -141,7 +141,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunConfig:
-        """Every section that has something against another says so."""
+        """Check that the parts fit: every section that has something against another says so."""
         for section in (self.task, self.rule, self.regularizer, self.selection, *self.hooks):
             if section is not None and self.task is not None and hasattr(section, "check"):
                 section.check(self)  # a task section that was refused is None here

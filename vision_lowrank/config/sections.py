@@ -28,7 +28,7 @@ Key = tuple[str, ...]
 
 
 def typed_sections(settings: Mapping[str, Any]) -> Iterator[tuple[Key, str, Any]]:
-    """(key path, kind, content) of every typed section that is there; content may still be anything at all."""
+    """Yield (key path, kind, content) of every typed section there is; content may still be anything at all."""
     for name, kind in KINDS.items():
         content = settings.get(name)
         if name not in LISTS:
@@ -38,7 +38,7 @@ def typed_sections(settings: Mapping[str, Any]) -> Iterator[tuple[Key, str, Any]
 
 
 def first_model(kind: str, type_name: str) -> type[BaseModel]:
-    """The model that checks a section without importing torch; of a part that the index lacks, its own.
+    """Return the model that checks a section without importing torch; of a part that the index lacks, its own.
 
     Raises:
         UserError: no such part is registered.
@@ -50,7 +50,7 @@ def first_model(kind: str, type_name: str) -> type[BaseModel]:
 
 
 def own_model(kind: str, type_name: str) -> type[BaseModel]:
-    """The model that a part itself brings for its section.
+    """Return the model that a part itself brings for its section.
 
     Raises:
         UserError: no such part is registered.
@@ -60,12 +60,12 @@ def own_model(kind: str, type_name: str) -> type[BaseModel]:
 
 
 def own_type(part: Part) -> type[BaseModel]:
-    """What a part's section becomes; a backbone without options of its own accepts none."""
+    """Return what a part's section becomes; a backbone without options of its own accepts none."""
     return part.config or (Section if part.kind == "backbone" else part.target)
 
 
 def known_keys(name: str, type_name: str) -> set[str]:
-    """The keys that the section `name` may have with this type.
+    """Return the keys that the section `name` may have with this type.
 
     Raises:
         UserError: no such part is registered.
