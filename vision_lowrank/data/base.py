@@ -35,11 +35,11 @@ class ImageSet(PictureSet):
     captions: tuple[tuple[str, ...], ...] = ()
 
     def image(self, index: int) -> Image.Image:
-        """Picture `index`, RGB."""
+        """Load picture `index`, RGB."""
         return self.load(self.keys[index])
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
-        """The pictures at `indices`, in that order; classes stay as they are."""
+        """Return the pictures at `indices`, in that order; classes stay as they are."""
         return replace(
             self,
             labels=tuple(self.labels[i] for i in indices),
@@ -48,7 +48,7 @@ class ImageSet(PictureSet):
         )
 
     def of_classes(self, labels: Sequence[int]) -> ImageSet:
-        """The pictures of some classes, renumbered in the order of `labels`."""
+        """Return the pictures of some classes, renumbered in the order of `labels`."""
         number = {label: index for index, label in enumerate(labels)}
         subset = self.subset([index for index, label in enumerate(self.labels) if label in number])
         return replace(
@@ -58,19 +58,19 @@ class ImageSet(PictureSet):
         )
 
     def by_class(self) -> list[list[int]]:
-        """Indices of the pictures of each class, in order: ``result[label] = [i, …]``."""
+        """Group the indices of the pictures by class, in order: ``result[label] = [i, …]``."""
         groups: list[list[int]] = [[] for _ in self.classes]
         for index, label in enumerate(self.labels):
             groups[label].append(index)
         return groups
 
     def facts(self) -> Iterable[str]:
-        """The class name of each picture."""
+        """Return the class name of each picture."""
         return (self.classes[label] for label in self.labels)
 
 
 def joined(sets: Sequence[ImageSet]) -> ImageSet:
-    """The pictures of several sets of the same classes, one set after the other; name and loading are the first's."""
+    """Join the pictures of several sets of the same classes, in order; name and loading are the first's."""
     return replace(
         sets[0],
         labels=tuple(label for images in sets for label in images.labels),

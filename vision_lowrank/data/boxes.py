@@ -42,7 +42,7 @@ class Boxes:
         labels: ArrayLike | None = None,
         size: Size | None = None,
     ) -> None:
-        """Arrays are copied.
+        """Copy the arrays.
 
         Raises:
             UserError: shapes are not those of the attributes, or a corner is not finite.
@@ -57,13 +57,13 @@ class Boxes:
 
     @classmethod
     def from_xywh(cls, xywh: ArrayLike, **facts: Any) -> Boxes:
-        """Boxes from left, top, width, height in pixels (n, 4); `facts` are the other attributes."""
+        """Make boxes from left, top, width, height in pixels (n, 4); `facts` are the other attributes."""
         array = cls(xywh).xyxy
         return cls(np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1), **facts)
 
     @classmethod
     def from_cxcywh(cls, cxcywh: ArrayLike, size: Size, **facts: Any) -> Boxes:
-        """Boxes from middles and sides as shares (n, 4) of a picture of `size` (width, height)."""
+        """Make boxes from middles and sides as shares (n, 4) of a picture of `size` (width, height)."""
         array = cls(cxcywh).xyxy
         middle, half = array[:, :2], array[:, 2:] / 2
         return cls(np.concatenate([middle - half, middle + half], axis=1) * np.tile(size, 2), size=size, **facts)
@@ -91,7 +91,7 @@ class Boxes:
         return iter([(x0, y0, x1, y1) for x0, y0, x1, y1 in self.xyxy.tolist()])
 
     def __getitem__(self, chosen: slice | ArrayLike) -> Boxes:
-        """The boxes of a slice, a mask (N,) bool, or indices, in that order."""
+        """Return the boxes of a slice, a mask (N,) bool, or indices, in that order."""
         index = chosen if isinstance(chosen, slice) else np.atleast_1d(np.asarray(chosen))
         index = index.astype(np.int64) if isinstance(index, np.ndarray) and index.size == 0 else index  # [] is float
         scores, labels = (None if column is None else column[index] for column in (self.scores, self.labels))
@@ -107,7 +107,7 @@ class Boxes:
         return same and self.size == other.size
 
     def join(self, other: Boxes) -> Boxes:
-        """These and those of `other` in the same picture; UserError where only one of them has scores or labels."""
+        """Join these with those of `other` in the same picture; UserError where only one has scores or labels."""
         columns = []
         for name in ("scores", "labels"):
             one, two = getattr(self, name), getattr(other, name)
@@ -121,28 +121,28 @@ class Boxes:
         return self._moved(np.clip(self.xyxy, 0, np.tile(self._sized(), 2)), self.size)
 
     def resize(self, size: Size) -> Boxes:
-        """In the same picture at another `size` (width, height); UserError without its own."""
+        """Return the boxes in the same picture at another `size` (width, height); UserError without its own."""
         factors = [new / old for new, old in zip(size, self._sized(), strict=True)]
         return self._moved(self.xyxy * np.tile(factors, 2), size)
 
     def flip(self) -> Boxes:
-        """In the picture mirrored left to right; UserError without its size."""
+        """Return the boxes in the picture mirrored left to right; UserError without its size."""
         x0, y0, x1, y1 = self.xyxy.T
         width = self._sized()[0]
         return self._moved(np.stack([width - x1, y0, width - x0, y1], axis=1), self.size)
 
     def turn(self) -> Boxes:
-        """In the picture turned left by a quarter, where (x, y) goes to (y, width - x); UserError without its size."""
+        """Turn the boxes left by a quarter with the picture, (x, y) to (y, width - x); UserError without its size."""
         x0, y0, x1, y1 = self.xyxy.T
         width, height = self._sized()
         return self._moved(np.stack([y0, width - x1, y1, width - x0], axis=1), (height, width))
 
     def iou(self, other: Boxes) -> np.ndarray:
-        """Intersection over union of every pair, (N, M)."""
+        """Compute the intersection over union of every pair, (N, M)."""
         return pairwise_iou(self.xyxy, other.xyxy)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Plain values for JSON: ``xyxy`` to 0.01 pixel, ``score`` to six digits and ``label`` where there are some."""
+        """Return plain values for JSON: ``xyxy`` to 0.01 pixel, ``score`` to six digits and ``label`` if there are."""
         rows: list[dict[str, Any]] = [{"xyxy": [round(edge, 2) for edge in box]} for box in self]
         for index, row in enumerate(rows):
             if self.scores is not None:
@@ -152,7 +152,7 @@ class Boxes:
         return rows
 
     def to_tensor(self) -> Tensor:
-        """``xyxy`` as a float32 tensor (N, 4) of its own."""
+        """Return ``xyxy`` as a float32 tensor (N, 4) of its own."""
         import torch  # here, as readers of data do without
 
         return torch.tensor(self.xyxy, dtype=torch.float32)
@@ -163,12 +163,12 @@ class Boxes:
         return self.size
 
     def _moved(self, xyxy: np.ndarray, size: Size | None) -> Boxes:
-        """The same boxes at other places."""
+        """Return the same boxes at other places."""
         return Boxes(xyxy, self.scores, self.labels, size)
 
 
 def pairwise_iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """IoU of every pair of boxes, (P, 4) and (G, 4) xyxy float64 -> (P, G); 0 for boxes without area."""
+    """Compute the IoU of every pair of boxes, (P, 4) and (G, 4) xyxy float64 -> (P, G); 0 for boxes without area."""
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, 2:], other[None, :, 2:])
     both = np.clip(high - low, 0, None).prod(axis=-1)

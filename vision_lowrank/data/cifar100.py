@@ -92,7 +92,7 @@ class _DType:
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and the like mean nothing for single bytes."""
+        """Ignore the state: byte order and the like mean nothing for single bytes."""
 
 
 def _reconstruct(*_: Any) -> _Array:
@@ -154,7 +154,7 @@ def _tree(path: Path) -> dict[Any, Any]:
 
 
 def _text(value: Any) -> Any:
-    """Strings of Python 2 come as bytes."""
+    """Decode strings of Python 2, which come as bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 

@@ -116,7 +116,7 @@ def read_rows(table: Path, root: Path) -> list[Row]:
 
 
 def _check_columns(table: Path, header: tuple[str, ...] | list[str]) -> dict[str, str]:
-    """Our column names -> the table's own, which may have blanks around them."""
+    """Map our column names to the table's own, which may have blanks around them."""
     columns = {str(name).strip(): name for name in header}
     for needed in ("image", "label"):
         if needed not in columns:

@@ -53,7 +53,7 @@ def digits(config: DigitsConfig) -> Splits:
 
 @lru_cache(maxsize=1)
 def _arrays() -> tuple[np.ndarray, np.ndarray]:
-    """Ink in 0…16 (1797, 8, 8) float64 and labels (1797,) int64."""
+    """Load ink in 0…16 (1797, 8, 8) float64 and labels (1797,) int64."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

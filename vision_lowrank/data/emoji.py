@@ -63,7 +63,7 @@ class Emoji:
 
 
 def check_style(style: str) -> str:
-    """`style` if it is one of ``STYLES``.
+    """Return `style` if it is one of ``STYLES``.
 
     Raises:
         DataError: it is not.
@@ -93,7 +93,7 @@ class EmojiConfig(Section):
     "data", "emoji", summary="emoji of four drawing styles, split by concept", config=EmojiConfig, gives="classes"
 )
 def emoji(config: EmojiConfig) -> Splits:
-    """The fixed concept-level split; test and retention sets hold the same test concepts, one set per style.
+    """Return the fixed concept-level split; test and retention sets hold the same test concepts, one set per style.
 
     Raises:
         DataError: no class has `min_images` pictures, or the shipped files are missing.
@@ -111,7 +111,7 @@ def emoji(config: EmojiConfig) -> Splits:
 
 
 def emoji_images(style: str, label: Label = "subgroup", background: str = "white") -> ImageSet:
-    """Every emoji in one style; keys such as ``fluent/1f600``, captions name, sub-group, group and keywords.
+    """Return every emoji in one style; keys such as ``fluent/1f600``, captions name, sub-group, group and keywords.
 
     Args:
         style: one of ``STYLES``.
@@ -137,12 +137,12 @@ def emoji_images(style: str, label: Label = "subgroup", background: str = "white
 
 
 def in_style(images: ImageSet, style: str) -> ImageSet:
-    """The same emoji drawn in another style."""
+    """Return the same emoji drawn in another style."""
     return replace(images, name=check_style(style), keys=tuple(f"{style}/{_code(key)}" for key in images.keys))
 
 
 def emoji_rgba(style: str, code: str) -> Image.Image:
-    """One drawing, (64, 64) RGBA with its own transparency.
+    """Return one drawing, (64, 64) RGBA with its own transparency.
 
     Raises:
         DataError: the style or the code is unknown, or the shipped files are missing.
@@ -153,7 +153,7 @@ def emoji_rgba(style: str, code: str) -> Image.Image:
 
 
 def caption_parts(code: str) -> tuple[str, str, str, tuple[str, ...]]:
-    """Name, sub-group, group and keywords of an emoji.
+    """Return name, sub-group, group and keywords of an emoji.
 
     Raises:
         DataError: the code is unknown.
@@ -164,7 +164,7 @@ def caption_parts(code: str) -> tuple[str, str, str, tuple[str, ...]]:
 
 @lru_cache(maxsize=1)
 def emoji_table() -> tuple[Emoji, ...]:
-    """All rows of the table, in the order of the tiles.
+    """Read all rows of the table, in the order of the tiles.
 
     Raises:
         DataError: the shipped files are missing.
@@ -189,8 +189,9 @@ def emoji_table() -> tuple[Emoji, ...]:
 
 @lru_cache(maxsize=1)
 def _subgroup_sides() -> dict[str, int]:
-    """Concept -> part of the split by sub-groups, which a split by groups keeps: what trains for one label is never
-    tested for the other."""
+    """Map concept -> part of the split by sub-groups, which a split by groups keeps: what trains for one label is never
+    tested for the other.
+    """
     images = _large_classes(emoji_images(STYLES[0]), sum(LEAST))
     parts = split_by_group(images, SHARES, SPLIT_SEED, _concepts(images), LEAST)
     return {concept: number for number, part in enumerate(parts) for concept in _concepts(part)}
@@ -201,7 +202,7 @@ def _concepts(images: ImageSet) -> list[str]:
 
 
 def _large_classes(images: ImageSet, min_images: int) -> ImageSet:
-    """The classes with `min_images` pictures or more, renumbered in the same order."""
+    """Keep the classes with `min_images` pictures or more, renumbered in the same order."""
     counts = Counter(images.labels)
     kept = [label for label in range(len(images.classes)) if counts[label] >= min_images]
     if not kept:

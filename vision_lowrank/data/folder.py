@@ -60,7 +60,7 @@ class FolderConfig(Section):
 
 @register("data", "folder", summary="pictures in one folder per class", config=FolderConfig, gives="classes")
 def folder(config: FolderConfig) -> Splits:
-    """The splits of a class-per-folder tree or of several trees.
+    """Return the splits of a class-per-folder tree or of several trees.
 
     Raises:
         DataError: a folder is missing, holds no pictures or another set of classes, pictures are broken, or `root`
@@ -80,7 +80,7 @@ def folder(config: FolderConfig) -> Splits:
 
 
 def read_tree(root: str | Path, skip_broken: bool = False, prefix: str = "") -> ImageSet:
-    """A class-per-folder tree; classes and pictures sorted by name.
+    """Read a class-per-folder tree; classes and pictures sorted by name.
 
     Args:
         root: the folder that holds one folder per class.
@@ -117,7 +117,7 @@ def read_tree(root: str | Path, skip_broken: bool = False, prefix: str = "") -> 
 
 
 def _split_paths(config: FolderConfig) -> dict[str, Path]:
-    """The tree of each ready-made split; empty where `root` is one tree of classes."""
+    """Return the tree of each ready-made split; empty where `root` is one tree of classes."""
     if config.root is None:
         given = {"train": config.train, "val": config.val, "test": config.test}
         return {split: Path(path) for split, path in given.items() if path is not None}

@@ -17,7 +17,7 @@ from ..registry import registry
 
 
 def read_data(section: Section, wanted: str) -> Any:
-    """The data set of a checked ``data:`` section.
+    """Read the data set of a checked ``data:`` section.
 
     Args:
         section: its ``type`` names a registered data set.

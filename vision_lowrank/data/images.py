@@ -22,7 +22,7 @@ _READERS = 8
 
 
 def read_image(path: str | Path, name: str | None = None) -> Image.Image:
-    """A picture file as RGB.
+    """Read a picture file as RGB.
 
     The EXIF orientation is applied (if the data can be parsed), transparency is laid on white, 16-bit greys are scaled
     to 8 bits (v / 257; integer or float greys outside 0…65535 from their own range, NaN and infinity as 0), CMYK and
@@ -50,12 +50,12 @@ def read_image(path: str | Path, name: str | None = None) -> Image.Image:
 
 
 def read_under(root: Path, key: str) -> Image.Image:
-    """:func:`read_image` of ``root / key``, called `key` in messages."""
+    """Read ``root / key`` by :func:`read_image`, called `key` in messages."""
     return read_image(root / key, key)
 
 
 def to_rgb(picture: Image.Image, background: str = "white") -> Image.Image:
-    """Any PIL picture as 8-bit RGB; transparent parts show `background`, a colour PIL knows by name or ``#rrggbb``."""
+    """Turn any PIL picture into 8-bit RGB; transparent parts show `background`, a colour PIL knows or ``#rrggbb``."""
     if picture.mode == "F" or picture.mode.startswith("I"):
         return _eight_bit(picture).convert("RGB")
     if picture.has_transparency_data:
@@ -66,7 +66,7 @@ def to_rgb(picture: Image.Image, background: str = "white") -> Image.Image:
 
 
 def readable(root: Path, keys: Sequence[str], skip_broken: bool) -> list[str]:
-    """The keys of all pictures that open, in order; a check without decoding where the format allows.
+    """List the keys of all pictures that open, in order; a check without decoding where the format allows.
 
     Opens each header and looks for the end marker of JPEG and PNG (0.1 to 0.2 ms a picture from a warm disk); other
     formats, and files whose marker is missing, are decoded. Damage in the middle of a file shows when it is read.
@@ -92,18 +92,18 @@ def readable(root: Path, keys: Sequence[str], skip_broken: bool) -> list[str]:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file's name ends like a picture's and is not hidden."""
+    """Tell whether a file's name ends like a picture's and is not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:
-    """Quoted names for a message, the first `most` of them and the number of the others."""
+    """Quote names for a message, the first `most` of them and the number of the others."""
     quoted = [f"'{name}'" for name in names]
     return ", ".join(quoted[:most]) + (f" and {len(quoted) - most} more" if len(quoted) > most else "")
 
 
 def _problem(path: Path) -> str | None:
-    """Why a file cannot be read, or None."""
+    """Tell why a file cannot be read, or return None."""
     try:
         with Image.open(path) as picture:
             ending = _ENDINGS.get(picture.format or "")
@@ -121,7 +121,7 @@ def _tail(path: Path) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """PIL's exception in words of one line without the path, which the message names already."""
+    """Put PIL's exception in words of one line without the path, which the message names already."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a picture"
     if isinstance(error, Image.DecompressionBombError):

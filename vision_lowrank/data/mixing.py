@@ -38,12 +38,12 @@ Box = tuple[int, int, int, int]
 
 
 def mixup(one: Tensor, other: Tensor, share: float | Tensor) -> Tensor:
-    """share · one + (1 - share) · other, of pictures or labels of any one shape."""
+    """Compute share · one + (1 - share) · other, of pictures or labels of any one shape."""
     return share * one + (1 - share) * other
 
 
 def cutmix(one: Tensor, other: Tensor, box: Box) -> tuple[Tensor, float]:
-    """`one` (3, H, W) with the part of `other` inside `box`, and the share of pixels that are still `one`'s.
+    """Paste the part of `other` in `box` into `one` (3, H, W); also return the share of pixels that are still `one`'s.
 
     Args:
         one: where to paste.

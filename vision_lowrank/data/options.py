@@ -29,5 +29,5 @@ Fractions = Annotated[tuple[float, float, float], AfterValidator(_sum_to_one)]
 
 
 def class_name(text: str) -> str:
-    """The readable form of a folder name or label: underscores become spaces, case stays (CoOp's rule)."""
+    """Return the readable form of a folder name or label: underscores become spaces, case stays (CoOp's rule)."""
     return " ".join(text.replace("_", " ").split())

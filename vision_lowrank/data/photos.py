@@ -55,7 +55,7 @@ class PhotosConfig(Section):
 
 @register("data", "photos", summary="tiles of scikit-image's bundled photographs", config=PhotosConfig, gives="classes")
 def photos(config: PhotosConfig) -> Splits:
-    """Tiles of every photograph, see the module docstring; keys such as ``coffee.png/r0c3``."""
+    """Return tiles of every photograph, see the module docstring; keys such as ``coffee.png/r0c3``."""
     return Splits(
         train=_tiles("train", TRAIN_COLUMNS),
         val=_tiles("val", VAL_COLUMNS),
@@ -65,7 +65,7 @@ def photos(config: PhotosConfig) -> Splits:
 
 
 def photographs() -> ImageSet:
-    """The whole photographs that the installed scikit-image ships; keys are file names."""
+    """Return the whole photographs that the installed scikit-image ships; keys are file names."""
     files = _shipped()
     return ImageSet("photos", tuple(FILES[file] for file in files), tuple(range(len(files))), files, _read)
 

@@ -31,7 +31,7 @@ class PictureSet:
         return len(self.keys)
 
     def image(self, index: int) -> Image.Image:
-        """Picture `index`, RGB, upright.
+        """Load picture `index`, RGB, upright.
 
         Raises:
             DataError: it is missing, damaged or no picture.
@@ -39,11 +39,11 @@ class PictureSet:
         raise NotImplementedError
 
     def subset(self, indices: Sequence[int]) -> Any:
-        """The pictures at `indices`, in that order, as a set of the same kind."""
+        """Return the pictures at `indices`, in that order, as a set of the same kind."""
         raise NotImplementedError
 
     def facts(self) -> Iterable[object]:
-        """What the identity of the set rests on beside keys, one for each picture: such as its class."""
+        """Return what the set's identity rests on beside keys, one for each picture: such as its class."""
         raise NotImplementedError
 
     @property

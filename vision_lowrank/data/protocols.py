@@ -47,7 +47,7 @@ def base_to_novel(splits: Splits, train: ImageSet, val: ImageSet | None) -> tupl
 
 
 def with_transfer(splits: Splits, sections: Iterable[Any]) -> Splits:
-    """`splits` with the test sets of further data sections as transfer sets.
+    """Return `splits` with the test sets of further data sections as transfer sets.
 
     They are called as their data set calls them, or ``TYPE-NAME`` where that name is taken.
 

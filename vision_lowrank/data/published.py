@@ -11,7 +11,7 @@ from .images import listed
 
 
 def published_folder(root: str, name: str, needed: Sequence[str], remedy: str) -> Path:
-    """The folder of a data set: ``root / name``, or `root` itself where that is the folder.
+    """Find the folder of a data set: ``root / name``, or `root` itself where that is the folder.
 
     Args:
         root: what the user gave; ``~`` is expanded.
@@ -38,7 +38,7 @@ def published_folder(root: str, name: str, needed: Sequence[str], remedy: str) -
 
 
 def check_pictures(folder: Path, keys: Sequence[str], remedy: str) -> None:
-    """Whether a data set's lists name files that are there, each once; files are looked for, not opened.
+    """Check that a data set's lists name files that are there, each once; files are looked for, not opened.
 
     Args:
         folder: what `keys` are relative to.

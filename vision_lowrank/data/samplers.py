@@ -35,7 +35,7 @@ MAX_VAL_SHOTS = 4
 def draw_shots(
     splits: Splits, shots: int, seed: int, sampler: Sampler = "coop", *, allow_fewer: bool = False
 ) -> tuple[ImageSet, ImageSet | None]:
-    """:func:`few_shot` of a data set, or the selection that the data set has on disk for these shots and this seed.
+    """Draw :func:`few_shot` of a data set, or load the selection it has on disk for these shots and this seed.
 
     Args:
         splits: the data set.
@@ -66,7 +66,7 @@ def few_shot(
     allow_fewer: bool = False,
     val_from_train: bool = False,
 ) -> tuple[ImageSet, ImageSet | None]:
-    """K pictures per class for training and min(K, 4) for validation.
+    """Draw K pictures per class for training and min(K, 4) for validation.
 
     Args:
         images: the training pool.
@@ -182,7 +182,7 @@ def _draw_repeated_if_short(rng: random.Random, images: ImageSet, shots: int) ->
 
 
 def _draw_with_val(rng: random.Random, images: ImageSet, shots: int, few_val: int) -> tuple[ImageSet, ImageSet]:
-    """One draw of K + v pictures per class, K to train and v to validate."""
+    """Draw K + v pictures per class once, K to train and v to validate."""
     both = shots + few_val
     _require(images, both, f"add pictures or lower shots ({few_val} of each class validate)")
     drawn = _draw_all_if_short(rng, images, both)

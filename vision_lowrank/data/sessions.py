@@ -127,8 +127,8 @@ class SessionOptions(Section):
         return self
 
     def sizes(self, classes: int) -> tuple[int, ...]:
-        """Numbers of new classes of the sessions of a data set with `classes` classes; without `sessions` they sum to
-        `classes`.
+        """Return the numbers of new classes of the sessions of a data set with `classes` classes; without `sessions`
+        they sum to `classes`.
 
         Raises:
             DataError: the classes do not fit, or are not as many as the published setting has.
@@ -222,16 +222,17 @@ class Sessions:
         return tuple(len(session.classes) for session in self.sessions)
 
     def seen(self, number: int) -> int:
-        """C_t, the number of classes seen up to and including session `number`."""
+        """Count the classes seen up to and including session `number`: C_t."""
         return sum(self.sizes[: number + 1])
 
     def seen_test(self, number: int) -> ImageSet:
-        """Test pictures of all classes seen up to and including session `number`, session after session: those of
-        session t are the first of session t + 1."""
+        """Return test pictures of all classes seen up to and including session `number`, session after session: those
+        of session t are the first of session t + 1.
+        """
         return joined([session.test for session in self.sessions[: number + 1]])
 
     def facts(self) -> dict[str, Any]:
-        """Which classes and pictures the sessions hold, for the record of a run; keys of what was drawn."""
+        """Return which classes and pictures the sessions hold, for a run's record; keys of what was drawn."""
         return {"class_order": list(self.order), "sessions": [_session_facts(session) for session in self.sessions]}
 
 
@@ -330,7 +331,7 @@ def _labels(sessions: Sequence[Sequence[str]], classes: Sequence[str]) -> list[i
 def _draw_order(
     images: ImageSet, seed: int | None, fixed: Mapping[int, Sequence[int]] | None = None
 ) -> list[list[int]]:
-    """Places of each class's pictures, what is drawn first in front."""
+    """Order the places of each class's pictures, what is drawn first in front."""
     places = images.by_class()
     if seed is not None:
         digests = [hashlib.sha256(f"{seed}\t{key}".encode()).hexdigest() for key in images.keys]
@@ -341,7 +342,7 @@ def _draw_order(
 
 
 def _seed_of(text: str, run: int) -> int | None:
-    """``seed:<n>`` -> n, ``seed`` -> the run's, None for other words."""
+    """Read ``seed:<n>`` as n, ``seed`` as the run's seed, other words as None."""
     word, _, number = text.partition(":")
     if word != "seed":
         return None

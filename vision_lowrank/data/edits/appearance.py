@@ -63,7 +63,7 @@ def material(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
 
 
 def _luminance(photo: Pixels, radius: float = 0) -> np.ndarray:
-    """(H, W) float32, blurred by `radius` pixels."""
+    """Compute the luminance, (H, W) float32, blurred by `radius` pixels."""
     grey = Image.fromarray(photo).convert("L")
     return np.asarray(grey.filter(ImageFilter.GaussianBlur(radius)) if radius else grey, dtype=np.float32)
 

@@ -130,7 +130,7 @@ class Kind:
     opencv: bool = False
 
     def edit(self, photo: Pixels, donor: Donor, rng: np.random.Generator) -> Edit | None:
-        """One edit of `photo` (H, W, 3) uint8; None where ``ATTEMPTS`` draws gave none that shows.
+        """Make one edit of `photo` (H, W, 3) uint8; None where ``ATTEMPTS`` draws gave none that shows.
 
         Raises:
             UserError: the kind needs OpenCV, and it is not installed.
@@ -157,7 +157,7 @@ class Kind:
 
 
 def shows(photo: Pixels, change: Change) -> bool:
-    """Whether an edit is one by the rules of the module docstring."""
+    """Tell whether an edit is one by the rules of the module docstring."""
     if not LEAST_AREA <= change.mask.mean() <= MOST_AREA or not boxes_of_mask(change.mask):
         return False
     difference = np.abs(change.image[change.mask].astype(np.int16) - photo[change.mask])
@@ -165,13 +165,13 @@ def shows(photo: Pixels, change: Change) -> bool:
 
 
 def blend(photo: Pixels, new: np.ndarray, alpha: np.ndarray) -> Pixels:
-    """``photo + alpha (new - photo)``, rounded and clipped; `new` (H, W, 3) of any real type, `alpha` (H, W)."""
+    """Compute ``photo + alpha (new - photo)``, rounded and clipped; `new` (H, W, 3), any real type, `alpha` (H, W)."""
     mixed = photo + alpha[..., None] * (new - photo.astype(np.float32))
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
 def opencv() -> ModuleType:
-    """OpenCV.
+    """Import OpenCV.
 
     Raises:
         UserError: it is not installed.

@@ -36,7 +36,7 @@ def copy_move(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
 
 
 def _target(rng: np.random.Generator, original: np.ndarray) -> np.ndarray:
-    """Where the copy's centre goes, (x, y): of some random places one that is far enough, else the farthest."""
+    """Choose where the copy's centre goes, (x, y): of some random places one far enough away, else the farthest."""
     extent = np.array(original.shape[::-1])
     about = centre_of(original)
     places = rng.uniform(0.1, 0.9, (8, 2)) * extent

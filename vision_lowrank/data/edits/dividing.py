@@ -16,7 +16,7 @@ MANY = 100
 
 
 def number_of(*parts: object) -> int:
-    """160 bits that depend on `parts` only."""
+    """Compute 160 bits that depend on `parts` only."""
     return int(hashlib.sha1("\n".join(map(str, parts)).encode()).hexdigest(), 16)
 
 
@@ -40,7 +40,7 @@ def divide(names: Iterable[str], fractions: tuple[float, float, float]) -> dict[
 
 
 def _counts(total: int, fractions: tuple[float, float, float]) -> list[int]:
-    """Whole numbers with sum `total`, close to the shares, at least 1 where a share is above 0 if `total` allows."""
+    """Divide `total` into whole numbers close to the shares, at least 1 where a share is above 0 if `total` allows."""
     wanted = [fraction > 0 for fraction in fractions]
     if total <= sum(wanted):
         return [int(here and sum(wanted[:place]) < total) for place, here in enumerate(wanted)]

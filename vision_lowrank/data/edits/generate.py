@@ -279,7 +279,7 @@ def _versions() -> dict[str, str]:
 
 
 def _bar(name: str, items: list) -> Iterator:
-    """`items` under a bar with their rate, where stderr is a terminal."""
+    """Yield `items` under a bar with their rate, where stderr is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(show_speed=True))
     progress = Progress(

@@ -14,7 +14,7 @@ KINDS: dict[str, Kind] = {kind.name: kind for family in _FAMILIES for kind in fa
 
 
 def check_kinds(names: Sequence[str]) -> tuple[str, ...]:
-    """`names` without repetitions, in the order of ``KINDS``.
+    """Return `names` without repetitions, in the order of ``KINDS``.
 
     Raises:
         DataError: a name is unknown.

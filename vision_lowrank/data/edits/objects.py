@@ -44,7 +44,7 @@ class Objects:
     drawn: bool = False
 
     def draw(self, rng: np.random.Generator) -> tuple[str, Image.Image]:
-        """Name and RGBA picture of a random object, cut to what is not transparent."""
+        """Draw a random object: its name and RGBA picture, cut to what is not transparent."""
         number = int(rng.integers(len(self.keys)))
         picture = self.load(self.keys[number])
         return self.names[number], picture.crop(picture.getchannel("A").getbbox())
@@ -73,7 +73,7 @@ def objects_by_split(folder: str | None, fractions: tuple[float, float, float]) 
 
 @lru_cache(maxsize=1)
 def emoji_objects() -> Objects:
-    """Emoji of things."""
+    """Return emoji of things."""
     rows = [row for row in emoji_table() if _is_thing(row)]
     return Objects(
         tuple(row.code for row in rows),
@@ -115,7 +115,7 @@ def _read_rgba(folder: Path, key: str) -> Image.Image:
 
 
 def _has_outline(path: Path) -> bool:
-    """Whether a picture is readable and has both transparent and opaque parts."""
+    """Tell whether a picture is readable and has both transparent and opaque parts."""
     try:
         with Image.open(path) as picture:
             low, high = picture.convert("RGBA").getchannel("A").getextrema()

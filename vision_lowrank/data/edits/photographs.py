@@ -131,12 +131,12 @@ def sources_of(photos: Photographs, split_of: dict[str, str], size: int, crops: 
 
 
 def is_blank(pixels: Pixels) -> bool:
-    """Whether a picture shows next to nothing: a standard deviation below 4 grey levels."""
+    """Tell whether a picture shows next to nothing: a standard deviation below 4 grey levels."""
     return float(pixels.mean(axis=2).std()) < LEAST_CONTRAST
 
 
 def _grid(extent: tuple[int, int], size: int) -> list[tuple[int, int, int, int]]:
-    """Squares of `size` about the centre of a picture (width, height)."""
+    """List squares of `size` about the centre of a picture (width, height)."""
     columns, rows = (side // size for side in extent)
     left, top = (extent[0] - columns * size) // 2, (extent[1] - rows * size) // 2
     corners = ((left + column * size, top + row * size) for row in range(rows) for column in range(columns))
@@ -183,7 +183,7 @@ def _checked(root: Path, keys: list[str]) -> Photographs:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """(width, height) after the EXIF orientation, without decoding where the format allows; None if it is damaged."""
+    """Read (width, height) after the EXIF orientation, if possible without decoding; None if it is damaged."""
     try:
         with Image.open(path) as picture:
             width, height = picture.size

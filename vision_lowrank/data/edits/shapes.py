@@ -61,7 +61,7 @@ def feather_width(rng: np.random.Generator, shape: tuple[int, int]) -> int:
 
 
 def centre_of(mask: np.ndarray) -> np.ndarray:
-    """(x, y), float64, of a region's centre of mass."""
+    """Compute (x, y), float64, of a region's centre of mass."""
     rows, columns = np.nonzero(mask)
     return np.array([columns.mean() + 0.5, rows.mean() + 0.5])
 
@@ -99,7 +99,7 @@ def moved(
 
 
 def _outline(rng: np.random.Generator) -> np.ndarray:
-    """(n, 2) points of a polygon of unit area."""
+    """Draw (n, 2) points of a polygon of unit area."""
     form = rng.choice(list(OUTLINES), p=list(OUTLINES.values()))
     if form == "rectangle":
         points = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])

@@ -20,7 +20,7 @@ WORDS = (
 
 
 def add_text(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Change:
-    """Words drawn onto the photograph."""
+    """Draw words onto the photograph."""
     words, alpha = _lettering(rng, photo.shape[:2])
     mask = alpha > 0.5
     image = blend(photo, _colour(photo, mask, rng), alpha)
@@ -40,7 +40,7 @@ def replace_text(photo: Pixels, donor: Donor, rng: np.random.Generator) -> Chang
 
 
 def _lettering(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[str, np.ndarray]:
-    """Words and their alpha, (H, W) float32."""
+    """Draw words and their alpha, (H, W) float32."""
     words = str(rng.choice(WORDS))
     if rng.random() < 0.4:
         words = f"{words} {int(rng.integers(2, 1000))}"

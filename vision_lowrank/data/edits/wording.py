@@ -65,7 +65,7 @@ def explain(
 
 
 def fill(rng: np.random.Generator, sentences: Sequence[str], words: Mapping[str, str], place: str) -> str:
-    """One of `sentences`, such as instructions, filled in with place and words."""
+    """Fill one of `sentences`, such as instructions, with place and words."""
     return _pick(rng, sentences).format(where=place, Where=place[0].upper() + place[1:], **words)
 
 

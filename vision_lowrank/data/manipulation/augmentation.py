@@ -95,7 +95,7 @@ class TwinAugmentation:
     flip: float = 0.5
 
     def draw(self, rng: Rng) -> Change:
-        """See :class:`Augmentation`."""
+        """Draw a change, see :class:`Augmentation`."""
         rng = np.random.default_rng(rng)
         steps: list[Step] = [_flip_x] if rng.random() < self.flip else []
         if rng.random() < self.probability:
@@ -146,7 +146,7 @@ class ImdlAugmentation:
             )
 
     def draw(self, rng: Rng) -> Change:
-        """See :class:`Augmentation`."""
+        """Draw a change, see :class:`Augmentation`."""
         rng = np.random.default_rng(rng)
         brightness, contrast = rng.uniform(-self.light, self.light, size=2)
         # Every value is drawn whether it is used or not, so that one probability does not move the other draws.
@@ -265,7 +265,7 @@ def _new_region(edit: Callable[..., np.ndarray], sides: tuple[float, float]) -> 
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int], part: tuple[int, int]) -> tuple[int, int]:
-    """Left and top of a random place of a `part` of a picture."""
+    """Draw left and top of a random place of a `part` of a picture."""
     left, top = (int(rng.integers(whole - length + 1)) for whole, length in zip(size, part, strict=True))
     return left, top
 

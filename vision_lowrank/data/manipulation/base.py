@@ -126,7 +126,7 @@ class Column:
 
     @classmethod
     def of(cls, values: Iterable[str | None]) -> Column:
-        """The column of `values`."""
+        """Make the column of `values`."""
         numbers: dict[str, int] = {}
         codes = [-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values]
         return cls(np.asarray(codes, dtype=np.int32), tuple(numbers))
@@ -136,7 +136,7 @@ class Column:
         return None if code < 0 else self.names[code]
 
     def at(self, indices: np.ndarray) -> Column:
-        """The column of some pictures; names stay as they are."""
+        """Return the column of some pictures; names stay as they are."""
         return Column(self.codes[indices], self.names)
 
 
@@ -168,7 +168,7 @@ class ManipulationSet(PictureSet):
     def of(
         cls, name: str, records: Sequence[PictureRecord], root: Path, vocabulary: Vocabulary | None = None
     ) -> ManipulationSet:
-        """A set of `records`, which are gone through once."""
+        """Make a set of `records`, which are gone through once."""
         rows = [(r.label, r.source_id, r.editor, r.category) for r in records]
         return cls(
             name,
@@ -190,12 +190,12 @@ class ManipulationSet(PictureSet):
         return [record.id for record in self.records]
 
     def image(self, index: int) -> Image.Image:
-        """See :meth:`PictureSet.image`."""
+        """Load a picture, see :meth:`PictureSet.image`."""
         name = self.records[index].image
         return read_image(self.root / name, name)
 
     def mask(self, index: int) -> np.ndarray | None:
-        """Where picture `index` was edited, (H, W) bool; all False for a real one, None where it is not annotated.
+        """Return where picture `index` was edited, (H, W) bool; all False for a real one, None where not annotated.
 
         Raises:
             DataError: the file is missing or damaged, or its size is not the picture's.
@@ -209,14 +209,14 @@ class ManipulationSet(PictureSet):
         return None
 
     def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of picture `index` in pixels, upright."""
+        """Return (width, height) of picture `index` in pixels, upright."""
         record = self.records[index]
         if record.width is not None and record.height is not None:
             return record.width, record.height
         return self.image(index).size
 
     def subset(self, indices: Sequence[int] | np.ndarray, name: str | None = None) -> ManipulationSet:
-        """The pictures at `indices`, in that order."""
+        """Return the pictures at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         return replace(
             self,
@@ -229,7 +229,7 @@ class ManipulationSet(PictureSet):
         )
 
     def facts(self) -> Iterable[int]:
-        """The label of each picture."""
+        """Return the label of each picture."""
         return self.labels.tolist()
 
 
@@ -237,7 +237,7 @@ class Records(Sequence[PictureRecord]):
     """Records that are made when asked for, by :meth:`record`; a slice is :class:`Chosen` ones of them."""
 
     def record(self, index: int) -> PictureRecord:
-        """Record `index`, 0 <= index < len."""
+        """Return record `index`, 0 <= index < len."""
         raise NotImplementedError
 
     @overload
@@ -263,7 +263,7 @@ class Chosen(Records):
         return len(self.indices)
 
     def record(self, index: int) -> PictureRecord:
-        """The record that ``indices[index]`` names."""
+        """Return the record that ``indices[index]`` names."""
         return self.records[int(self.indices[index])]
 
 
@@ -283,7 +283,7 @@ class ManipulationSplits:
 
 
 def read_mask(path: Path, name: str | None = None) -> np.ndarray:
-    """A mask file as (H, W) bool: True where the mean over R, G, B is above 127.5 (IMDL-BenCo's rule).
+    """Read a mask file as (H, W) bool: True where the mean over R, G, B is above 127.5 (IMDL-BenCo's rule).
 
     Raises:
         DataError: the file is missing or damaged.

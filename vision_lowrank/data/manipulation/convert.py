@@ -120,7 +120,7 @@ def _moved(images: ManipulationSet, root: Path, derive: bool, watch: Watch) -> I
 def _derived(
     images: ManipulationSet, originals: dict[str, int], root: Path, index: int, record: PictureRecord
 ) -> PictureRecord:
-    """`record`, whose paths start from `root`, with a mask and boxes where they can be had."""
+    """Return `record`, whose paths start from `root`, with a mask and boxes where they can be had."""
     mask = images.mask(index)
     if mask is not None:
         return with_boxes(record, mask)

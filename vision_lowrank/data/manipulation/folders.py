@@ -57,7 +57,7 @@ def edited_folders(config: EditedFoldersConfig) -> ManipulationSplits:
 
 
 def read_folders(root: Path, name: str | None = None) -> ManipulationSet:
-    """One such tree.
+    """Read one such tree.
 
     Raises:
         DataError: ``real`` or ``edited`` is missing or empty, two real pictures share a stem, or a mask has no edit.

@@ -95,7 +95,7 @@ class Framing:
         return f"'{self.mode}' at {self.size} pixels{most}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
@@ -122,7 +122,7 @@ class Framing:
 
 
 def token_centres(rectangles: np.ndarray, grid: Grid, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each token is in a picture of `width` x `height` pixels.
+    """Compute where each token is in a picture of `width` x `height` pixels.
 
     Returns:
         centres: (N, 2) float64, x and y of the middle of the visible part of a token's cell, in [0, 1] of the picture;
@@ -164,7 +164,7 @@ def token_targets(mask: np.ndarray, rectangles: np.ndarray, grid: Grid) -> np.nd
 
 
 def heat_map(values: np.ndarray, rectangles: np.ndarray, grid: Grid, width: int, height: int) -> np.ndarray:
-    """Values of tokens as a map of the picture's pixels, bilinear.
+    """Spread values of tokens over a map of the picture's pixels, bilinear.
 
     heat(p) = Σ_n w_n(p) v_n / Σ_n w_n(p), where w_n falls linearly in x and in y from 1 at the middle of cell n to 0
     one cell away. Within a tile this is bilinear interpolation, constant at the picture's rim, and it goes on over the
@@ -218,12 +218,12 @@ def _seen(image: Image.Image, rectangle: np.ndarray, size: int) -> Image.Image:
 
 
 def _edges(spans: np.ndarray, cells: int) -> np.ndarray:
-    """(T, cells + 1) edges of the cells along one axis of rectangles that span (T, 2)."""
+    """Compute (T, cells + 1) edges of the cells along one axis of rectangles that span (T, 2)."""
     return np.linspace(spans[:, 0], spans[:, 1], cells + 1, axis=1)
 
 
 def _middles(edges: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Middles of cells (T, cells) in [0, 1] of `length`, and whether there is anything of the picture in them."""
+    """Compute middles of cells (T, cells) in [0, 1] of `length`, and whether any of the picture is in them."""
     low, high = edges[:, :-1], edges[:, 1:]
     inside = (low < length) & (high > 0)
     visible = (low.clip(0, length) + high.clip(0, length)) / 2
@@ -231,14 +231,14 @@ def _middles(edges: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _between(table: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Rows of `table` (rows, columns) at fractional places (n,), interpolated linearly: (n, columns) float64."""
+    """Interpolate rows of `table` (rows, columns) linearly at fractional places (n,): (n, columns) float64."""
     below = np.minimum(at.astype(np.int64), len(table) - 2)
     share = (at - below)[:, None]
     return table[below] * (1 - share) + table[below + 1] * share
 
 
 def _hats(start: float, stop: float, cells: int, length: int) -> tuple[slice, np.ndarray]:
-    """Weights of cells along one axis: the pixels that they reach, and (cells, pixels) float32; padding has none."""
+    """Weight cells along one axis: the pixels that they reach, and (cells, pixels) float32; padding has none."""
     cell = (stop - start) / cells
     low = start + cell * np.arange(cells)
     first, last = max(0, int(start - cell)), min(length, ceil(stop + cell))

@@ -90,7 +90,7 @@ def read_tests(path: Path, check_masks: bool = True) -> dict[str, ManipulationSe
 
 
 def is_balanced(path: Path) -> bool:
-    """Whether a JSON file is a BalancedDataset (its pairs begin with the name of a class)."""
+    """Tell whether a JSON file is a BalancedDataset (its pairs begin with the name of a class)."""
     if path.suffix.lower() != ".json":
         return False
     rows = parsed(_content(path), f"'{path}'")
@@ -197,7 +197,7 @@ def _names_classes(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _base(path: Path, files: Sequence[str]) -> Path:
-    """Where the paths in a JSON file start: the working directory or, failing that, the file's folder."""
+    """Find where the paths in a JSON file start: the working directory or, failing that, the file's folder."""
     lacking = {}
     for base in (Path("."), path.parent):
         lacking[base] = [each for each in files if not (base / each).exists()]

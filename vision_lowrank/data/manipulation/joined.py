@@ -86,7 +86,7 @@ def join(name: str, sets: Sequence[ManipulationSet], draws: int | None = None) -
 
 
 def relocated(record: PictureRecord, old: Path, new: Path) -> PictureRecord:
-    """`record` with its paths, relative to the folder `old`, made relative to `new`."""
+    """Return `record` with its paths, relative to the folder `old`, made relative to `new`."""
     start = os.path.abspath(new)
     if os.path.abspath(old) == start:
         return record

@@ -146,7 +146,7 @@ class ImdlConfig(Section):
     gives="edits",
 )
 def imdl(config: ImdlConfig) -> ManipulationSplits:
-    """Training, validation and test sets of a protocol; several training sets are a :class:`~.joined.JoinedSet`.
+    """Read train, val and test sets of a protocol; several training sets are a :class:`~.joined.JoinedSet`.
 
     Raises:
         DataError: a set is missing (names its home page), wrong, or trains and tests at once.
@@ -181,7 +181,7 @@ def _training(
 
 
 def locate(root: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Where each data set is: a folder that holds ``Tp``, or a JSON file.
+    """Find where each data set is: a folder that holds ``Tp``, or a JSON file.
 
     Raises:
         DataError: the root or a set is missing, or a set is there twice; names every missing one with its home page.
@@ -212,7 +212,7 @@ def locate(root: Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 def _candidates(root: Path) -> Iterator[Path]:
-    """Folders with ``Tp`` and JSON files in `root` and one level below."""
+    """Yield folders with ``Tp`` and JSON files in `root` and one level below."""
     for path in sorted(root.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
             if (path / "Tp").is_dir():

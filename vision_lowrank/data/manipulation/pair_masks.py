@@ -69,7 +69,7 @@ def pair_difference(real: Image.Image, edited: Image.Image) -> PairDifference:
 
 
 def annotated(record: PictureRecord, difference: PairDifference, mask: str) -> PictureRecord:
-    """`record` with what its pair shows, marked as automatic.
+    """Return `record` with what its pair shows, marked as automatic.
 
     Args:
         record: an edited picture without mask and boxes.

@@ -38,7 +38,7 @@ def pictures_under(root: Path, folder: str) -> list[str]:
 
 
 def some_pictures(root: Path, folder: str) -> list[str]:
-    """:func:`pictures_under`, at least one.
+    """Return :func:`pictures_under`, at least one.
 
     Raises:
         DataError: the folder is missing or has no pictures.
@@ -59,7 +59,7 @@ def mask_key(path: str) -> str:
 
 
 def by_mask_key(paths: Sequence[str]) -> dict[str, str]:
-    """`paths` by :func:`mask_key`.
+    """Return `paths` by :func:`mask_key`.
 
     Raises:
         DataError: two have one key.
@@ -98,7 +98,7 @@ def paired(root: Path, images: Sequence[str], masks: Sequence[str]) -> list[str]
 
 
 def edited_masks(root: Path, masks: Sequence[str]) -> np.ndarray:
-    """Which masks have any white pixel: (N,) bool. Reads them all, so a damaged one shows now.
+    """Tell which masks have any white pixel: (N,) bool. Reads them all, so a damaged one shows now.
 
     Raises:
         DataError: a mask is missing or damaged.

@@ -18,7 +18,7 @@ MIN_PIXELS, MIN_SHARE = 16, 1e-4
 
 
 def boxes_of_mask(mask: np.ndarray) -> tuple[Box, ...]:
-    """The boxes of a mask (H, W) bool, from top to bottom; pixel edges, so a full mask gives (0, 0, W, H)."""
+    """Find the boxes of a mask (H, W) bool, from top to bottom; pixel edges, so a full mask gives (0, 0, W, H)."""
     numbers, count = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(numbers.ravel(), minlength=count + 1)[1:]
     least = max(MIN_PIXELS, MIN_SHARE * mask.size)
@@ -30,7 +30,7 @@ def boxes_of_mask(mask: np.ndarray) -> tuple[Box, ...]:
 
 
 def mask_of_boxes(boxes: Iterable[Box], width: int, height: int) -> np.ndarray:
-    """The pixels whose centres lie in any of the boxes: (height, width) bool."""
+    """Mark the pixels whose centres lie in any of the boxes: (height, width) bool."""
     mask = np.zeros((height, width), dtype=bool)
     for x0, y0, x1, y1 in boxes:
         left, top, right, bottom = (max(0, int(np.ceil(value - 0.5))) for value in (x0, y0, x1, y1))
@@ -39,7 +39,7 @@ def mask_of_boxes(boxes: Iterable[Box], width: int, height: int) -> np.ndarray:
 
 
 def with_boxes(record: PictureRecord, mask: np.ndarray) -> PictureRecord:
-    """`record` with the boxes of its mask, marked as derived; as it is where boxes are annotated or all is edited."""
+    """Add the boxes of its mask to `record`, marked as derived, unless boxes are annotated or all is edited."""
     if record.boxes is not None or record.scope == "global":
         return record
     return replace(record, boxes=tuple(Region(box) for box in boxes_of_mask(mask)), derived=True)

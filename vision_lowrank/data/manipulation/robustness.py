@@ -80,7 +80,7 @@ class Degradation:
         return image if self.clean else _KINDS[self.name].apply(image, self.level, key)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of a picture of `width` x `height` pixels afterwards."""
+        """Return (width, height) of a picture of `width` x `height` pixels afterwards."""
         return (width, height) if self.clean else _KINDS[self.name].size(width, height, self.level)
 
     def apply_mask(self, mask: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ class Degradation:
     def apply_truth(
         self, mask: np.ndarray | None, boxes: Boxes | None, width: int, height: int
     ) -> tuple[np.ndarray | None, Boxes | None]:
-        """Mask and boxes of a picture that was `width` x `height` pixels; what is not annotated stays so."""
+        """Change mask and boxes of a picture that was `width` x `height` pixels; what is not annotated stays so."""
         return (
             None if mask is None else self.apply_mask(mask),
             None if boxes is None else boxes.resize(self.size(width, height)),

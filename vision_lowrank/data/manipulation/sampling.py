@@ -105,7 +105,7 @@ class Twins:
         return int((self._spans[:, 2] - self._spans[:, 1]).sum())
 
     def draw(self, index: int, position: int) -> tuple[int, int]:
-        """(real, edited)."""
+        """Draw (real, edited)."""
         start, middle, end = self._spans[index]
         random = _generator(self.seed, position)
         real = self._order[start + random.integers(middle - start)]
@@ -143,7 +143,7 @@ class Balanced:
         return len(self._main)
 
     def draw(self, index: int, position: int) -> tuple[int, ...]:
-        """One picture per label, in order of the labels."""
+        """Draw one picture per label, in order of the labels."""
         random, main = _generator(self.seed, position), int(self._main[index])
         drawn = [_pick(choice, random) for choice in self._choices]
         return tuple(
@@ -193,7 +193,7 @@ class Single:
         return self.size
 
     def draw(self, index: int, position: int) -> tuple[int]:
-        """Picture `index`."""
+        """Return picture `index`."""
         return (index,)
 
 

@@ -173,7 +173,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 
 
 def parsed(text: bytes, where: str) -> Any:
-    """JSON from UTF-8 bytes.
+    """Parse JSON from UTF-8 bytes.
 
     Raises:
         DataError: says where and why it is none.
@@ -187,7 +187,7 @@ def parsed(text: bytes, where: str) -> Any:
 
 
 def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line) of every line that is not empty."""
+    """Yield (line number from 1, line) of every line that is not empty."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip(b"\xef\xbb\xbf \t\r\n"):
@@ -195,7 +195,7 @@ def numbered(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def record_of(line: bytes, vocabulary: Vocabulary) -> PictureRecord:
-    """One line as a record.
+    """Read one line as a record.
 
     Raises:
         DataError: names every key that is wrong, and why.

@@ -113,7 +113,7 @@ def shortcut_audit(images: ManipulationSet) -> ShortcutAudit:
 
 
 def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted share of pairs (real, edited) whose edited picture has the higher score; ties count half.
+    """Compute the weighted share of pairs (real, edited) whose edited picture has the higher score; ties count half.
 
     Args:
         labels: (N,) int, 1 = edited; both occur with a weight above 0.
@@ -126,7 +126,7 @@ def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) ->
 
 
 def metadata_features(images: ManipulationSet) -> dict[str, np.ndarray]:
-    """Family -> (N, columns) float64.
+    """Compute features, family -> (N, columns) float64.
 
     Raises:
         DataError: a file is missing or no picture.
@@ -140,7 +140,7 @@ def metadata_features(images: ManipulationSet) -> dict[str, np.ndarray]:
 
 
 def _row(path: Path, name: str) -> tuple[str, dict[str, list[float]]]:
-    """Format with mode, and the numbers of each other family."""
+    """Read format with mode, and the numbers of each other family."""
     try:
         with Image.open(path) as picture:
             width, height = picture.size
@@ -164,14 +164,14 @@ def _row(path: Path, name: str) -> tuple[str, dict[str, list[float]]]:
 
 
 def _weights(images: ManipulationSet, labels: np.ndarray) -> np.ndarray:
-    """1 / number of pictures of the same source and label, (N,)."""
+    """Compute 1 / number of pictures of the same source and label, (N,)."""
     keys = list(zip(images.sources.codes.tolist(), labels.tolist(), strict=True))
     counts = Counter(keys)
     return np.array([1 / counts[key] for key in keys])
 
 
 def _cross_validated(columns: np.ndarray, labels: np.ndarray, groups: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """P(edited) of every picture by a forest that saw no picture of its group, (N,)."""
+    """Predict P(edited) of every picture by a forest that saw no picture of its group, (N,)."""
     scores = np.zeros(len(labels))
     folds = StratifiedGroupKFold(min(FOLDS, int(groups.max()) + 1), shuffle=True, random_state=0)
     with warnings.catch_warnings():
@@ -188,7 +188,7 @@ def _cross_validated(columns: np.ndarray, labels: np.ndarray, groups: np.ndarray
 
 
 def _interval(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the AUC over resampled groups."""
+    """Compute the 95 % percentile interval of the AUC over resampled groups."""
     rng, count = np.random.default_rng(0), int(groups.max()) + 1
     values = []
     for _ in range(RESAMPLES):

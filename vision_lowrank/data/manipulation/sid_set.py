@@ -49,7 +49,7 @@ class SidSetConfig(HeldOut):
     gives="edits",
 )
 def sid_set(config: SidSetConfig) -> ManipulationSplits:
-    """Train and val from ``train``; the test set is ``validation``.
+    """Read train and val from ``train``; the test set is ``validation``.
 
     Raises:
         DataError: a folder is missing, or tampered pictures and masks do not pair (names them).
@@ -62,7 +62,7 @@ def sid_set(config: SidSetConfig) -> ManipulationSplits:
 
 
 def read_sid(root: Path, part: str = "train") -> ManipulationSet:
-    """``train`` or ``validation``; ids are paths such as ``train/real/1.jpg``.
+    """Read ``train`` or ``validation``; ids are paths such as ``train/real/1.jpg``.
 
     Raises:
         DataError: the part is missing or empty, or tampered pictures and masks do not pair (names them).
@@ -91,7 +91,7 @@ def read_sid(root: Path, part: str = "train") -> ManipulationSet:
 
 
 def read_sid_parts(root: Path) -> ManipulationSet:
-    """Both parts as one set whose records name their splits."""
+    """Read both parts as one set whose records name their splits."""
     records = [record for part in PARTS if (root / part).is_dir() for record in read_sid(root, part).records]
     if not records:
         raise DataError(f"'{root}' has neither 'train' nor 'validation': unpack SID-Set there, see {HOME}.")

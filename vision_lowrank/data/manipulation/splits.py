@@ -29,7 +29,7 @@ CLOSED = "closed"
 
 
 def bucket(key: str) -> int:
-    """sha1(key) mod 100."""
+    """Compute sha1(key) mod 100."""
     return int.from_bytes(hashlib.sha1(key.encode()).digest(), "big") % 100
 
 
@@ -65,7 +65,7 @@ def split_codes(images: ManipulationSet) -> np.ndarray:
 def split(
     images: ManipulationSet, unseen_editors: Sequence[str] = (), leave_out_category: str | None = None
 ) -> ManipulationSplits:
-    """Train, val and the test sets ``test`` and perhaps ``unseen`` of one set.
+    """Split one set into train, val and the test sets ``test`` and perhaps ``unseen``.
 
     Args:
         images: all pictures.
@@ -99,7 +99,7 @@ def ready_splits(
 
 
 def check_apart(parts: Mapping[str, ManipulationSet]) -> None:
-    """Whether no source and no group is in two of the sets.
+    """Check that no source and no group is in two of the sets.
 
     Raises:
         DataError: names the first one that is.
@@ -124,13 +124,13 @@ def carve(images: ManipulationSet, share: float) -> tuple[ManipulationSet, Manip
 
 
 def leave_one_editor_out(images: ManipulationSet) -> Iterator[tuple[str, ManipulationSplits]]:
-    """(editor, the splits in which training never sees it) for every editor of the set."""
+    """Yield (editor, the splits in which training never sees it) for every editor of the set."""
     for editor in images.editors.names:
         yield editor, split(images, unseen_editors=(editor,))
 
 
 def leave_one_category_out(images: ManipulationSet) -> Iterator[tuple[str, ManipulationSplits]]:
-    """(category, the splits in which training never sees it) for every category of the set."""
+    """Yield (category, the splits in which training never sees it) for every category of the set."""
     for category in images.categories.names:
         yield category, split(images, leave_out_category=category)
 
@@ -164,7 +164,7 @@ def _is_held(images: ManipulationSet, editors: Sequence[str], category: str | No
 
 
 def _expanded(editors: Sequence[str], sets: Iterable[ManipulationSet]) -> list[str]:
-    """`editors` with ``closed`` replaced by the editors whose access is closed."""
+    """Return `editors` with ``closed`` replaced by the editors whose access is closed."""
     if CLOSED not in editors:
         return list(editors)
     records: Iterator[PictureRecord] = (record for images in sets for record in images.records)

@@ -68,7 +68,7 @@ class Validation:
     problems: list[Problem] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
+        """Return it as JSON types."""
         problems = [asdict(problem) for problem in self.problems]
         labels = {str(label): count for label, count in sorted(self.labels.items())}
         return {"rows": self.rows, "labels": labels, "annotated": dict(self.annotated), "problems": problems}
@@ -199,7 +199,7 @@ def _mask_problems(row: _Row, mask: str, size: tuple[int, int]) -> list[Problem]
 
 
 def _orientation_hint(image: Path, size: tuple[int, ...]) -> str:
-    """Word a hint where `size` is the picture's before its EXIF orientation is applied; empty otherwise."""
+    """Return a hint where `size` is the picture's before its EXIF orientation is applied; empty otherwise."""
     with Image.open(image) as picture:
         turned = picture.getexif().get(ORIENTATION, 1) != 1
         if turned and picture.size == tuple(size):
@@ -250,7 +250,7 @@ class _WholeSet:
         return problems
 
     def missing_twins(self) -> list[Problem]:
-        """Edits whose originals never came."""
+        """List edits whose originals never came."""
         return [
             Problem(file, line, name, "twin", f"'{image}' has source_id '{source}', but no real picture has that id.")
             for source, edits in self._waiting.items()
