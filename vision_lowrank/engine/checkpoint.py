@@ -120,7 +120,7 @@ class CheckpointStore:
         return target
 
     def latest(self, identity: Mapping[str, Any]) -> Checkpoint | None:
-        """The newest whole checkpoint; a damaged one is passed over with a warning. None where there is none.
+        """Return the newest whole checkpoint, passing over damaged ones with a warning; None where there is none.
 
         Raises:
             ArtefactError: it belongs to a run with other settings, or every checkpoint is damaged.
@@ -137,7 +137,7 @@ class CheckpointStore:
         return None
 
     def finished(self, stage: int, identity: Mapping[str, Any]) -> Checkpoint:
-        """The checkpoint of a finished stage.
+        """Return the checkpoint of a finished stage.
 
         Raises:
             ArtefactError: it is missing or damaged.
@@ -194,7 +194,7 @@ class CheckpointStore:
 
 
 def _order(folder: Path) -> tuple[int, int, bool]:
-    """Order of a checkpoint's folder; an unreadable one counts as newest, so that reading it tells of the damage."""
+    """Return a checkpoint folder's order; an unreadable one counts as newest, so that reading it tells of damage."""
     try:
         return Position(**json.loads((folder / "state.json").read_text())["position"]).order
     except (OSError, ValueError, KeyError, TypeError):

@@ -38,7 +38,7 @@ def step_cost(step: Callable[[], object], repeats: int = 3) -> StepCost:
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
-    """Largest extra tensor memory in bytes while `step` runs, on the CPU or on the current CUDA device."""
+    """Measure the largest extra tensor memory in bytes while `step` runs, on the CPU or the current CUDA device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

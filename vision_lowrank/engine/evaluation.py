@@ -40,7 +40,7 @@ def evaluate_sets(
 def collect_sets(
     task: Task, sets: EvalSets, config: EngineConfig, runtime: Runtime, display: Display, *, seed: int
 ) -> Iterator[tuple[str, Outputs]]:
-    """Names and outputs of :func:`evaluate_sets`, one set after another, each in eval mode and without gradients.
+    """Yield names and outputs of :func:`evaluate_sets`, set after set, each in eval mode and without gradients.
 
     Raises:
         DataError: a set is empty.

@@ -57,7 +57,7 @@ class Closure:
     address: tuple[int, int, int]
 
     def __call__(self) -> dict[str, float]:
-        """Losses by name, averaged over the step's samples; ``loss`` includes what trained parts add."""
+        """Compute losses by name, averaged over the step's samples; ``loss`` includes what trained parts add."""
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
         seed, stage, step = self.address

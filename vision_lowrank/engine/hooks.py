@@ -57,22 +57,22 @@ class Hook:
     """Base class of hooks; every method may be left out."""
 
     def on_stage_start(self, engine: Loop) -> None:
-        """Before the first step of a stage, and when it resumes: there the saved state is loaded right after."""
+        """Act before a stage's first step, and when it resumes: there the saved state is loaded right after."""
 
     def after_backward(self, engine: Loop) -> None:
-        """Gradients are complete: summed over micro-batches and processes, unscaled, not yet clipped."""
+        """Act on complete gradients: summed over micro-batches and processes, unscaled, not yet clipped."""
 
     def after_step(self, engine: Loop) -> None:
-        """The optimiser has stepped and the counters count the step."""
+        """Act when the optimiser has stepped and the counters count the step."""
 
     def on_evaluate(self, engine: Loop, split: str, metrics: Mapping[str, float]) -> None:
-        """All sets of `split` have been evaluated."""
+        """Act when all sets of `split` have been evaluated."""
 
     def on_stage_end(self, engine: Loop) -> None:
-        """The stage's final state (the selected one, if the stage selects) is in the task."""
+        """Act when the stage's final state (the selected one, if the stage selects) is in the task."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold: nested dicts and lists of tensors, numbers, strings and None."""
+        """Return what a checkpoint must hold: nested dicts and lists of tensors, numbers, strings and None."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -90,12 +90,12 @@ class HookSection(Section):
         """
 
     def start(self) -> Hook:
-        """What does the work in the run of one seed."""
+        """Return what does the work in the run of one seed."""
         raise NotImplementedError
 
 
 def collect_states(hooks: Iterable[Hook]) -> list[dict[str, Any]]:
-    """State of every hook, in order.
+    """Collect the state of every hook, in order.
 
     Raises:
         TypeError: a state holds something that could not be loaded again without unpickling.
@@ -110,7 +110,7 @@ def collect_states(hooks: Iterable[Hook]) -> list[dict[str, Any]]:
 
 
 def _unsafe(value: Any) -> Any:
-    """The first part of `value` that is neither a container nor a tensor, number, string or None; None if all are."""
+    """Find the first part of `value` that is no container, tensor, number, string or None; None if there is none."""
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
     if type(value) in (list, tuple):

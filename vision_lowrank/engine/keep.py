@@ -39,14 +39,14 @@ class Keep:
     state: State | None = None
 
     def fresh(self, patience: int) -> Keep:
-        """The same rule, which has seen nothing yet."""
+        """Return the same rule, which has seen nothing yet."""
         this: Any = self
         rule: Keep = replace(this)
         rule.patience = patience
         return rule
 
     def wants(self, value: float) -> bool:
-        """Whether a state of this value of the metric takes the place of the kept one."""
+        """Tell whether a state of this value of the metric takes the place of the kept one."""
         raise NotImplementedError
 
     def check(self, stage: str, sets: Collection[str]) -> None:
@@ -93,7 +93,7 @@ class Keep:
         return 0 < self.patience <= self.waited
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers of a checkpoint; the kept state travels beside them."""
+        """Return the numbers of a checkpoint; the kept state travels beside them."""
         return {"value": self.value, "step": self.step, "waited": self.waited}
 
     def load_state_dict(self, numbers: Mapping[str, Any], state: State | None) -> None:
@@ -119,7 +119,7 @@ class Best(Keep):
         self.value = -math.inf * sign(self.metric)
 
     def wants(self, value: float) -> bool:
-        """Whether it is better than the best so far."""
+        """Tell whether it is better than the best so far."""
         return sign(self.metric) * value > sign(self.metric) * self.value
 
 
@@ -146,7 +146,7 @@ class LastWithin(Keep):
             raise UserError(f"LastWithin: bound = {self.bound}: it is a share of the start's value, such as 1e-3.")
 
     def wants(self, value: float) -> bool:
-        """Whether it is the start's, or within the bound of it."""
+        """Tell whether it is the start's, or within the bound of it."""
         if self.start is None:
             self.start = value
             return True
@@ -154,7 +154,7 @@ class LastWithin(Keep):
         return worse < self.bound * abs(self.start)
 
     def state_dict(self) -> dict[str, Any]:
-        """The base's numbers, and the start's value."""
+        """Return the base's numbers, and the start's value."""
         return super().state_dict() | {"start": self.start}
 
     def load_state_dict(self, numbers: Mapping[str, Any], state: State | None) -> None:

@@ -76,7 +76,7 @@ class AdapterKeeper(Hook):
             self._forget(engine)
 
     def state_dict(self) -> dict[str, Any]:
-        """The epochs so far."""
+        """Return the epochs so far."""
         return {"epochs": self.epochs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -93,11 +93,11 @@ class AdapterKeeper(Hook):
 
 
 def no_adapter() -> UserError:
-    """What is raised where there is nothing to keep."""
+    """Return the error that is raised where there is nothing to keep."""
     return UserError("hook keep_adapters: the model has no adapter to keep: set `adapter`, or leave the hook out.")
 
 
 def _backbone(engine: Loop) -> Any:
-    """The model that may carry an adapter."""
+    """Return the model that may carry an adapter."""
     model: Any = engine.task.model
     return model.backbone

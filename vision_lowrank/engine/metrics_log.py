@@ -43,7 +43,7 @@ class MetricsLog:
     def write(
         self, stage: str | None, step: int, global_step: int, values: Mapping[str, float], *, split: str | None = None
     ) -> None:
-        """One line of training values, or of the metrics of `split`; numbers that are not finite become null.
+        """Write one line of training values, or of `split`'s metrics; numbers that are not finite become null.
 
         Raises:
             UserError: the file could not be written.

@@ -18,7 +18,7 @@ from .task import Outputs
 
 
 def to_host(value: Any) -> Any:
-    """`value` with all its tensors on the CPU, those of half precision as float32, however nested.
+    """Move all tensors in `value` to the CPU, those of half precision as float32, however nested.
 
     Looked into are dictionaries, lists, tuples and dataclasses; anything else is left as it is.
     """
@@ -37,12 +37,12 @@ def to_host(value: Any) -> Any:
 
 
 def join(parts: Sequence[Outputs]) -> Outputs:
-    """The outputs of several batches, one after the other."""
+    """Join the outputs of several batches, one after the other."""
     return {name: _joined([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
 def in_order(shares: Sequence[Outputs], size: int) -> Outputs:
-    """The outputs of W processes, process r holding samples r, r + W, … of `size`, in the order of the set.
+    """Join the outputs of W processes, process r holding samples r, r + W, … of `size`, in the order of the set.
 
     Raises:
         ValueError: the number of values of some name is not that of the samples.

@@ -15,7 +15,7 @@ Advance = Callable[[str], None]
 
 
 def say(line: str) -> None:
-    """One line of progress, where there are no bars."""
+    """Print one line of progress, where there are no bars."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -39,7 +39,7 @@ class Display:
 
     @contextmanager
     def track(self, name: str, total: int, *, done: int = 0, every: int = 1) -> Iterator[Advance]:
-        """A bar of `total` steps, `done` of them before; calling what it yields with a note advances it by one.
+        """Show a bar of `total` steps, `done` of them before; calling what it yields with a note advances it by one.
 
         Without a terminal a line is printed every `every` steps and at the last.
         """

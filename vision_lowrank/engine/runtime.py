@@ -67,7 +67,7 @@ class Runtime:
 
     @contextmanager
     def autocast(self, precision: str) -> Iterator[None]:
-        """Context in which matrix products run in `precision`; the identity for fp32."""
+        """Return a context in which matrix products run in `precision`; the identity for fp32."""
         lower = precision != "fp32"
         # The backward pass of the CPU's fused attention takes up to five times as long in bf16 as two plain products.
         plain = lower and self.device.type == "cpu" and torch.is_grad_enabled()
@@ -76,20 +76,20 @@ class Runtime:
             yield
 
     def scaler(self, precision: str) -> torch.amp.GradScaler:
-        """Loss scaling for fp16; the identity for every other precision."""
+        """Return loss scaling for fp16; the identity for every other precision."""
         return torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     def to_device(self, batch: T) -> T:
-        """`batch` with all its tensors on the device, however nested."""
+        """Move all tensors in `batch` to the device, however nested."""
         return send_to_device(batch, self.device, non_blocking=self.device.type == "cuda")
 
     def sum_values(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Sums of scalars over processes; every process must give the same names. One transfer to the host."""
+        """Sum scalars over processes; every process must give the same names. One transfer to the host."""
         stacked = torch.stack([value.detach().float() for value in values.values()])
         return dict(zip(values, self._sum(stacked).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in any process."""
+        """Tell whether `flag` holds in any process."""
         return bool(flag) if self.world_size == 1 else bool(self._sum(torch.tensor(float(flag), device=self.device)))
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
@@ -106,13 +106,13 @@ class Runtime:
                 parameter.grad = piece.view_as(parameter)
 
     def broadcast(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Process 0's copy of `state`, in every process."""
+        """Return process 0's copy of `state`, in every process."""
         if self.world_size == 1:
             return dict(state)
         return broadcast({name: tensor.detach().to(self.device).clone() for name, tensor in state.items()})
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, in order of rank."""
+        """Gather the value of every process, in order of rank."""
         return gather_object([value]) if self.world_size > 1 else [value]
 
     def wait(self) -> None:
@@ -120,7 +120,7 @@ class Runtime:
         self._state.wait_for_everyone()
 
     def peak_memory(self) -> float:
-        """Peak memory so far in MiB: allocated on a CUDA device, else resident in this process."""
+        """Measure peak memory so far in MiB: allocated on a CUDA device, else resident in this process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         import resource

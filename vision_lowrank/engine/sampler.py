@@ -29,7 +29,7 @@ Item = tuple[int, int]
 
 @lru_cache(maxsize=2)
 def permutation(size: int, seed: int, stage: int, epoch: int) -> Tensor:
-    """The order of one epoch: (size,) int64."""
+    """Draw the order of one epoch: (size,) int64."""
     generator = torch.Generator().manual_seed(derive_seed(seed, Stream.ORDER, stage, epoch))
     return torch.randperm(size, generator=generator)
 
@@ -72,7 +72,7 @@ class BatchPlan:
             )
 
     def batch(self, step: int) -> list[Item]:
-        """All (position, index) pairs of optimiser step `step` (0-based), over all processes."""
+        """List all (position, index) pairs of optimiser step `step` (0-based), over all processes."""
         epoch, number = divmod(step, -(-self.size // self.batch_size))
         first = number * self.batch_size
         indices = permutation(self.size, self.seed, self.stage, epoch)[first : first + self.batch_size].tolist()
@@ -80,7 +80,7 @@ class BatchPlan:
         return [(start + offset, index) for offset, index in enumerate(indices)]
 
     def micro_batch(self, step: int, micro: int) -> tuple[list[Item], float]:
-        """This process's pairs of micro-batch `micro` and their weight in the loss of the step."""
+        """Return this process's pairs of micro-batch `micro` and their weight in the loss of the step."""
         batch = self.batch(step)
         share = batch[micro * self.world_size + self.rank :: self.world_size * self.accumulate]
         return share or batch[:1], len(share) / len(batch)
@@ -119,7 +119,7 @@ class SeededDataset(Dataset):
 def train_loader(
     data: Dataset, plan: BatchPlan, start: int, stop: int, *, collate: Callable[[list[Any]], Any] | None, workers: int
 ) -> DataLoader:
-    """Micro-batches of this process for steps `start` to `stop` - 1, ``plan.accumulate`` per step."""
+    """Build the loader of this process's micro-batches, steps `start` to `stop` - 1, ``plan.accumulate`` per step."""
     return DataLoader(
         SeededDataset(data, plan.seed, Stream.SAMPLE, plan.stage),
         batch_sampler=MicroBatches(plan, start, stop),
@@ -139,7 +139,7 @@ def eval_loader(
     collate: Callable[[list[Any]], Any] | None,
     workers: int,
 ) -> DataLoader:
-    """This process's share of `data`, samples ``rank, rank + world_size, ...``, each exactly once."""
+    """Build a loader of this process's share of `data`, ``rank, rank + world_size, ...``, each sample exactly once."""
     return DataLoader(
         SeededDataset(data, seed, Stream.EVAL_SAMPLE),
         sampler=range(rank, len(data), world_size),  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from ..config.schema import EngineConfig
 
 
 def learning_rate(step: int, peak: float, config: EngineConfig) -> float:
-    """Learning rate of iteration `step` (0-based) for a parameter group whose peak is `peak`.
+    """Compute the learning rate of iteration `step` (0-based) for a parameter group whose peak is `peak`.
 
     A group whose peak lies below ``config.min_lr`` stays at its peak.
     """

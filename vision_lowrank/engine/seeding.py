@@ -28,7 +28,7 @@ class Stream(IntEnum):
 
 
 def derive_seed(seed: int, stream: Stream, *address: int) -> int:
-    """A 63-bit seed for one address, by NumPy's ``SeedSequence`` hash: neighbouring addresses are unrelated.
+    """Derive a 63-bit seed for one address by NumPy's ``SeedSequence`` hash: neighbouring addresses are unrelated.
 
     Args:
         seed: the run's seed, >= 0.

@@ -24,7 +24,7 @@ FREE_SETTINGS = {
 
 
 def stage_settings(config: EngineConfig, stage: Stage) -> EngineConfig:
-    """The run's settings with the stage's overrides.
+    """Return the run's settings with the stage's overrides.
 
     Raises:
         ConfigError: an override is unknown or has a bad value.
@@ -41,7 +41,7 @@ def stage_settings(config: EngineConfig, stage: Stage) -> EngineConfig:
 
 
 def run_identity(seed: int, config: str, stages: Sequence[Stage], settings: Sequence[EngineConfig]) -> dict[str, Any]:
-    """Everything that decides what a run computes, by name, as JSON values.
+    """Return everything that decides what a run computes, by name, as JSON values.
 
     Args:
         seed: the run's seed.

@@ -10,7 +10,7 @@ from .task import Task
 
 
 def snapshot(task: Task) -> State:
-    """A copy of the task's trained state on the CPU, sharing no memory with it."""
+    """Copy the task's trained state to the CPU, sharing no memory with it."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in task.trained_state().items()}
 
 

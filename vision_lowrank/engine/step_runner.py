@@ -68,7 +68,7 @@ class StepRunner:
         self._parts = TrainedParts(self.task, self.optimizer, self.settings.steps, done)
 
     def batches(self, done: int) -> Iterator[Sequence[Batch]]:
-        """This process's micro-batches of each step after the first `done`."""
+        """Yield this process's micro-batches of each step after the first `done`."""
         settings = self.settings
         loader = train_loader(
             self.stage.data, self.plan, done, settings.steps, collate=self.stage.collate, workers=settings.workers
@@ -124,7 +124,7 @@ class StepRunner:
         self.steps.after_step(done)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint inside the stage must hold."""
+        """Return what a checkpoint inside the stage must hold."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),

@@ -127,7 +127,7 @@ class Task(TrainedPart):
 
     @classmethod
     def of_model(cls, model: Any, config: RunConfig) -> Task:
-        """The task that evaluates a saved model on the data that `config` names; the model is used as it is.
+        """Build the task that evaluates a saved model, used as it is, on the data that `config` names.
 
         Raises:
             UserError: this task evaluates none of its kind, or the data does not fit it.
@@ -141,39 +141,39 @@ class Task(TrainedPart):
         return not self.columns or listed or name == self.selects_by
 
     def stages(self) -> list[Stage]:
-        """The stages to run, in order. A task without training (zero-shot) returns an empty list."""
+        """Return the stages to run, in order. A task without training (zero-shot) returns an empty list."""
         raise NotImplementedError
 
     def begin_stage(self, stage: Stage) -> None:
-        """Called before a stage starts or resumes: freeze, unfreeze, build heads."""
+        """Get ready before a stage starts or resumes: freeze, unfreeze, build heads."""
 
     def begin_training(self) -> None:
-        """Called after :meth:`begin_stage` and the gradient rule: what requires a gradient now may change."""
+        """Get ready after :meth:`begin_stage` and the gradient rule: what requires a gradient now may change."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups of the current stage: dicts with ``params`` and options.
+        """Return optimiser groups of the current stage: dicts with ``params`` and options.
 
         Default: everything that requires a gradient, with what trained parts exempt in groups of its own.
         """
         return parameter_groups(self)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of one batch, ``{"loss": scalar, part: scalar, …}``: ``loss`` is differentiated, all are logged."""
+        """Compute one batch's losses, ``{"loss": scalar, part: scalar, …}``: ``loss`` is differentiated, all logged."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """``training_step``: what distributed wrappers call."""
+        """Compute ``training_step``: distributed wrappers call this."""
         return self.training_step(batch)
 
     def after_step(self, step: int) -> None:
-        """Called when the optimiser has stepped and `step` steps of the stage are done."""
+        """Act when the optimiser has stepped and `step` steps of the stage are done."""
 
     def selection_data(self) -> Dataset:
-        """Samples held out for the search of a selection, as they are evaluated: a task with `gates` has them."""
+        """Return samples held out for a selection's search, as they are evaluated: a task with `gates` has them."""
         raise NotImplementedError
 
     def fit_sets(self, place: Literal["untrained", "start", "end"]) -> EvalSets:
-        """Data sets that parts are fitted on in closed form, such as prototypes: :meth:`fit_outputs` gets the outputs.
+        """Return data sets for fitting parts in closed form, such as prototypes; :meth:`fit_outputs` gets the outputs.
 
         Args:
             place: ``start`` of a stage, before its first step and not again when it resumes; its ``end``, before its
@@ -182,33 +182,33 @@ class Task(TrainedPart):
         return {}
 
     def fit_outputs(self, name: str, outputs: Outputs) -> None:
-        """What the model gave for a set of :meth:`fit_sets`: the outputs of all its samples, on the CPU."""
+        """Fit on what the model gave for a set of :meth:`fit_sets`: the outputs of all its samples, on the CPU."""
 
     def eval_sets(self, split: Literal["val", "test"]) -> EvalSets:
-        """Named data sets to evaluate on; ``val`` may be empty."""
+        """Return named data sets to evaluate on; ``val`` may be empty."""
         raise NotImplementedError
 
     def begin_eval(self, set_name: str) -> None:
-        """Called under ``no_grad`` before a set is evaluated: for example encode the class prompts once."""
+        """Get ready, under ``no_grad``, before a set is evaluated: for example encode the class prompts once."""
 
     def eval_step(self, batch: Batch) -> Outputs:
-        """What the model gives for each sample of one batch: gathered over batches and processes."""
+        """Compute what the model gives for each sample of one batch: gathered over batches and processes."""
         raise NotImplementedError
 
     def metrics(self, set_name: str, outputs: Outputs) -> dict[str, float]:
-        """Metrics of one set from its gathered outputs; names without the set's name."""
+        """Compute the metrics of one set from its gathered outputs; names without the set's name."""
         raise NotImplementedError
 
     def summary(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Metrics over several sets, from the metrics of all sets under their full names."""
+        """Compute metrics over several sets, from the metrics of all sets under their full names."""
         return {}
 
     def untrained(self) -> AbstractContextManager[Any]:
-        """Context in which the task evaluates as if nothing had been added to the base model; the default: as it is."""
+        """Return a context in which the task evaluates as if nothing were added to the base; the default: as it is."""
         return nullcontext()
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold: everything that a stage may change.
+        """Return what a checkpoint must hold: everything that a stage may change.
 
         Default: parameters that require a gradient, and the whole state of parts with ``checkpoint_whole``.
         """
@@ -245,15 +245,15 @@ class Task(TrainedPart):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Facts for the record: split hashes, prompts, trainable parameters, coverage."""
+        """Return facts for the record: split hashes, prompts, trainable parameters, coverage."""
         return {}
 
 
 def measured_stage(stages: Sequence[Stage]) -> Stage:
-    """The stage that a run's cost is measured on."""
+    """Return the stage that a run's cost is measured on."""
     return next((stage for stage in stages if not stage.prepares), stages[0])
 
 
 def count(parameters: Iterable[Tensor]) -> int:
-    """Number of scalars in `parameters`."""
+    """Count the scalars in `parameters`."""
     return sum(p.numel() for p in parameters)
