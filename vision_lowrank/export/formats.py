@@ -45,7 +45,7 @@ COMPONENTS = {
 
 
 def write_peft(pairs: Mapping[str, Factors], names: Sequence[str], out: Path, component: str) -> Path:
-    """Tensors, config and a short README in a folder; layers of another rank or scale than the first get a pattern.
+    """Write tensors, config and a short README into a folder; other ranks or scales than the first's get a pattern.
 
     Args:
         pairs: module path -> factors.
@@ -80,7 +80,7 @@ def write_peft(pairs: Mapping[str, Factors], names: Sequence[str], out: Path, co
 
 
 def write_diffusers(pairs: Mapping[str, Factors], names: Sequence[str], out: Path, component: str) -> Path:
-    """One file for ``pipeline.load_lora_weights`` and ``model.load_lora_adapter(…, prefix=component)``.
+    """Write one file for ``pipeline.load_lora_weights`` and ``model.load_lora_adapter(…, prefix=component)``.
 
     Args:
         pairs: module path -> factors.
@@ -96,7 +96,7 @@ def write_diffusers(pairs: Mapping[str, Factors], names: Sequence[str], out: Pat
 
 
 def write_kohya(pairs: Mapping[str, Factors], names: Sequence[str], out: Path, component: str) -> Path:
-    """One file in the layout of kohya's sd-scripts, with an explicit alpha beside every pair.
+    """Write one file in the layout of kohya's sd-scripts, with an explicit alpha beside every pair.
 
     Args:
         pairs: module path -> factors.

@@ -31,7 +31,7 @@ Split: TypeAlias = SplitAttention | SplitQkv
 
 
 def fused_name(name: str, attentions: Mapping[str, Split]) -> str:
-    """Path of a module as it is once attention is fused back; `attentions` by path."""
+    """Return the path of a module as it is once attention is fused back; `attentions` by path."""
     parent, _, child = name.rpartition(".")
     attention = attentions.get(parent)
     if attention is None:
@@ -43,7 +43,7 @@ def fused_name(name: str, attentions: Mapping[str, Split]) -> str:
 
 
 def fuse_pairs(pairs: Mapping[str, Factors], attentions: Mapping[str, Split]) -> dict[str, Factors]:
-    """Factors by the paths of the fused model.
+    """Return factors by the paths of the fused model.
 
     Args:
         pairs: path in the split model -> factors.
@@ -66,7 +66,7 @@ def fuse_pairs(pairs: Mapping[str, Factors], attentions: Mapping[str, Split]) ->
 
 
 def _stack(parent: str, pairs: Mapping[str, Factors], attention: Split) -> Factors:
-    """One pair for the three rows of blocks."""
+    """Stack the pairs of an attention into one for the three rows of blocks."""
     heights = [getattr(attention, part).out_features for part in PARTS]
     present = {part: pairs[f"{parent}.{part}"] for part in PARTS if f"{parent}.{part}" in pairs}
     A = torch.cat([pair.A for pair in present.values()])

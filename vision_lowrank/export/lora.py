@@ -118,7 +118,7 @@ def export_lora(
 def _factors_of_all(
     model: PeftModel, prefix: str, name: str, rank: int | None, tolerance: float | None
 ) -> tuple[dict[str, Factors], dict[str, float]]:
-    """Factors and relative error of every layer that carries the adapter, by its path in the library's model."""
+    """Compute factors and relative error of each layer that carries the adapter, by its path in the library's model."""
     pairs, errors = {}, {}
     for path, layer in tuner_layers(model):
         if name in layer._get_available_adapters():
@@ -152,14 +152,14 @@ def _worst(errors: dict[str, float], attentions: dict[str, Split], fused: str) -
 
 
 def _factors(layer: nn.Module, name: str, rank: int | None, tolerance: float) -> tuple[Factors, float]:
-    """Factors of one layer and their relative error."""
+    """Compute factors of one layer and their relative error."""
     own = layer_factors(layer, name)
     return (own, 0.0) if own is not None else truncate(effective_delta(layer, name), rank, tolerance)
 
 
 @torch.no_grad()
 def effective_delta(layer: nn.Module, name: str) -> Tensor:
-    """ΔW (out, in) in float64 of any linear layer whose method can be merged: merge(W) - W.
+    """Compute ΔW (out, in) in float64 of any linear layer whose method can be merged: merge(W) - W.
 
     Raises:
         UserError: it cannot be merged, or merging changes more than a linear's weight.

@@ -84,7 +84,7 @@ def export_onnx(classifier: nn.Module, out: str | os.PathLike, opset: int = OPSE
 
 
 def _merged(classifier: nn.Module) -> nn.Module:
-    """A float32 copy on the CPU without adapters, its class features constant."""
+    """Make a float32 copy on the CPU without adapters, its class features constant."""
     plain = copy.deepcopy(classifier).cpu().float().eval()
     if adapted(plain.backbone):
         plain.backbone = merge(plain.backbone, in_place=True)
@@ -144,6 +144,6 @@ def _compare(plain: nn.Module, path: Path) -> float:
 
 
 def _pictures(plain: nn.Module, count: int) -> Tensor:
-    """Random pictures (count, 3, H, W), always the same."""
+    """Draw random pictures (count, 3, H, W), always the same."""
     size = plain.backbone.preprocess.size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ SUFFIX = ".safetensors"
 
 
 def file_in(out: Path, name: str, suffix: str = SUFFIX) -> Path:
-    """`out` itself where it names a file with `suffix`, else the file `name` in the folder `out`."""
+    """Return `out` itself where it names a file with `suffix`, else the file `name` in the folder `out`."""
     return out if out.suffix == suffix else out / name
 
 
