@@ -49,7 +49,7 @@ class Initializer(Section):
         return getattr(self, "residual", True)
 
     def start(self, site: Site) -> Start:
-        """Factors for one layer.
+        """Compute factors for one layer.
 
         Raises:
             UserError: the layer has no room for the rank, or its gradient is zero.
@@ -71,7 +71,7 @@ class GradientInitializer(Initializer):
     seed: int = Field(0, ge=0, description="seed of the choice of pictures")
 
     def gradient_of(self, site: Site) -> Tensor:
-        """``site.gradient``.
+        """Return ``site.gradient``.
 
         Raises:
             UserError: it is zero or not finite: nothing can be learnt from it.

@@ -62,12 +62,12 @@ def initialize(
 
 
 def takes_start(update: WeightUpdate) -> bool:
-    """Whether the update has factors that an initialiser can set."""
+    """Tell whether the update has factors that an initialiser can set."""
     return type(update).start_from is not WeightUpdate.start_from
 
 
 def weight_gradients(model: nn.Module, layers: dict[str, AdapterLayer], losses: Losses) -> dict[str, Tensor]:
-    """Mean gradient of the losses with respect to each layer's W (out, in), on the host, float32 or wider.
+    """Compute the losses' mean gradient with respect to each layer's W (out, in), on the host, float32 or wider.
 
     The adapters of `layers` are off, the model is in evaluation mode, and everything is put back.
     """

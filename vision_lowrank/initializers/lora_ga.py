@@ -47,7 +47,7 @@ class LoraGa(GradientInitializer):
     variant: Literal["paper", "peft"] = Field("paper", description="the paper's formula, or PEFT's for comparison")
 
     def start(self, site: Site) -> Start:
-        """Factors from the gradient of one layer.
+        """Compute factors from the gradient of one layer.
 
         Raises:
             UserError: 2r exceeds the weight's sides, or the gradient is zero.

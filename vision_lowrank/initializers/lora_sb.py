@@ -43,7 +43,7 @@ class LoraSb(GradientInitializer):
     residual: bool = Field(False, description="start at the base's output, by an offset (an ablation)")
 
     def start(self, site: Site) -> Start:
-        """Factors from the signs of one layer's gradient.
+        """Compute factors from the signs of one layer's gradient.
 
         Raises:
             UserError: r exceeds the weight's sides, the gradient is zero, or no learning rate is known.
