@@ -36,9 +36,9 @@ class FactoredLinear(nn.Module):
         self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Compute the linear with the factors: (..., in) -> (..., out)."""
         return fused_linear(x, *self.branch())
 
     def branch(self) -> Branch:
-        """The computation for the kernel."""
+        """Return the computation for the kernel."""
         return Branch(self.weight, self.bias, self.A, self.B, self.scale)

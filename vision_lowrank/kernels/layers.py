@@ -37,7 +37,7 @@ def forward_together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
 
 def is_plain(module: nn.Module, forward: object = None) -> bool:
-    """Whether a call of `module` is its class's forward and nothing else: no hooks, no forward of its own.
+    """Tell whether a call of `module` is its class's forward and nothing else: no hooks, no forward of its own.
 
     Args:
         module: any module.

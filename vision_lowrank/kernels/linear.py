@@ -44,7 +44,7 @@ _recompute_dropout = False
 
 
 def recompute_dropout(enabled: bool) -> None:
-    """Whether fused linears draw the masks of dropout again in the backward pass instead of keeping them.
+    """Set whether fused linears draw dropout's masks again in the backward pass instead of keeping them.
 
     Of the adapters' share of the memory it saves a fifth where A trains, and costs the time of a second drawing.
     Results are the same bit for bit. It holds for the whole process, as do switches of ``torch.backends``.
@@ -96,7 +96,7 @@ def fused_linear(
     dropout: float = 0.0,
     offset: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """x Wᵀ + b + scale · (drop(x) Aᵀ) Bᵀ: (..., in) -> (..., out).
+    """Compute x Wᵀ + b + scale · (drop(x) Aᵀ) Bᵀ: (..., in) -> (..., out).
 
     Arguments are those of :class:`Branch`; A and B may be results of other operations.
     """
@@ -137,7 +137,7 @@ def reference(x: Tensor, branch: Branch) -> Tensor:
 
 
 def low_rank_addmm(x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, B: Tensor, scale: float) -> Tensor:
-    """x Wᵀ + b + scale · h Bᵀ: (N, in), (out, in), (out,), (N, r), (out, r) -> (N, out)."""
+    """Compute x Wᵀ + b + scale · h Bᵀ: (N, in), (out, in), (out,), (N, r), (out, r) -> (N, out)."""
     if x.is_cuda and not torch.is_grad_enabled() and triton_wins(_torch_addmm, x, weight, bias, h, B, scale):
         return triton_linear(x, weight, bias, h, B, scale)
     return _torch_addmm(x, weight, bias, h, B, scale)
@@ -164,7 +164,7 @@ class _Settings(NamedTuple):
         return self.levels / 2**16
 
     def draw_mask(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """Which elements of x (..., in) dropout keeps, as booleans (N, in): the same for the same seed and shape."""
+        """Draw which elements of x (..., in) dropout keeps, booleans (N, in): the same for the same seed and shape."""
         generator, size = torch.Generator(device).manual_seed(self.seed), shape.numel()
         rows = (size // shape[-1], shape[-1])
         if device.type != "cpu":
@@ -245,7 +245,7 @@ def _hidden_gradients(
     scales: Sequence[float],
     grad_h: Tensor | None,
 ) -> list[Tensor] | None:
-    """dh (r_i + r_0, N) of each branch, As without and Bs with offsets; None if no output was used.
+    """Compute dh (r_i + r_0, N) of each branch, As without and Bs with offsets; None if no output was used.
 
     `grad_h` is given only where gradients are differentiated again.
     """
@@ -266,7 +266,7 @@ def _hidden_gradients(
 def _input_gradient(
     rows: Sequence[Tensor | None], weights: Sequence[Tensor], dh: Tensor, A: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """dx (N, in), accumulated in one buffer."""
+    """Compute dx (N, in), accumulated in one buffer."""
     pairs = [(g, weight) for g, weight in zip(rows, weights, strict=True) if g is not None]
     if mask is not None or not pairs:
         dx = dh.T @ A if mask is None else (dh.T @ A).mul_(mask)
@@ -297,7 +297,7 @@ def _split(stacked: Tensor, As: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _own_rows(stacked: Tensor, joined: Sequence[Tensor], As: Sequence[Tensor]) -> Tensor:
-    """Without the offsets' rows, in memory of its own: a slice would keep them alive."""
+    """Return `stacked` without the offsets' rows, in memory of its own: a slice would keep them alive."""
     if len(stacked) == sum(map(len, As)):
         return stacked
     return torch.cat([part[: len(A)] for part, A in zip(_split(stacked, joined), As, strict=True)])

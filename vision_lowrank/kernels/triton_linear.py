@@ -87,7 +87,7 @@ if triton is not None:
         K: tl.constexpr,
         R: tl.constexpr,
     ) -> None:
-        """One tile of y, which is contiguous; `magnitude` only tells the autotuner how long the batch is."""
+        """Compute one tile of y, which is contiguous; `magnitude` only tells the autotuner how long the batch is."""
         column_tiles = tl.cdiv(out, N)
         # Eight tiles below each other run at the same time, so that they find W in the cache.
         in_group = 8 * column_tiles
@@ -128,7 +128,7 @@ if triton is not None:
 def triton_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, B: Tensor, scale: float, blocks: Blocks | None = None
 ) -> Tensor:
-    """x Wᵀ + b + scale · h Bᵀ: (N, in), (out, in), (out,), (N, r), (out, r) -> (N, out); no gradient.
+    """Compute x Wᵀ + b + scale · h Bᵀ: (N, in), (out, in), (out,), (N, r), (out, r) -> (N, out); no gradient.
 
     Args:
         x: input.
@@ -174,7 +174,7 @@ def triton_wins(
     B: Tensor,
     scale: float,
 ) -> bool:
-    """Whether :func:`triton_linear` is faster than `other` for CUDA tensors of this shape, type and layout.
+    """Tell whether :func:`triton_linear` is faster than `other` on CUDA tensors of this shape, type and layout.
 
     Both are timed the first time; batches of lengths between the same powers of two count as one shape. While a
     CUDA graph is captured nothing can be timed: what is not known then is left to `other`.
@@ -208,7 +208,7 @@ def _milliseconds(function: Callable[..., Tensor], *arguments: Any) -> float:
 
 
 def _tf32() -> bool:
-    """Whether products in fp32 may use TF32. Reading the older ``allow_tf32`` fails once the newer name was set."""
+    """Tell whether fp32 products may use TF32; reading the older ``allow_tf32`` fails once the newer name was set."""
     matmul = torch.backends.cuda.matmul
     return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
 
