@@ -42,7 +42,7 @@ class Interval:
 def bootstrap(
     metrics: Metrics, sources: ArrayLike, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, Interval]:
-    """Intervals of every metric that a function of row numbers returns.
+    """Compute intervals of every metric that a function of row numbers returns.
 
     Args:
         metrics: takes (n,) int64 row numbers, repeats allowed, and returns named values; None or NaN = undefined.
@@ -79,7 +79,7 @@ def bootstrap(
 
 
 def _draw(order: np.ndarray, starts: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows of as many sources as there are, drawn with replacement."""
+    """Draw rows of as many sources as there are, with replacement."""
     chosen = rng.integers(0, len(sizes), len(sizes))
     counts = sizes[chosen]
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -64,7 +64,7 @@ class Calibration:
 
     @classmethod
     def fit(cls, logits: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> Calibration:
-        """Temperature, threshold for 5 % false positives and the uncertain band.
+        """Fit temperature, threshold for 5 % false positives and the uncertain band.
 
         Args:
             logits: (N,) of "edited".
@@ -90,7 +90,7 @@ class Calibration:
         return replace(found, uncertain=(found.threshold, start.at(0.01).threshold))
 
     def probability(self, logits: Tensor) -> Tensor:
-        """sigmoid(logits / T), any shape, float64 on the CPU, as thresholds are compared."""
+        """Compute sigmoid(logits / T), any shape, float64 on the CPU, as thresholds are compared."""
         return torch.from_numpy(expit(logits.detach().cpu().double().numpy() / self.temperature))
 
     def at(self, fpr: float) -> Calibration:
@@ -122,7 +122,7 @@ class Calibration:
         return "edited" if p >= self.threshold else "real"
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in JSON's types."""
+        """Return all of it in JSON's types."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
@@ -150,7 +150,7 @@ class Calibration:
         return replace(self, threshold=threshold, origin=origin, uncertain=None, interval=interval)
 
     def _threshold(self, fpr: float) -> float:
-        """Smallest sound threshold: at most `fpr` of the real pictures at or above it."""
+        """Find the smallest sound threshold: at most `fpr` of the real pictures at or above it."""
         scores = np.asarray(self.real_scores)
         allowed = math.floor(fpr * self.reals + 1e-9)  # 0.29 * 100 is 28.999…
         barred = scores[np.searchsorted(_ranks(self.reals), self.reals - allowed)]
@@ -158,13 +158,13 @@ class Calibration:
         return float(max((barred + (above[0] if len(above) else 1.0)) / 2, np.nextafter(barred, 2.0)))
 
     def _alarms(self, threshold: float) -> int:
-        """Real pictures at or above `threshold`; of more than 2000, an upper bound less than n / 2000 too high."""
+        """Count real pictures at or above `threshold`; of over 2000, an upper bound less than n / 2000 too high."""
         below = int(np.searchsorted(self.real_scores, threshold))
         return self.reals - (int(_ranks(self.reals)[below - 1]) if below else 0)
 
 
 def fit_temperature(logits: np.ndarray, edited: np.ndarray) -> float:
-    """T in [0.05, 20] of the smallest negative log-likelihood, within 1e-6 in log T.
+    """Find the T in [0.05, 20] of the smallest negative log-likelihood, within 1e-6 in log T.
 
     Args:
         logits: (N,) float64.
@@ -175,7 +175,7 @@ def fit_temperature(logits: np.ndarray, edited: np.ndarray) -> float:
 
 
 def golden_section(loss: Callable[[float], float], lowest: float, highest: float) -> float:
-    """x in [lowest, highest] with the least loss(log x), which has one minimum there."""
+    """Find the x in [lowest, highest] with the least loss(log x), which has one minimum there."""
     low, high, ratio = math.log(lowest), math.log(highest), (math.sqrt(5) - 1) / 2
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     at_left, at_right = loss(left), loss(right)
@@ -192,12 +192,12 @@ def golden_section(loss: Callable[[float], float], lowest: float, highest: float
 
 
 def negative_log_likelihood(logits: np.ndarray, edited: np.ndarray) -> float:
-    """Mean of log(1 + exp(-s)) over edited and log(1 + exp(s)) over real pictures, in nats."""
+    """Compute the mean of log(1 + exp(-s)) over edited and log(1 + exp(s)) over real pictures, in nats."""
     return float(np.logaddexp(0.0, np.where(edited, -logits, logits)).mean())
 
 
 def expit(values: ArrayLike) -> np.ndarray:
-    """sigmoid(x) of any shape in float64, each number by itself: SciPy's to the last bit, without importing SciPy.
+    """Compute sigmoid(x) of any shape in float64, each number alone: SciPy's to the last bit, without SciPy.
 
     Torch's and NumPy's may give equal numbers other values in other places of a tensor.
     """
@@ -213,7 +213,7 @@ def _expit(x: float) -> float:
 
 
 def binomial_interval(hits: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact (Clopper-Pearson) interval of a share of which `hits` of `total` were seen; `total` at least 1."""
+    """Compute the exact (Clopper-Pearson) interval of a share, seen in `hits` of `total`; `total` at least 1."""
     from scipy.stats import beta  # a second to import, and only what fits a threshold needs it
 
     tail = (1 - level) / 2
@@ -225,7 +225,7 @@ def binomial_interval(hits: int, total: int, level: float = 0.95) -> tuple[float
 def calibration_report(
     logits: Tensor | ArrayLike, labels: Tensor | ArrayLike, calibration: Calibration
 ) -> dict[str, float | None]:
-    """Reliability before and after.
+    """Compute reliability before and after.
 
     Args:
         logits: (N,).
@@ -258,7 +258,7 @@ def calibration_report(
 
 
 def _ranks(total: int) -> np.ndarray:
-    """Ranks, from 1, of the real pictures whose probabilities are kept."""
+    """Compute the ranks, from 1, of the real pictures whose probabilities are kept."""
     kept = min(total, KEPT)
     return -(-np.arange(1, kept + 1) * total // kept)
 

@@ -16,7 +16,7 @@ from ..errors import DataError
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Metrics of one evaluated set.
+    """Compute the metrics of one evaluated set.
 
     Args:
         logits: (n, C) float.
@@ -41,7 +41,7 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def harmonic_mean(one: float, other: float) -> float:
-    """2ab / (a + b), 0 where both are 0: base-to-novel's summary of two accuracies."""
+    """Compute 2ab / (a + b), 0 where both are 0: base-to-novel's summary of two accuracies."""
     return 2 * one * other / (one + other) if one + other else 0.0
 
 

@@ -36,7 +36,7 @@ def cue_report(
     thresholds: float | ArrayLike = 0.5,
     frequent: ArrayLike | None = None,
 ) -> dict[str, float | None]:
-    """Every metric of the module docstring; None where it is undefined, as without annotated pictures.
+    """Compute every metric of the module docstring; None where undefined, as without annotated pictures.
 
     Args:
         probabilities: (N, C).
@@ -61,7 +61,7 @@ def cue_report(
 
 
 def cue_targets(cues: Cues, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Annotated cues as (N, C) bool, and which pictures are annotated, (N,) bool.
+    """Return annotated cues as (N, C) bool, and which pictures are annotated, (N,) bool.
 
     Raises:
         UserError: a cue is not in `names`.
@@ -77,13 +77,13 @@ def cue_targets(cues: Cues, names: Sequence[str]) -> tuple[np.ndarray, np.ndarra
 
 
 def most_frequent(cues: Cues, names: Sequence[str]) -> np.ndarray:
-    """(C,) float64: 1 for the cue annotated most often, the first of equals; 0 elsewhere, everywhere without any."""
+    """Mark the cue annotated most often, (C,) float64: 1 there, at the first of equals, 0 elsewhere and without any."""
     counts = cue_targets(cues, names)[0].sum(axis=0)
     return ((np.arange(len(names)) == counts.argmax()) & (counts > 0)).astype(np.float64)
 
 
 def tune_thresholds(probabilities: ArrayLike, cues: Cues, names: Sequence[str]) -> np.ndarray:
-    """Per cue the threshold of the highest F1 on validation pictures, (C,); the highest of equals.
+    """Find per cue the threshold of the highest F1 on validation pictures, (C,); the highest of equals.
 
     A cue without an annotated picture keeps 0.5. Thresholds lie on probabilities that occur.
     """

@@ -122,7 +122,7 @@ class Judge:
 def explanation_report(
     rows: Sequence[Explained], encoder: Encoder | None = None, judge: Judge | None = None, cider: bool = False
 ) -> dict[str, float | None]:
-    """Every metric of the module docstring.
+    """Compute every metric of the module docstring.
 
     Args:
         rows: one per explained picture.
@@ -151,7 +151,7 @@ def explanation_report(
 
 
 def similarity(texts: Sequence[str], references: Sequence[str], encoder: Encoder) -> float | None:
-    """Mean cosine of the embeddings of texts and references; 0 for an embedding of zeros; None without texts.
+    """Compute the mean cosine of texts' and references' embeddings; 0 for one of zeros; None without texts.
 
     Raises:
         UserError: the encoder does not return one finite row per text.
@@ -167,7 +167,7 @@ def similarity(texts: Sequence[str], references: Sequence[str], encoder: Encoder
 
 
 def faithfulness(rows: Sequence[Explained], iou: float = 0.5) -> dict[str, float | None]:
-    """``faithful_cues``, ``faithful_regions``, ``verdict_agreement`` and ``real_stated``.
+    """Compute ``faithful_cues``, ``faithful_regions``, ``verdict_agreement`` and ``real_stated``.
 
     Args:
         rows: those without `said` or `found` enter none of the first three.
@@ -189,7 +189,7 @@ def faithfulness(rows: Sequence[Explained], iou: float = 0.5) -> dict[str, float
 
 
 def used(encoder: Encoder | None = None, judge: Judge | None = None) -> dict[str, str]:
-    """Record what a report must say of the models behind ``css`` and ``judge``."""
+    """Return what a report must say of the models behind ``css`` and ``judge``."""
     record = {"encoder": encoder.name, "encoder_version": encoder.version} if encoder else {}
     return record | ({"judge": judge.model, "judge_prompt": judge.prompt} if judge else {})
 

@@ -38,7 +38,7 @@ Slices = dict[str, dict[str, float | str | None]]
 
 
 def detection_report(scores: ArrayLike, edited: ArrayLike, threshold: float = 0.5) -> dict[str, float | None]:
-    """Every metric of the module docstring.
+    """Compute every metric of the module docstring.
 
     Args:
         scores: (N,) in [0, 1], P(edited).
@@ -69,7 +69,7 @@ def detection_report(scores: ArrayLike, edited: ArrayLike, threshold: float = 0.
 def slice_report(
     scores: ArrayLike, edited: ArrayLike, codes: ArrayLike, names: Sequence[str], threshold: float = 0.5
 ) -> Slices:
-    """Metrics of each editor or category: its edits against ALL real pictures, so that slices compare.
+    """Compute metrics of each editor or category: its edits against ALL real pictures, so that slices compare.
 
     Args:
         scores: (N,) in [0, 1].
@@ -100,13 +100,13 @@ def slice_report(
 
 
 def macro_average(slices: Slices, metric: str) -> float | None:
-    """Mean of a metric over the slices where it is defined, each slice counting once; None where there is none."""
+    """Average a metric over the slices where it is defined, each slice counting once; None where there is none."""
     values = [value for entry in slices.values() if isinstance(value := entry[metric], float)]
     return float(np.mean(values)) if values else None
 
 
 def missing(edited: ArrayLike) -> str | None:
-    """Why metrics that compare the classes are undefined, for readers; None where both classes occur."""
+    """Tell why metrics that compare the classes are undefined, for readers; None where both classes occur."""
     y = np.asarray(edited, dtype=bool)
     if len(y) == 0:
         return "no pictures"
@@ -114,7 +114,7 @@ def missing(edited: ArrayLike) -> str | None:
 
 
 def roc_auc(scores: ArrayLike, edited: ArrayLike) -> float | None:
-    """Area under the ROC curve, ties counted half; exactly 0.5 for equal scores; None where a class is missing."""
+    """Compute the area under the ROC curve, ties half; exactly 0.5 for equal scores; None where a class is missing."""
     y = np.asarray(edited, dtype=bool)
     tp, fp = _curve(np.asarray(scores, dtype=np.float64), y, np.ones(len(y)))
     if missing(y):
@@ -124,7 +124,7 @@ def roc_auc(scores: ArrayLike, edited: ArrayLike) -> float | None:
 
 
 def average_precision(scores: ArrayLike, edited: ArrayLike, weights: ArrayLike | None = None) -> float | None:
-    """Average precision without interpolation; None where nothing is edited.
+    """Compute average precision without interpolation; None where nothing is edited.
 
     Args:
         scores: (N,).
@@ -141,7 +141,7 @@ def average_precision(scores: ArrayLike, edited: ArrayLike, weights: ArrayLike |
 
 
 def recall_at(scores: ArrayLike, edited: ArrayLike, false_alarms: float) -> float | None:
-    """Highest recall of any threshold with at most this false-alarm rate; None where a class is missing."""
+    """Find the highest recall of any threshold with at most this false-alarm rate; None where a class is missing."""
     y = np.asarray(edited, dtype=bool)
     if missing(y):
         return None
@@ -177,13 +177,13 @@ def reliability(
 def expected_calibration_error(
     probabilities: ArrayLike, edited: ArrayLike, bins: int = 15, weights: ArrayLike | None = None
 ) -> float | None:
-    """ECE over :func:`reliability`'s bins; None for no pictures."""
+    """Compute ECE over :func:`reliability`'s bins; None for no pictures."""
     mean, share, mass = reliability(probabilities, edited, bins, weights)
     return float(np.nansum(mass * np.abs(mean - share))) if mass.any() else None
 
 
 def checked(scores: ArrayLike, edited: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Scores as (N,) float64 and `edited` as (N,) bool.
+    """Return scores as (N,) float64 and `edited` as (N,) bool.
 
     Raises:
         UserError: shapes differ, or scores are not in [0, 1].
@@ -213,7 +213,7 @@ def _mix_report(s: np.ndarray, y: np.ndarray, called: np.ndarray, w: np.ndarray)
 
 
 def _curve(s: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of edited and of real pictures at or above each distinct score, highest score first; (K,) each."""
+    """Sum weights of edited and of real pictures at or above each distinct score, highest first; (K,) each."""
     order = np.argsort(-s, kind="stable")
     last = np.append(s[order][1:] != s[order][:-1], True)[: len(s)]
     return np.cumsum((w * y)[order])[last], np.cumsum((w * ~y)[order])[last]

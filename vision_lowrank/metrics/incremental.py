@@ -128,11 +128,11 @@ class SessionMatrix:
         return cls(tuple(classes), totals, tuple(right for right, _ in counts), base_only)
 
     def seen(self, session: int) -> int:
-        """C_t, the number of classes seen up to and including a session; 0 for session -1."""
+        """Count the classes seen up to and including a session, C_t; 0 for session -1."""
         return sum(self.classes[: session + 1])
 
     def accuracy(self, session: int, first: int = 0, end: int | None = None) -> float:
-        """Accuracy after a session over the pictures of classes `first` to `end` - 1; default all classes seen."""
+        """Compute accuracy after a session over pictures of classes `first` to `end` - 1; default all classes seen."""
         row = self.correct[session][first:end]
         return sum(row) / sum(self.totals[first : first + len(row)])
 
@@ -144,13 +144,13 @@ class SessionMatrix:
         )
 
     def class_accuracies(self) -> Rows:
-        """Accuracy of every class after every session: T + 1 rows, row t with C_t entries."""
+        """Compute the accuracy of every class after every session: T + 1 rows, row t with C_t entries."""
         return tuple(
             tuple(right / total for right, total in zip(row, self.totals, strict=False)) for row in self.correct
         )
 
     def gacc(self, session: int, weight: float) -> float:
-        """Generalised average accuracy g(w) after a session t >= 1.
+        """Compute the generalised average accuracy g(w) after a session t >= 1.
 
         Raises:
             UserError: `weight` lies outside [0, 1], or the session has no new classes.
@@ -161,7 +161,7 @@ class SessionMatrix:
         return (weight * b * base + n * new) / (weight * b + n)
 
     def gacc_auc(self, session: int) -> float:
-        """Area under g(w) over [0, 1] after a session t >= 1.
+        """Compute the area under g(w) over [0, 1] after a session t >= 1.
 
         Raises:
             UserError: the session has no new classes.
@@ -195,7 +195,7 @@ class SessionMatrix:
             ) from None
 
     def _balanced(self, session: int) -> tuple[float, float, int, int]:
-        """Class-averaged base and new accuracy, and the numbers of base and new classes."""
+        """Compute class-averaged base and new accuracy, and the numbers of base and new classes."""
         if not 1 <= session < len(self.classes):
             raise UserError(f"gAcc of session {session}: choose one with new classes, 1 to {len(self.classes) - 1}.")
         row, b = self.class_accuracies()[session], self.classes[0]
@@ -203,7 +203,7 @@ class SessionMatrix:
 
 
 def class_counts(labels: Tensor, predictions: Tensor, classes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Right answers and pictures of each class; the counts of batches add up to those of the whole.
+    """Count right answers and pictures of each class; the counts of batches add up to those of the whole.
 
     Args:
         labels: (n,) int64, 0 <= label < `classes`.
@@ -227,7 +227,7 @@ def class_counts(labels: Tensor, predictions: Tensor, classes: int) -> tuple[tup
 
 
 def incremental_metrics(matrix: SessionMatrix, weights: Sequence[float] = (0.0, 0.5, 1.0)) -> dict[str, float]:
-    """Every metric of the module docstring, fractions.
+    """Compute every metric of the module docstring, fractions.
 
     Args:
         matrix: counts of all sessions.
@@ -281,7 +281,7 @@ def _session_metrics(matrix: SessionMatrix, session: int) -> dict[str, float]:
 
 
 def _whole(values: Sequence[Any]) -> tuple[int, ...]:
-    """Whole numbers as a tuple; anything else, booleans included, is a TypeError."""
+    """Return whole numbers as a tuple; anything else, booleans included, is a TypeError."""
     if isinstance(values, str) or any(type(value) is not int for value in values):
         raise TypeError
     return tuple(values)

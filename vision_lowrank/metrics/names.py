@@ -15,22 +15,22 @@ SESSIONS = ("session/", "incremental/")  # class-incremental learning: all of it
 
 
 def is_share(name: str) -> bool:
-    """Whether a metric lies in [0, 1] and is shown in percent."""
+    """Tell whether a metric lies in [0, 1] and is shown in percent."""
     return _word(name) in SHARES or name.startswith(SESSIONS)
 
 
 def larger_is_better(name: str) -> bool:
-    """Whether more of a metric is better: the direction that selections and tables go by."""
+    """Tell whether more of a metric is better: the direction that selections and tables go by."""
     return _word(name) not in LESS_IS_BETTER
 
 
 def sign(name: str) -> int:
-    """1 where more of a metric is better, -1 where less is."""
+    """Return 1 where more of a metric is better, -1 where less is."""
     return 1 if larger_is_better(name) else -1
 
 
 def title(name: str) -> str:
-    """What a column of a table is called: ``incremental/last_accuracy`` is ``last``, ``…/harmonic_mean`` two words."""
+    """Return a table column's title: ``incremental/last_accuracy`` is ``last``, ``…/harmonic_mean`` two words."""
     return name.rpartition("/")[2].removesuffix("_accuracy").replace("_", " ")
 
 

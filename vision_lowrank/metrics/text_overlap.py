@@ -29,7 +29,7 @@ def words(text: str) -> list[str]:
 
 
 def rouge_l(text: str, reference: str, beta: float = 1.2) -> float:
-    """ROUGE-L F in [0, 1]; 0 where either has no words."""
+    """Compute ROUGE-L F in [0, 1]; 0 where either has no words."""
     one, other = words(text), words(reference)
     common = common_subsequence(one, other)
     if not common:
@@ -39,7 +39,7 @@ def rouge_l(text: str, reference: str, beta: float = 1.2) -> float:
 
 
 def bleu4(texts: Sequence[str], references: Sequence[str]) -> float | None:
-    """BLEU-4 of all texts together, in [0, 1]; None without texts."""
+    """Compute BLEU-4 of all texts together, in [0, 1]; None without texts."""
     if not texts:
         return None
     pairs = [(words(text), words(reference)) for text, reference in zip(texts, references, strict=True)]
@@ -56,7 +56,7 @@ def bleu4(texts: Sequence[str], references: Sequence[str]) -> float | None:
 
 
 def cider_d(texts: Sequence[str], references: Sequence[str], sigma: float = 6.0) -> float | None:
-    """Mean CIDEr-D, in [0, 10]; None with fewer than two references, where every weight is 0."""
+    """Compute mean CIDEr-D, in [0, 10]; None with fewer than two references, where every weight is 0."""
     if len(references) < 2:
         return None
     pairs = [(words(text), words(reference)) for text, reference in zip(texts, references, strict=True)]
@@ -71,12 +71,12 @@ def cider_d(texts: Sequence[str], references: Sequence[str], sigma: float = 6.0)
 
 
 def grams(tokens: Sequence[str], n: int) -> Grams:
-    """How often each run of `n` words occurs."""
+    """Count how often each run of `n` words occurs."""
     return Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
 
 
 def common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence.
+    """Compute the length of the longest common subsequence.
 
     One row of the usual table at a time, each row a number whose zero bits are the columns where it rises by one
     (Hyyrö 2004): an addition carries a rise along to the next match.
@@ -93,7 +93,7 @@ def common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def _likeness(one: Grams, other: Grams, weight: dict[tuple[str, ...], float], rare: float) -> float:
-    """Cosine of two weighted vectors in which the first counts no n-gram more often than the second."""
+    """Compute the cosine of two weighted vectors in which the first counts no n-gram more often than the second."""
     vectors = [{gram: count * weight.get(gram, rare) for gram, count in each.items()} for each in (one, other)]
     size = math.prod(math.sqrt(sum(value * value for value in vector.values())) for vector in vectors)
     both = sum(min(value, vectors[1].get(gram, 0.0)) * vectors[1].get(gram, 0.0) for gram, value in vectors[0].items())

@@ -101,7 +101,7 @@ def judge_boxes(
 
 
 def box_report(outcomes: Sequence[BoxOutcome], edited: ArrayLike) -> dict[str, float | None]:
-    """Every metric of the module docstring; None where no picture has it.
+    """Compute every metric of the module docstring; None where no picture has it.
 
     Args:
         outcomes: N; edited pictures without annotated boxes, or regenerated as a whole (scope global), left out.
@@ -132,7 +132,7 @@ def box_report(outcomes: Sequence[BoxOutcome], edited: ArrayLike) -> dict[str, f
 def baseline_report(
     truths: Sequence[ArrayLike], sizes: Sequence[tuple[int, int]], edited: ArrayLike, constant: ArrayLike
 ) -> dict[str, float | None]:
-    """What a box that ignores the picture scores: ``constant_box/NAME`` and ``full_box/NAME``.
+    """Compute what a box that ignores the picture scores: ``constant_box/NAME`` and ``full_box/NAME``.
 
     Args:
         truths: N arrays (G, 4), annotated boxes in pixels.
@@ -152,7 +152,7 @@ def baseline_report(
 
 
 def mean_box(truths: Sequence[ArrayLike], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Mean of all boxes, (4,) xyxy as shares of width and height.
+    """Average all boxes, (4,) xyxy as shares of width and height.
 
     Raises:
         UserError: there is no box.
@@ -164,7 +164,7 @@ def mean_box(truths: Sequence[ArrayLike], sizes: Sequence[tuple[int, int]]) -> n
 
 
 def average_precisions(outcomes: Sequence[BoxOutcome]) -> np.ndarray | None:
-    """All-point average precision at each of the 10 levels, (10,); None where no picture has an annotated box."""
+    """Compute all-point average precision at each of the 10 levels, (10,); None without any annotated box."""
     truths = sum(each.truths for each in outcomes)
     if not truths:
         return None
@@ -178,7 +178,7 @@ def average_precisions(outcomes: Sequence[BoxOutcome]) -> np.ndarray | None:
 
 
 def _hits(scores: np.ndarray, overlap: np.ndarray) -> np.ndarray:
-    """Greedy assignment at every level; of equal scores the box that fits best comes first."""
+    """Assign boxes greedily at every level; of equal scores the box that fits best comes first."""
     right = np.zeros((len(scores), len(LEVELS)))
     free = np.ones((len(LEVELS), overlap.shape[1]), dtype=bool)
     best = overlap.max(axis=1, initial=0.0)
@@ -191,7 +191,7 @@ def _hits(scores: np.ndarray, overlap: np.ndarray) -> np.ndarray:
 
 
 def _areas(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
-    """Pixels in both, the first and the second union of boxes.
+    """Count pixels in both, the first and the second union of boxes.
 
     The edges divide the picture into few cells, each wholly inside or outside of every box, so no mask is drawn.
     """

@@ -49,7 +49,7 @@ SUFFIXES: dict[Convention, str] = {"origin": "", "reverse": "_reverse", "double"
 def pixel_row(
     prediction: ArrayLike, truth: ArrayLike, valid: ArrayLike | None = None, threshold: float = 0.5
 ) -> np.ndarray:
-    """Statistics of one picture.
+    """Compute the statistics of one picture.
 
     Args:
         prediction: (H, W) in [0, 1].
@@ -75,7 +75,7 @@ def pixel_row(
 
 
 def pixel_values(rows: np.ndarray, convention: Convention = "origin") -> dict[str, np.ndarray]:
-    """``f1``, ``iou``, ``accuracy`` and ``auc`` of every picture, each (N,); NaN where it has no edited pixel.
+    """Compute ``f1``, ``iou``, ``accuracy`` and ``auc`` per picture, each (N,); NaN where it has no edited pixel.
 
     Args:
         rows: (N, 9), of :func:`pixel_row`.
@@ -95,7 +95,7 @@ def pixel_values(rows: np.ndarray, convention: Convention = "origin") -> dict[st
 
 
 def pixel_report(rows: ArrayLike, edited: ArrayLike) -> dict[str, float | None]:
-    """Every metric of the module docstring; None where no picture has it.
+    """Compute every metric of the module docstring; None where no picture has it.
 
     Args:
         rows: (N, 9), one :func:`pixel_row` per picture.
