@@ -61,12 +61,12 @@ class Allora(Rule):
                 raise UserError(f"rule allora: adapter.{name} = {value}, but ALLoRA works without: set it to 0.")
 
     def start(self, stage: StepContext) -> Steps:
-        """Gradients or steps rescaled."""
+        """Start rescaling gradients or steps."""
         return ScaledGradients(self, stage) if self.apply == "grad" else ScaledUpdates(self, stage)
 
 
 def row_scales(delta: Tensor, eta: float) -> Tensor:
-    """c (out,) of ΔW (out, in): float32 or wider, without gradient."""
+    """Compute c (out,) of ΔW (out, in): float32 or wider, without gradient."""
     wide = torch.promote_types(delta.dtype, torch.float32)
     norms = torch.linalg.vector_norm(delta.detach(), dim=1, dtype=wide)
     return (norms + 1 / eta**2).rsqrt()
@@ -110,7 +110,7 @@ class ScaledUpdates(Steps):
         self.pairs = pairs(self.stage.model)
 
     def gradients(self, closure: Closure) -> dict[str, float]:
-        """Plain gradients; c and B as they are before the step are kept."""
+        """Compute plain gradients; c and B as they are before the step are kept."""
         with torch.no_grad():
             self.scales = [row_scales(weight_change(layer), self.options.eta) for layer in self.layers]
             self.before = [pair.B.clone() for pair in self.pairs]
@@ -118,14 +118,14 @@ class ScaledUpdates(Steps):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """B <- B_before + c (B - B_before)."""
+        """Set B <- B_before + c (B - B_before)."""
         for pair, before, c in zip(self.pairs, self.before, self.scales, strict=True):
             pair.B.copy_(before + c[:, None] * (pair.B - before))
 
 
 @contextmanager
 def hooked(layers: Sequence[BaseTunerLayer], eta: float) -> Iterator[None]:
-    """Inside, `layers` compute through ΔW with its gradient rescaled; afterwards they are as before.
+    """Make `layers` compute through ΔW with its gradient rescaled inside; afterwards they are as before.
 
     A forward in the instance also tells attention that q, k and v must be called, not fused (``is_plain``).
     """
@@ -145,7 +145,7 @@ class HookedForward:
         self.layer, self.eta = layer, eta
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(..., in) -> (..., out); the layer's usual forward where its adapters are disabled or merged."""
+        """Compute the layer: (..., in) -> (..., out); its usual forward where its adapters are disabled or merged."""
         layer, base = self.layer, self.layer.base_layer
         if args or kwargs or layer.disable_adapters or layer.merged:
             return type(layer).forward(layer, x, *args, **kwargs)
@@ -160,13 +160,13 @@ class HookedForward:
 
 
 def _exact_sum(base: nn.Module, x: Tensor, delta: Tensor) -> bool:
-    """Whether W + ΔW loses nothing: rounded to half precision, as under autocast, it would swallow a small ΔW."""
+    """Tell whether W + ΔW loses nothing: in half precision, as under autocast, it would swallow a small ΔW."""
     same = is_plain(base, nn.Linear.forward) and base.weight.dtype == x.dtype == delta.dtype
     return same and x.dtype.itemsize >= 4 and not torch.is_autocast_enabled(x.device.type)
 
 
 def checked_layers(model: nn.Module) -> list[BaseTunerLayer]:
-    """Layers whose adapters train, in order.
+    """List the layers whose adapters train, in order.
 
     Raises:
         UserError: there is none, or one has no ΔW, a scale other than 1, or dropout.
@@ -192,7 +192,7 @@ def checked_layers(model: nn.Module) -> list[BaseTunerLayer]:
 
 
 def _scales(layer: BaseTunerLayer) -> list[float | None]:
-    """Scale of each active adapter; None for one whose forward is not x ΔWᵀ."""
+    """Return the scale of each active adapter; None for one whose forward is not x ΔWᵀ."""
     if isinstance(layer, PeftLoraLinear):
         names = [name for name in layer.active_adapters if name in layer.lora_A]
         odd = layer.lora_variant.keys() | {name for name, bias in layer.lora_bias.items() if bias}

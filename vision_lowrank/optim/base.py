@@ -61,7 +61,7 @@ class Rule(Section):
         return False
 
     def start(self, stage: StepContext) -> Steps:
-        """What does the work in one stage."""
+        """Return what does the work in one stage."""
         raise NotImplementedError
 
 
@@ -79,7 +79,7 @@ class Steps:
         """
 
     def optimizer(self, groups: Groups) -> Optimizer:
-        """What steps on `groups`, the parameters that require gradients by then."""
+        """Build what steps on `groups`, the parameters that require gradients by then."""
         return make_optimizer(groups, self.stage.settings)
 
     def gradients(self, closure: Closure) -> dict[str, float]:
@@ -87,10 +87,10 @@ class Steps:
         return closure()
 
     def after_step(self, step: int) -> None:
-        """`step` steps are done."""
+        """Act when `step` steps are done."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold: nested dicts and lists of tensors, numbers, strings and None."""
+        """Return what a checkpoint must hold: nested dicts and lists of tensors, numbers, strings and None."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ class Steps:
 
 
 def make_optimizer(groups: Groups, settings: EngineConfig) -> Optimizer:
-    """``engine.optimizer`` with its options."""
+    """Build ``engine.optimizer`` with its options."""
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
             list(groups),
@@ -111,5 +111,5 @@ def make_optimizer(groups: Groups, settings: EngineConfig) -> Optimizer:
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Norm of all `tensors` together, float32 or wider."""
+    """Compute the norm of all `tensors` together, float32 or wider."""
     return torch.nn.utils.get_total_norm([tensor.float() if tensor.itemsize < 4 else tensor for tensor in tensors])

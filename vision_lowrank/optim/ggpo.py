@@ -80,7 +80,7 @@ class Ggpo(Rule):
             )
 
     def start(self, stage: StepContext) -> GgpoSteps:
-        """Noise around each step's gradients."""
+        """Start adding noise around each step's gradients."""
         return GgpoSteps(self, stage)
 
 
@@ -110,7 +110,7 @@ class GgpoSteps(Steps):
         self.layers = [layers[pair.name] for pair in self.pairs]
 
     def gradients(self, closure: Closure) -> dict[str, float]:
-        """Those at W + eps."""
+        """Compute the gradients at W + eps."""
         # The optimiser will have moved A and B when G is computed.
         self.before = [pair._replace(A=pair.A.detach().clone(), B=pair.B.detach().clone()) for pair in self.pairs]
         if self.rows is None:
@@ -121,7 +121,7 @@ class GgpoSteps(Steps):
             return closure()
 
     def after_step(self, step: int) -> None:
-        """Row norms of G for the next step; those of before where a gradient was not finite."""
+        """Compute row norms of G for the next step; keep those of before where a gradient was not finite."""
         self.step = step
         rows = [
             row_norms(*product_gradient(before, pair.A.grad, pair.B.grad))
@@ -131,7 +131,7 @@ class GgpoSteps(Steps):
             self.rows = rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Step and row norms."""
+        """Return the step and the row norms."""
         return {"step": self.step, "rows": self.rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -141,7 +141,7 @@ class GgpoSteps(Steps):
 
     @torch.no_grad()
     def std(self, number: int, rows: Tensor) -> Tensor:
-        """std (out,) of a layer's noise in this step, float32 or wider, for row norms (out,) of its G."""
+        """Compute std (out,) of a layer's noise in this step, float32 or wider, for row norms (out,) of its G."""
         options, base = self.options, self.pairs[number].base
         weight = matrix(base) + weight_change(self.layers[number])
         wide = torch.promote_types(weight.dtype, torch.float32)
@@ -152,7 +152,7 @@ class GgpoSteps(Steps):
         return total * kappa / math.sqrt(weight.shape[1] if options.fan == "in" else weight.shape[0])
 
     def noise(self, number: int, std: Tensor) -> Tensor:
-        """eps (out, in) of a layer in this step, the same at every call."""
+        """Draw eps (out, in) of a layer in this step, the same at every call."""
         shape = matrix(self.pairs[number].base).shape
         address = (self.stage.seed, self.stage.index, self.step, number)
         seed = int(np.random.SeedSequence(address).generate_state(1, np.uint64)[0] >> np.uint64(1))

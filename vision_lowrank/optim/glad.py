@@ -48,7 +48,7 @@ class Glad(Rule):
     refresh_every: int = Field(1, ge=1, description="steps that one gradient nearby serves; 1 computes it at each step")
 
     def start(self, stage: StepContext) -> GladSteps:
-        """Two passes per step, or per ``refresh_every`` steps."""
+        """Start two passes per step, or per ``refresh_every`` steps."""
         return GladSteps(self, stage)
 
 
@@ -72,7 +72,7 @@ class GladSteps(Steps):
             adapter_tensors(self.stage.model)
 
     def gradients(self, closure: Closure) -> dict[str, float]:
-        """g' in ``.grad`` of the perturbed tensors, ∇L(θ) in that of others; the losses are those at θ."""
+        """Leave g' in ``.grad`` of the perturbed tensors, ∇L(θ) in that of others; the losses are those at θ."""
         losses = closure()
         own = {parameter: parameter.grad for parameter in self.stage.model.parameters()}
         tensors = self._perturbed()
@@ -94,7 +94,7 @@ class GladSteps(Steps):
         self.kept, self.served = dict(state["kept"]), state["served"]
 
     def _nearby(self, closure: Closure, tensors: list[Tensor], g: list[Tensor], size: Tensor) -> list[Tensor]:
-        """∇L(θ + ε) of `tensors`, or the one kept from an earlier step; ``.grad`` is spoilt."""
+        """Return ∇L(θ + ε) of `tensors`, or the one kept from an earlier step; ``.grad`` is spoilt."""
         names = {parameter: name for name, parameter in self.stage.model.named_parameters()}
         if not self.kept or self.served >= self.options.refresh_every:
             nearby = self._second_pass(closure, tensors, g, size)
@@ -108,7 +108,7 @@ class GladSteps(Steps):
         return [self.kept.get(names[tensor], own).to(own) for tensor, own in zip(tensors, g, strict=True)]
 
     def _second_pass(self, closure: Closure, tensors: list[Tensor], g: list[Tensor], size: Tensor) -> list[Tensor]:
-        """∇L(θ + ε), zeros where the loss there does not use a tensor."""
+        """Compute ∇L(θ + ε), zeros where the loss there does not use a tensor."""
         for parameter in self.stage.model.parameters():
             parameter.grad = None  # whatever the closure does to gradients, it must not write into those of θ
         norms = [module for module in self.stage.model.modules() if isinstance(module, _BatchNorm)]
@@ -126,7 +126,7 @@ class GladSteps(Steps):
         return [tensor for tensor in tensors if tensor.grad is not None]
 
     def _combine(self, own: list[Tensor], nearby: list[Tensor]) -> list[Tensor]:
-        """g' from g and the gradient nearby: g - λ · (what the rule takes away)."""
+        """Combine g and the gradient nearby to g': g - λ · (what the rule takes away)."""
         pairs = list(zip(own, nearby, strict=True))
         if self.options.combine == "steer":
             away = [g - n for g, n in pairs]
@@ -142,7 +142,7 @@ class GladSteps(Steps):
 
 
 def _along(own: list[Tensor], nearby: list[Tensor]) -> Tensor:
-    """⟨g, n⟩ / ⟨n, n⟩: times n it is the part of g along n."""
+    """Compute ⟨g, n⟩ / ⟨n, n⟩: times n it is the part of g along n."""
     return _dot(own, nearby) / _dot(nearby, nearby).clamp_min(1e-24)
 
 

@@ -97,7 +97,7 @@ class LisaSteps(Steps):
         self.step = 0
 
     def prepare(self) -> None:
-        """Let everything require a gradient that may ever train, so that the optimiser gets it."""
+        """Make everything require a gradient that may ever train, so that the optimiser gets it."""
         backbone = next((module for module in self.stage.model.modules() if isinstance(module, Backbone)), None)
         if backbone is None or not backbone.towers:
             name = "the task's model" if backbone is None else f"backbone '{backbone.name}'"
@@ -119,7 +119,7 @@ class LisaSteps(Steps):
         return self._optimizer
 
     def gradients(self, closure: Closure) -> dict[str, float]:
-        """Gradients of E, H and the drawn blocks; logs which these are, by their place in ``names``."""
+        """Compute gradients of E, H and the drawn blocks; logs which these are, by their place in ``names``."""
         drawn = self.drawn(self.step)
         training = {id(p) for i in drawn for p in self.blocks[i]}
         resting = [p for parameters in self.blocks for p in parameters if id(p) not in training]
@@ -133,7 +133,7 @@ class LisaSteps(Steps):
         return losses | {f"lisa_block_{n}": float(i) for n, i in enumerate(drawn)}
 
     def drawn(self, step: int) -> list[int]:
-        """Places in ``names``, ascending, of the blocks that train when `step` steps are done."""
+        """Draw the places in ``names``, ascending, of the blocks that train when `step` steps are done."""
         if not self.options.blocks:
             return []
         stage = self.stage
@@ -144,11 +144,11 @@ class LisaSteps(Steps):
         return sorted(int(i) for draw in draws for i in draw)
 
     def after_step(self, step: int) -> None:
-        """`step` steps are done."""
+        """Note that `step` steps are done."""
         self.step = step
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps are done: the draws follow from it."""
+        """Return how many steps are done: the draws follow from it."""
         return {"step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -166,7 +166,7 @@ class LisaSteps(Steps):
         return [name for name in backbone.towers if name in towers]
 
     def _train_base(self, backbone: Backbone, towers: Sequence[str]) -> None:
-        """Let the weights of these towers train, perhaps without E, and no other weight of the backbone."""
+        """Make the weights of these towers train, perhaps without E, and no other weight of the backbone."""
         inside = tuple(f"{path}." for tower in backbone.towers.values() for path in tower.blocks)
         for name, parameter in backbone.named_parameters():
             left_out = not self.options.train_embed and not name.startswith(inside) and EMBEDDING.search(name)
@@ -201,7 +201,7 @@ def _trained(backbone: Backbone, path: str) -> list[nn.Parameter]:
 
 @contextmanager
 def _resting(parameters: Sequence[nn.Parameter], norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Parameters without gradient and batch norms with fixed statistics; all is put back at the end."""
+    """Keep parameters without gradient and batch norms with fixed statistics; all is put back at the end."""
     frozen = [parameter for parameter in parameters if parameter.requires_grad]
     fixed = [norm for norm in norms if norm.training]
     for parameter in frozen:

@@ -59,7 +59,7 @@ class LoraPro(Rule):
         require_adapter("lora_pro", config)
 
     def start(self, stage: StepContext) -> LoraProSteps:
-        """Plain gradients, LoRA-Pro's optimiser."""
+        """Start plain gradients with LoRA-Pro's optimiser."""
         return LoraProSteps(self, stage)
 
 
@@ -77,7 +77,7 @@ class LoraProSteps(Steps):
         self.pairs = pairs(self.stage.model, wider=True)
 
     def optimizer(self, groups: Groups) -> Optimizer:
-        """LoRA-Pro's, on all groups."""
+        """Build LoRA-Pro's optimiser, on all groups."""
         settings = self.stage.settings
         return LoraProOptimizer(
             groups,
@@ -92,7 +92,7 @@ class LoraProSteps(Steps):
 
 
 def create_lora_pro_optimizer(model: nn.Module, lr: float = 1e-4, **options: Any) -> LoraProOptimizer:
-    """LoRA-Pro for a model with LoRA layers, PEFT's or this package's, without the engine.
+    """Create LoRA-Pro's optimiser for a model with LoRA layers, PEFT's or this package's, without the engine.
 
     Args:
         model: its adapted layers' factors are stepped by LoRA-Pro, whatever else requires a gradient by AdamW or SGD.

@@ -68,7 +68,7 @@ class Geometry(NamedTuple):
 
 
 def geometries(pairs: Sequence[Pair], damping: DampingKind = "relative", eps: float = 1e-6) -> list[Geometry]:
-    """BᵀB and AAᵀ of every pair with eigenvectors and damped inverses; one batched ``eigh`` for pairs of one rank."""
+    """Compute BᵀB and AAᵀ of each pair, eigenvectors and damped inverses; one batched ``eigh`` for pairs of a rank."""
     members = defaultdict(list)
     for index, pair in enumerate(pairs):
         members[pair.A.shape[0], pair.A.dtype, pair.A.device].append(index)
@@ -99,14 +99,14 @@ def closest(
 
 
 def equivalent_gradient(pair: Pair, a: Tensor | None, b: Tensor) -> Tensor:
-    """e = s B a + s b A (out, in); a = None is a frozen A."""
+    """Compute e = s B a + s b A (out, in); a = None is a frozen A."""
     A, B = pair.matrices
     e = b @ A
     return pair.scale * (e if a is None else e.addmm(B, a))
 
 
 def directions(pair: Pair, geometry: Geometry, gradients: Sequence[Tensor], x_mode: XMode) -> list[Tensor]:
-    """Those of what trains, A and B, B alone or R alone, whose e is closest to the g with these gradients."""
+    """Compute the directions of A and B, B alone or R alone, whichever train, with e closest to the gradients' g."""
     if pair.core is not None:
         return [geometry.left.inverse @ gradients[0] @ geometry.right.inverse / pair.scale**2]
     a, b = closest(pair, geometry, *_both(gradients), x_mode)
@@ -114,7 +114,7 @@ def directions(pair: Pair, geometry: Geometry, gradients: Sequence[Tensor], x_mo
 
 
 def effect(pair: Pair, moves: Sequence[Tensor]) -> Tensor:
-    """e (out, in) of directions of what trains."""
+    """Compute e (out, in) of directions of what trains."""
     if pair.core is not None:
         A, B = pair.matrices
         return pair.scale * (B @ moves[0] @ A)
@@ -130,7 +130,7 @@ def pulled_back(pair: Pair, G: Tensor) -> list[Tensor]:
 
 
 def _both(each: Sequence[Tensor]) -> tuple[Tensor | None, Tensor]:
-    """Of A and of B; None for a frozen A."""
+    """Return those of A and of B; None for a frozen A."""
     return (None, each[0]) if len(each) == 1 else (each[0], each[1])
 
 
@@ -157,7 +157,7 @@ X_MODES: dict[str, Callable[[Pair, Geometry, Tensor, Tensor], Tensor]] = {
 
 
 def _spectra(grams: Tensor, damping: DampingKind, eps: float) -> list[Spectrum]:
-    """Of positive semidefinite matrices (n, r, r)."""
+    """Compute the spectra of positive semidefinite matrices (n, r, r)."""
     values, vectors = torch.linalg.eigh(grams)
     values = values.clamp_min(0)
     damped = values + (eps * values.mean(-1, keepdim=True) if damping == "relative" else eps)
@@ -166,7 +166,7 @@ def _spectra(grams: Tensor, damping: DampingKind, eps: float) -> list[Spectrum]:
 
 
 def _reciprocal(x: Tensor, largest: Tensor) -> Tensor:
-    """1 / x, and 0 where x cannot be told from 0 beside `largest`: a zero B gives the pseudo-inverse, 0."""
+    """Compute 1 / x, and 0 where x cannot be told from 0 beside `largest`: a zero B gives the pseudo-inverse, 0."""
     return torch.where(x > torch.finfo(x.dtype).eps * largest, 1 / x, 0)
 
 
@@ -229,7 +229,7 @@ class LoraProOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; returns what `closure` returns, as torch's optimisers do.
+        """Take one step; returns what `closure` returns, as torch's optimisers do.
 
         Raises:
             torch.linalg.LinAlgError: a factor is not finite.
@@ -256,13 +256,13 @@ class LoraProOptimizer(Optimizer):
     def _projected(
         self, pair: Pair, geometry: Geometry, gradients: list[Tensor], groups: dict[int, Any]
     ) -> list[Tensor]:
-        """Directions from the raw gradients."""
+        """Compute directions from the raw gradients."""
         return directions(pair, geometry, gradients, self.x_mode)
 
     def _adam_of_weight(
         self, pair: Pair, geometry: Geometry, gradients: list[Tensor], groups: dict[int, Any]
     ) -> list[Tensor]:
-        """Directions from Adam's step on the equivalent gradient; the moments are kept with B or R."""
+        """Compute directions from Adam's step on the equivalent gradient; the moments are kept with B or R."""
         e = effect(pair, directions(pair, geometry, gradients, "zero"))
         G = self._adam(_trained(pair)[-1], e, groups)
         return directions(pair, geometry, pulled_back(pair, G), self.x_mode)
@@ -270,12 +270,12 @@ class LoraProOptimizer(Optimizer):
     def _adam_of_factors(
         self, pair: Pair, geometry: Geometry, gradients: list[Tensor], groups: dict[int, Any]
     ) -> list[Tensor]:
-        """Adam's steps on the directions from the raw gradients."""
+        """Compute Adam's steps on the directions from the raw gradients."""
         raw = self._projected(pair, geometry, gradients, groups)
         return [self._adam(p, each, groups) for p, each in zip(_trained(pair), raw, strict=True)]
 
     def _adam(self, owner: Tensor, g: Tensor, groups: dict[int, Any]) -> Tensor:
-        """Adam's direction for the gradient `g`, with moments of its shape in the state of `owner`."""
+        """Compute Adam's direction for the gradient `g`, with moments of its shape in the state of `owner`."""
         state, group = self.state[owner], groups[id(owner)]
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(g), exp_avg_sq=torch.zeros_like(g))
@@ -286,7 +286,7 @@ class LoraProOptimizer(Optimizer):
         return first / (second.sqrt() + group["eps"])
 
     def _step_others(self) -> None:
-        """Torch's own step on what is in no pair; groups and state are shared, as loading a state replaces both."""
+        """Take torch's own step on what is in no pair; groups and state are shared: loading a state replaces both."""
         paired = {id(p) for pair in self.pairs for p in _trained(pair)}
         self._others.state = self.state
         self._others.param_groups = [
@@ -332,5 +332,5 @@ def _trained(pair: Pair) -> list[Tensor]:
 
 
 def _finite(tensors: list[Tensor]) -> bool:
-    """Whether all values are finite, with one wait for the device."""
+    """Tell whether all values are finite, with one wait for the device."""
     return not tensors or bool(torch.stack([t.isfinite().all().to(tensors[0].device) for t in tensors]).all())

@@ -59,7 +59,7 @@ class Mgpo(Rule):
             raise UserError("rule mgpo: it follows the momentum, and this SGD has none: set engine.momentum, or adamw.")
 
     def start(self, stage: StepContext) -> MgpoSteps:
-        """Perturbation around each step's gradients."""
+        """Start perturbing around each step's gradients."""
         return MgpoSteps(self, stage) if self.variant == "paper" else MgpoCodeSteps(self, stage)
 
 
@@ -89,7 +89,7 @@ class MgpoSteps(Steps):
         return self.followed
 
     def gradients(self, closure: Closure) -> dict[str, float]:
-        """Those at theta + eps."""
+        """Compute the gradients at theta + eps."""
         tensors = adapter_tensors(self.stage.model)
         with restored(tensors):
             size = self._perturb(tensors)
@@ -98,7 +98,7 @@ class MgpoSteps(Steps):
         return losses | {"mgpo_eps": float(size)}
 
     def state_dict(self) -> dict[str, Any]:
-        """gbar."""
+        """Return gbar."""
         return {"gbar": self.gbar}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -113,7 +113,7 @@ class MgpoSteps(Steps):
 
     @torch.no_grad()
     def _perturb(self, tensors: list[Tensor]) -> Tensor:
-        """theta + eps in place; returns ‖eps‖."""
+        """Set theta + eps in place; returns ‖eps‖."""
         moments = [self.moment(tensor) for tensor in tensors]
         length = norm(moments)
         size = self._size(length)
@@ -122,14 +122,14 @@ class MgpoSteps(Steps):
         return size
 
     def _size(self, length: Tensor) -> Tensor:
-        """‖eps‖ for moments of norm `length`: 0 where these are zero, or no gradient was finite yet."""
+        """Compute ‖eps‖ for moments of norm `length`: 0 where these are zero, or no gradient was finite yet."""
         if self.gbar is None:
             return torch.zeros_like(length)
         scale = (1 / self.gbar.to(length)).clamp_max(self.options.max_scale)
         return torch.where(length > 0, self.options.rho * scale, 0.0)
 
     def _average(self, size: Tensor) -> None:
-        """gbar, of one gradient or of each layer's, after gradients of norm `size`; kept where one is not finite."""
+        """Update gbar, one gradient's or each layer's, after gradients of norm `size`; kept where one is not finite."""
         if size.isfinite().all():
             old = size if self.gbar is None else self.gbar.to(size)
             self.gbar = self.options.decay * old + (1 - self.options.decay) * size
@@ -149,7 +149,7 @@ class MgpoCodeSteps(MgpoSteps):
         self.pairs = pairs(self.stage.model)
 
     def gradients(self, closure: Closure) -> dict[str, float]:
-        """Those at W0 + eps."""
+        """Compute the gradients at W0 + eps."""
         with restored([pair.base.weight for pair in self.pairs]):
             size = self._perturb_weights()
             losses = closure()
@@ -159,7 +159,7 @@ class MgpoCodeSteps(MgpoSteps):
 
     @torch.no_grad()
     def _perturb_weights(self) -> Tensor:
-        """W0 + eps in place; returns the norm of all eps together."""
+        """Set W0 + eps in place; returns the norm of all eps together."""
         factors = [product_gradient(pair, self.moment(pair.A), self.moment(pair.B)) for pair in self.pairs]
         lengths = torch.stack([row_norms(L, R).norm() for L, R in factors])
         sizes = self._size(lengths)

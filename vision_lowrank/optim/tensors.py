@@ -62,7 +62,7 @@ def require_adapter(rule: str, config: RunConfig) -> None:
 
 
 def adapter_tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters of adapters that require a gradient, each once, in order.
+    """List the parameters of adapters that require a gradient, each once, in order.
 
     Raises:
         UserError: there are none.

@@ -22,7 +22,7 @@ from .tensors import Pair
 
 
 def weight_change(layer: AdapterLayer | PeftLoraLinear) -> Tensor:
-    """ΔW (out, in) of the active adapters, differentiable, in the adapters' own type under autocast too.
+    """Compute ΔW (out, in) of the active adapters, differentiable, in the adapters' own type under autocast too.
 
     Args:
         layer: a layer of this package whose updates have factors, or PEFT's LoRA on a linear.
@@ -42,7 +42,7 @@ def matrix(linear: nn.Module) -> Tensor:
 
 @contextmanager
 def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """`tensors` may be changed in place inside; afterwards they are as before, bit for bit, whatever happened."""
+    """Allow changes of `tensors` in place inside; afterwards they are as before, bit for bit, whatever happened."""
     kept = [tensor.detach().clone() for tensor in tensors]
     try:
         yield
@@ -53,7 +53,7 @@ def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 def product_gradient(pair: Pair, grad_A: Tensor | None, grad_B: Tensor | None) -> tuple[Tensor, Tensor]:
-    """L (out, 2r) and R (2r, in) with G = L R, float32 or wider; a gradient that is None counts as zero.
+    """Compute L (out, 2r), R (2r, in) with G = L R, float32 or wider; a gradient that is None counts as zero.
 
     Args:
         pair: B A of one layer.
@@ -68,6 +68,6 @@ def product_gradient(pair: Pair, grad_A: Tensor | None, grad_B: Tensor | None) -
 
 
 def row_norms(L: Tensor, R: Tensor) -> Tensor:
-    """Norms (out,) of the rows of L R."""
+    """Compute norms (out,) of the rows of L R."""
     # Rounding can make the square of a tiny norm negative.
     return ((L @ (R @ R.T)) * L).sum(dim=1).clamp_min(0).sqrt()
