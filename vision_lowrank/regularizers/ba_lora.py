@@ -123,7 +123,7 @@ class BaLoraPenalty(Penalty):
         self.share = min(1.0, step / rise) if rise else 1.0
 
     def losses(self, seen: Observed) -> dict[str, Tensor]:
-        """``consistency``, ``diversity`` and ``spectral``."""
+        """Compute ``consistency``, ``diversity`` and ``spectral``."""
         weights, losses = self.options.weights, {}
         if weights.l1:
             losses["consistency"] = weights.l1 * self._consistency(seen)
@@ -148,18 +148,18 @@ class BaLoraPenalty(Penalty):
 
 
 def consistency(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """T² · KL(softmax(teacher / T) || softmax(student / T)) of logits (N, D), mean over rows."""
+    """Compute T² · KL(softmax(teacher / T) || softmax(student / T)) of logits (N, D), mean over rows."""
     log_p, log_q = ((logits / temperature).log_softmax(dim=-1) for logits in (teacher.detach(), student))
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
 def direction_gap(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the l2-normalised rows of two logits (N, D): L_CR of v1."""
+    """Compute the mean squared difference of the l2-normalised rows of two logits (N, D): L_CR of v1."""
     return F.mse_loss(F.normalize(student, dim=-1), F.normalize(teacher.detach(), dim=-1))
 
 
 def diversity(logits: Tensor) -> Tensor:
-    """Sum of the squared off-diagonal covariances over a batch (N, D), divided by D.
+    """Sum the squared off-diagonal covariances over a batch (N, D), divided by D.
 
     Raises:
         UserError: N = 1.
@@ -176,7 +176,7 @@ NO_COSINES = "a linear head's logits are no cosines: set dr_space=standardized."
 
 
 def in_space(logits: Tensor, space: DrSpace, scale: Tensor | float | None) -> Tensor:
-    """Logits (N, D) as diversity should see them.
+    """Return logits (N, D) as diversity should see them.
 
     Raises:
         UserError: cosines were asked for and there is no scale to divide by.
@@ -191,7 +191,7 @@ def in_space(logits: Tensor, space: DrSpace, scale: Tensor | float | None) -> Te
 
 
 def concentration(logits: Tensor, k: int) -> Tensor:
-    """-(sum of the k leading singular values) / (sum of all) of logits (N, D); 0 where there is no spectrum."""
+    """Compute -(sum of the k leading singular values) / (sum of all) of logits (N, D); 0 where there is no spectrum."""
     try:
         # No singular vector is differentiated, so equal singular values do no harm to the gradient.
         sigma = torch.linalg.svdvals(logits)
@@ -203,7 +203,7 @@ def concentration(logits: Tensor, k: int) -> Tensor:
 
 
 def negative_entropy(logits: Tensor, top: int | None = 50) -> Tensor:
-    """Σ p log p of each token's distribution, mean over tokens: L_DR of the generation forms.
+    """Compute Σ p log p of each token's distribution, mean over tokens: L_DR of the generation forms.
 
     Args:
         logits: (M, V) of the valid tokens.
@@ -214,7 +214,7 @@ def negative_entropy(logits: Tensor, top: int | None = 50) -> Tensor:
 
 
 def top_energy(logits: Tensor, k: int, oversample: int = 8, iterations: int = 2) -> Tensor:
-    """-(sum of the k leading singular values) / ‖logits‖_F, from a randomised SVD: L_SVDR of v6's generation form.
+    """Compute -(sum of the k leading singular values) / ‖logits‖_F by a randomised SVD: v6's L_SVDR for generation.
 
     The range finder is not differentiated: at the leading subspace the values are stationary with respect to it.
 

@@ -93,7 +93,7 @@ class Regularizer(Section):
             )
 
     def start(self) -> Penalty:
-        """What does the work in one run."""
+        """Return what does the work in one run."""
         raise NotImplementedError
 
 
@@ -109,27 +109,27 @@ class Penalty(TrainedPart):
         self._seen = seen if self.training else None
 
     def extra_losses(self) -> dict[str, Tensor]:
-        """The weighted terms of what was observed, which is then forgotten; empty where nothing was."""
+        """Compute the weighted terms of what was observed, which is then forgotten; empty where nothing was."""
         seen, self._seen = self._seen, None
         return self.losses(seen) if seen is not None and self.training else {}
 
     def losses(self, seen: Observed) -> dict[str, Tensor]:
-        """Weighted scalars by name."""
+        """Compute weighted scalars by name."""
         raise NotImplementedError
 
 
 def exact(like: Tensor) -> AbstractContextManager[Any]:
-    """Context in which autocast does not reduce the precision of products."""
+    """Return a context in which autocast does not reduce the precision of products."""
     return torch.autocast(like.device.type, enabled=False)
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """`tensor` in float32 or wider."""
+    """Return `tensor` in float32 or wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """The rows of all processes, in order of rank, with gradient: (B, …) -> (sum of all B, …).
+    """Gather the rows of all processes, in order of rank, with gradient: (B, …) -> (sum of all B, …).
 
     Processes may have different numbers of rows. If every process adds the same loss of all rows with a weight, and the
     weights sum to 1, the gradients summed over processes are those of that loss.
@@ -160,7 +160,7 @@ class _Sum(Function):
 
 
 def alters_base(config: Any) -> str | None:
-    """What in a PEFT config alters W when it attaches, None if nothing does."""
+    """Name what in a PEFT config alters W when it attaches, None if nothing does."""
     start = str(getattr(config, "init_lora_weights", True)).lower()
     if start not in KEEP_W:
         return f"PEFT's init_lora_weights={start}"

@@ -89,7 +89,7 @@ class ContrastivePenalty(Penalty):
         self.options = options
 
     def losses(self, seen: Observed) -> dict[str, Tensor]:
-        """``contrastive``."""
+        """Compute ``contrastive``."""
         options = self.options
         if not options.w:
             return {}
@@ -100,7 +100,7 @@ class ContrastivePenalty(Penalty):
 
 
 def contrastive_loss(features: Tensor, labels: Tensor, tau: float = 0.1, soft_positives: bool = False) -> Tensor:
-    """L_con of features (B, e); 0 where no row has a positive.
+    """Compute L_con of features (B, e); 0 where no row has a positive.
 
     Args:
         features: one row per view; normalised here.
