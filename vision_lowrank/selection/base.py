@@ -63,7 +63,7 @@ class Selection(SearchOptions):
         return images.subset(first), images.subset(second)
 
     def gates(self, model: PeftModel) -> Gates:
-        """Gates on an adapted backbone; the task holds them as ``gates`` during the search.
+        """Put gates on an adapted backbone; the task holds them as ``gates`` during the search.
 
         Raises:
             UserError: the model has no adapted modules in known blocks.
@@ -79,7 +79,7 @@ class Selection(SearchOptions):
         return Search(self, stage)
 
     def choose(self, gates: Gates) -> list[str]:
-        """Paths of the modules, inside the base model, that get an adapter in the end; never empty."""
+        """Choose the paths of modules, inside the base model, that get an adapter in the end; never empty."""
         raise NotImplementedError
 
     def final_model(self, model: PeftModel, gates: Gates, config: PeftConfig, **attaching: Any) -> PeftModel:

@@ -24,7 +24,7 @@ def random_selection(units: Sequence[Unit], count: int, seed: int) -> list[str]:
 
 
 def jaccard(one: Collection[str], other: Collection[str]) -> float:
-    """Size of the intersection over size of the union; 1 for two empty choices."""
+    """Compute the size of the intersection over the size of the union; 1 for two empty choices."""
     union = set(one) | set(other)
     return len(set(one) & set(other)) / len(union) if union else 1.0
 

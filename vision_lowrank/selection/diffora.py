@@ -61,13 +61,13 @@ class Diffora(Selection):
         return self.warmup
 
     def check(self, config: RunConfig) -> None:
-        """As the base class; and shared or inherited pairs leave no room for an initialiser."""
+        """Check as the base class does; shared or inherited pairs also leave no room for an initialiser."""
         super().check(config)
         if self.share != "none" and config.initializer is not None:
             raise UserError(f"selection: share={self.share} and an initializer exclude each other: set share=none.")
 
     def gates(self, model: PeftModel) -> Gates:
-        """One gate per adapted module; a group is a row of Γ."""
+        """Make one gate per adapted module; a group is a row of Γ."""
         units = find_units(model, "module")
         relax = functools.partial(sigmoid_weights, scale=2.0 if self.unit_start else 1.0)
         if self.relaxation == "row_softmax":
@@ -89,7 +89,7 @@ class Diffora(Selection):
         return [path for i in sorted(kept) for path in gates.units[i].layers]
 
     def final_model(self, model: PeftModel, gates: Gates, config: PeftConfig, **attaching: Any) -> PeftModel:
-        """As the base class, and shared or inherited pairs."""
+        """Build the final model as the base class does, with shared or inherited pairs."""
         chosen = self.choose(gates)
         if self.share == "none":
             return super().final_model(model, gates, config, **attaching)
@@ -106,7 +106,7 @@ class Diffora(Selection):
 
     @staticmethod
     def _types(model: PeftModel, gates: Gates, chosen: set[str]) -> list[list[str]]:
-        """Modules that are not chosen, by type."""
+        """Group modules that are not chosen by type."""
         base = backbone_of(model)
         types: dict[tuple[Any, ...], list[str]] = {}
         for unit in gates.units:

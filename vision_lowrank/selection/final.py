@@ -52,7 +52,7 @@ def put_pairs(model: PeftModel, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> N
 
 
 def share_pairs(model: PeftModel, groups: Iterable[Sequence[str]]) -> None:
-    """Let all LoRA modules of a group use the pair of its first; the shapes in a group must be equal.
+    """Make all LoRA modules of a group use the pair of its first; the shapes in a group must be equal.
 
     Raises:
         UserError: they are not.
@@ -77,7 +77,7 @@ def unshare(model: nn.Module) -> None:
 
 
 def _pairs(model: PeftModel, paths: Iterable[str]) -> list[tuple[str, nn.Linear, nn.Linear]]:
-    """Path and the linears that hold A and B, of the active adapter."""
+    """List path and the linears that hold A and B, of the active adapter."""
     base, adapter = backbone_of(model), model.active_adapter
     layers = {path: base.get_submodule(path) for path in paths}
     for path, layer in layers.items():

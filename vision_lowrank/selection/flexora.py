@@ -38,7 +38,7 @@ class Flexora(Selection):
     top_k: int | None = Field(None, ge=1, description="ablation: keep this many blocks instead of those above 0")
 
     def gates(self, model: PeftModel) -> Gates:
-        """One gate per adapted block."""
+        """Make one gate per adapted block."""
         units = find_units(model, "block")
         groups = [unit.tower for unit in units] if self.softmax == "tower" else None
         return Gates(model, units, groups=groups, power=self.weight_power)

@@ -82,12 +82,12 @@ def find_units(model: PeftModel, by: Literal["block", "module"]) -> list[Unit]:
 
 
 def softmax_weights(logits: Tensor) -> Tensor:
-    """(k,) logits of one group -> (k,) weights k · softmax(a), that sum to k."""
+    """Turn (k,) logits of one group into (k,) weights k · softmax(a), that sum to k."""
     return len(logits) * logits.softmax(0)
 
 
 def sigmoid_weights(logits: Tensor, scale: float = 1.0) -> Tensor:
-    """(k,) -> (k,): scale · σ(a)."""
+    """Compute scale · σ(a): (k,) -> (k,)."""
     return scale * logits.sigmoid()
 
 
@@ -137,7 +137,7 @@ class Gates(TrainedPart):
         self.install()
 
     def weights(self) -> Tensor:
-        """w (n,), without the power."""
+        """Compute w (n,), without the power."""
         return torch.cat([self.relax(self.logits[group]) for group in self._groups])
 
     def multiplier(self, index: int) -> Tensor:

@@ -116,7 +116,7 @@ class Search(Steps):
             self._outer.zero_grad()
 
     def hypergradient(self, step: int) -> tuple[Tensor, float]:
-        """g (n,) after inner step `step`, and the held-out loss."""
+        """Compute g (n,) after inner step `step`, and the held-out loss."""
         unrolled = self.options.hypergrad == "unrolled"
         tensors = [tensor for tensor, _ in self._trained()] if unrolled else []
         sums = [torch.zeros_like(tensor) for tensor in (self.gates.logits, *tensors)]
@@ -135,7 +135,7 @@ class Search(Steps):
 
     @torch.no_grad()
     def _second_order(self, v: list[Tensor]) -> Tensor:
-        """η (∂²L_train / ∂a ∂θ)ᵀ v at the θ from which the inner step started."""
+        """Compute η (∂²L_train / ∂a ∂θ)ᵀ v at the θ from which the inner step started."""
         tensors, rates = zip(*self._trained(), strict=True)
         direction = [rate * each for each, rate in zip(v, rates, strict=True)]
         size = float(norm(direction))
@@ -165,7 +165,7 @@ class Search(Steps):
 
     @contextmanager
     def _differentiable(self, tensors: Sequence[Tensor] = ()) -> Iterator[None]:
-        """Gradients for the logits and `tensors` alone; modes and flags are put back."""
+        """Give gradients to the logits and `tensors` alone; modes and flags are put back."""
         with preserved(self.task):
             self.task.requires_grad_(False)
             try:
@@ -192,11 +192,11 @@ class Search(Steps):
             yield {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
     def _trained(self) -> list[tuple[Tensor, float]]:
-        """θ, and the rate of the last inner step."""
+        """List θ, and the rate of the last inner step."""
         return [(tensor, group["lr"]) for group in self._inner.param_groups for tensor in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Adam's state of the logits; the logits themselves are in the task's state."""
+        """Return Adam's state of the logits; the logits themselves are in the task's state."""
         return {"outer": self._outer.state_dict(), "held_out_loss": self._held_out_loss}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
