@@ -61,7 +61,7 @@ class Coverage:
         return tuple(row for row in self.rows if not row.alive)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "adapted": len(self.rows),
             "dead": len(self.dead),
@@ -143,13 +143,13 @@ def _fault(row: CoverageRow) -> str:
 
 
 def _kind(layer: nn.Module) -> str:
-    """``lora.Linear`` for ``peft.tuners.lora.layer.Linear``; the file's name for other packages."""
+    """Name a layer's kind, ``lora.Linear`` for ``peft.tuners.lora.layer.Linear``; other packages' by the file."""
     parts = [part for part in type(layer).__module__.split(".") if part != "layer"]
     return f"{parts[-1]}.{type(layer).__name__}"
 
 
 def _trainable(layer: nn.Module) -> list[nn.Parameter]:
-    """What trains in `layer` itself, without tuner layers nested in it (they have rows of their own)."""
+    """List what trains in `layer` itself, without tuner layers nested in it (they have rows of their own)."""
     inner = [child for child in layer.modules() if isinstance(child, BaseTunerLayer) and child is not layer]
     nested = {id(p) for child in inner for p in child.parameters()}
     return [p for p in layer.parameters() if p.requires_grad and id(p) not in nested]
@@ -163,7 +163,7 @@ def _default_probe(model: nn.Module) -> Probe:
 
 
 def _weighted_sum(outputs: Any) -> Tensor:
-    """A scalar that depends on every floating-point tensor in `outputs`, with random weights."""
+    """Compute a scalar that depends on every floating-point tensor in `outputs`, with random weights."""
     terms = [(y.float() * torch.randn_like(y, dtype=torch.float)).sum() for y in _tensors(outputs)]
     if not terms:
         raise UserError("the probe returned no floating-point tensor: let it return the model's outputs.")
@@ -184,7 +184,7 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _calls(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
-    """The paths of the layers whose forward runs inside the block."""
+    """Yield the paths of the layers whose forward runs inside the block."""
     called: set[str] = set()
     handles = [layer.register_forward_hook(lambda *_, path=path: called.add(path)) for path, layer in layers.items()]
     try:
@@ -196,7 +196,7 @@ def _calls(layers: Mapping[str, nn.Module]) -> Iterator[set[str]]:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients and a fixed random state; everything is put back at the end."""
+    """Set evaluation mode with gradients and a fixed random state; everything is put back at the end."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices), torch.enable_grad(), eval_mode(model):

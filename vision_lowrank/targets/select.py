@@ -28,7 +28,7 @@ def select(
     modules: Sequence[str] = ("q", "k", "v"),
     beyond_linears: Sequence[str] = (),
 ) -> list[str]:
-    """Paths of the chosen modules inside `backbone`, tower by tower, block by block, in the order of `modules`.
+    """Select paths of modules inside `backbone`, tower by tower, block by block, in the order of `modules`.
 
     Args:
         backbone: with split attention where `modules` asks for parts of it.
@@ -57,7 +57,7 @@ def select(
 
 
 def layer_indices(layers: Layers, count: int) -> list[int]:
-    """Indices in [0, count) that `layers` names, ascending, each once.
+    """List the indices in [0, count) that `layers` names, ascending, each once.
 
     Raises:
         UserError: an index is out of range, a name is unknown, or nothing is left.
@@ -114,7 +114,7 @@ def _tower(backbone: Backbone, name: str) -> Tower:
 
 
 def _linear(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
-    """The path of logical module `name` in block `index`, checked to be a linear (perhaps adapted already)."""
+    """Return the path of logical module `name` in block `index`, checked to be a linear (perhaps adapted already)."""
     if name not in tower.modules:
         hint = near_miss(name, tower.modules)
         known = ", ".join(tower.modules)
@@ -130,7 +130,7 @@ def _linear(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
 
 
 def _mlp(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
-    """The path of the module that holds ``fc1`` and ``fc2`` of block `index`, adapted already or not."""
+    """Return the path of the module that holds ``fc1`` and ``fc2`` of block `index`, adapted already or not."""
     holders = {tower.modules.get(part, "").rpartition(".")[0] for part in ("fc1", "fc2")}
     if len(holders) != 1 or holders == {""}:
         raise UserError(
@@ -140,7 +140,7 @@ def _mlp(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
 
 
 def _attention(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
-    """The path of the core of split attention in block `index`, adapted already or not."""
+    """Return the path of the core of split attention in block `index`, adapted already or not."""
     path = f"{tower.blocks[index]}.{tower.modules.get('o', '').rpartition('.')[0]}.core"
     try:
         backbone.get_submodule(path)
@@ -152,7 +152,7 @@ def _attention(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
 
 
 def _block(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
-    """The path of block `index`."""
+    """Return the path of block `index`."""
     return tower.blocks[index]
 
 
