@@ -70,13 +70,13 @@ class Intruders:
         return float(energy[self.indices].sum() / energy.sum()) if energy.any() else 0.0
 
     def component(self, indices: Tensor | None = None) -> Tensor:
-        """Σ_j s_j u_j v_jᵀ (out, in) over `indices`, those of the intruders if None."""
+        """Compute Σ_j s_j u_j v_jᵀ (out, in) over `indices`, those of the intruders if None."""
         chosen = self.indices if indices is None else indices
         return self.left[:, chosen] * self.values[chosen] @ self.right[:, chosen].T
 
 
 def intruders(weight: Tensor, delta: Tensor, k: int = 10, epsilon: float = 0.5, side: Side = "left") -> Intruders:
-    """Intruders of W0 + ΔW.
+    """Find the intruders of W0 + ΔW.
 
     Args:
         weight: W0 (out, in), as it was before anything was trained.
@@ -92,7 +92,7 @@ def intruders(weight: Tensor, delta: Tensor, k: int = 10, epsilon: float = 0.5, 
 
 
 def find_intruders(spectra: Spectra, k: int = 10, epsilon: float = 0.5, side: Side = "left") -> Intruders:
-    """As :func:`intruders`, from SVDs that are computed already."""
+    """Find intruders as :func:`intruders`, from SVDs that are computed already."""
     if k < 1:
         raise UserError(f"k = {k}: look at one singular vector at least.")
     similar = similarities(spectra, side)[:k]
@@ -102,7 +102,7 @@ def find_intruders(spectra: Spectra, k: int = 10, epsilon: float = 0.5, side: Si
 
 @torch.no_grad()
 def similarities(spectra: Spectra, side: Side = "left", block: int = 1) -> Tensor:
-    """c_j (n,) of all vectors of W; for ``both`` the larger of the two sides.
+    """Compute c_j (n,) of all vectors of W; for ``both`` the larger of the two sides.
 
     Args:
         spectra: of the pair.
@@ -123,19 +123,19 @@ def similarities(spectra: Spectra, side: Side = "left", block: int = 1) -> Tenso
 
 
 def similarity_matrix(spectra: Spectra, m: int, side: Side = "left") -> Tensor:
-    """|U[:, :m]ᵀ U0[:, :m]| (m, m), or that of V: row = vector of W, column = frozen one."""
+    """Compute |U[:, :m]ᵀ U0[:, :m]| (m, m), or that of V: row = vector of W, column = frozen one."""
     return _cosines(spectra, side)[:m, :m]
 
 
 def count_grid(similar: Tensor, ks: Sequence[int], epsilons: Sequence[float]) -> Tensor:
-    """Numbers of intruders (K, E) int64 for every k and every ε, from what :func:`similarities` gave."""
+    """Count the intruders (K, E) int64 for every k and every ε, from what :func:`similarities` gave."""
     below = similar[None, :] < torch.tensor(epsilons, dtype=similar.dtype, device=similar.device)[:, None]
     counts = torch.nn.functional.pad(below.long().cumsum(dim=1), (1, 0))  # column k: among the first k
     return counts[:, [min(k, len(similar)) for k in ks]].T
 
 
 def random_similarity(dimension: int) -> float:
-    """Mean c of a random unit vector against an orthonormal basis of `dimension` d: what chance scores.
+    """Compute the mean c of a random unit vector against an orthonormal basis of `dimension` d: what chance scores.
 
     With g normal, direction and length are independent: E max|g_i| / E ‖g‖, the first being
     ∫ (1 - erf(x / √2)^d) dx from 0, the second √2 Γ((d + 1) / 2) / Γ(d / 2).
@@ -147,7 +147,7 @@ def random_similarity(dimension: int) -> float:
 
 
 def scale_intruders(delta: Tensor, found: Intruders, keep: float) -> Tensor:
-    """ΔW(λ) (out, in): the intruders of W0 + ΔW scaled to the fraction `keep` = λ.
+    """Compute ΔW(λ) (out, in): the intruders of W0 + ΔW scaled to the fraction `keep` = λ.
 
     Without intruders, and for λ = 1, it is `delta` itself.
     """
@@ -157,7 +157,7 @@ def scale_intruders(delta: Tensor, found: Intruders, keep: float) -> Tensor:
 
 
 def intruder_factors(factors: Factors, found: Intruders, keep: float) -> Factors:
-    """ΔW(λ) of ΔW = scale · B A exactly, as factors of rank r + |I| and scale 1.
+    """Compute ΔW(λ) of ΔW = scale · B A exactly, as factors of rank r + |I| and scale 1.
 
     The s_j are split evenly between the two; without intruders, and for λ = 1, these are `factors` themselves.
     """
@@ -171,13 +171,13 @@ def intruder_factors(factors: Factors, found: Intruders, keep: float) -> Factors
 
 
 def shrink(delta: Tensor, found: Intruders, keep: float) -> Tensor:
-    """Control: c ΔW with c = ‖ΔW(λ)‖_F / ‖ΔW‖_F."""
+    """Compute the control c ΔW with c = ‖ΔW(λ)‖_F / ‖ΔW‖_F."""
     norm = delta.norm()
     return delta * (scale_intruders(delta, found, keep).norm() / norm) if norm > 0 else delta
 
 
 def scale_random(delta: Tensor, found: Intruders, keep: float, generator: torch.Generator) -> Tensor:
-    """Control: |I| of the k leading triplets, drawn at random, scaled to the fraction `keep` in the intruders' place.
+    """Scale, as a control, |I| of the k leading triplets, drawn at random, to `keep` in the intruders' place.
 
     Args:
         delta: ΔW (out, in).
@@ -190,7 +190,7 @@ def scale_random(delta: Tensor, found: Intruders, keep: float, generator: torch.
 
 
 def _cosines(spectra: Spectra, side: Side) -> Tensor:
-    """|u_j · u0_i| (n, n), row j, or that of the right vectors; rounding must not push a cosine past 1."""
+    """Compute |u_j · u0_i| (n, n), row j, or that of the right vectors; rounding must not push a cosine past 1."""
     if side == "right":
         return (spectra.right.T @ spectra.base_right).abs().clamp(max=1)
     return (spectra.left.T @ spectra.base_left).abs().clamp(max=1)

@@ -79,7 +79,7 @@ class LayerReport:
 def analyse(
     pairs: Iterator[LayerPair], k: int = 10, epsilon: float = 0.5, side: Side = "left"
 ) -> Iterator[LayerReport]:
-    """One report per pair, each computed when it is asked for, with one SVD of W0 and one of W0 + ΔW."""
+    """Yield one report per pair, each computed when it is asked for, with one SVD of W0 and one of W0 + ΔW."""
     for name, kind, weight, delta in pairs:
         spectra = decompose(weight, delta)
         yield LayerReport(
@@ -97,7 +97,7 @@ def analyse(
 def layer_pairs(
     model: PeftModel, adapter_name: str | None = None, originals: Mapping[str, Tensor] | None = None
 ) -> Iterator[LayerPair]:
-    """Pairs of all layers that carry an adapter.
+    """Yield the pairs of all layers that carry an adapter.
 
     Args:
         model: from ``attach``, ``load`` or ``peft.get_peft_model``.
@@ -129,7 +129,7 @@ def layer_pairs(
 
 
 def fused_pairs(model: PeftModel, adapter_name: str | None = None) -> Iterator[LayerPair]:
-    """q, k and v of every adapted split attention as one pair (3D, E), a part without adapter with ΔW = 0."""
+    """Yield q, k and v of every adapted split attention as one pair (3D, E), a part without adapter with ΔW = 0."""
     name = chosen_adapter(model, adapter_name)
     _refuse_altered(model, name)
     for path, attention in model.named_modules():
@@ -147,7 +147,7 @@ def fused_pairs(model: PeftModel, adapter_name: str | None = None) -> Iterator[L
 
 
 def paired_weights(base: nn.Module, tuned: nn.Module) -> Iterator[LayerPair]:
-    """Pairs of all linears of two models of one architecture, for full fine-tuning and merged models.
+    """Yield the pairs of all linears of two models of one architecture, for full fine-tuning and merged models.
 
     Embeddings are not counted. Attention should be split in both, or in neither.
 
@@ -186,7 +186,7 @@ def chosen_adapter(model: PeftModel, adapter_name: str | None) -> str:
 
 
 def layer_kinds(model: PeftModel) -> dict[str, str]:
-    """Layer name -> tower and logical name, for backbones with known towers."""
+    """Map layer name -> tower and logical name, for backbones with known towers."""
     base = backbone_of(model)
     towers = base.towers.values() if isinstance(base, Backbone) else ()
     return {
@@ -199,7 +199,7 @@ def layer_kinds(model: PeftModel) -> dict[str, str]:
 
 @torch.no_grad()
 def _pair(key: str, layer: BaseTunerLayer, name: str) -> tuple[Tensor, Tensor]:
-    """W0 and ΔW (out, in) of one layer, float64; the layer stays as it is, merged or not."""
+    """Compute W0 and ΔW (out, in) of one layer, float64; the layer stays as it is, merged or not."""
     weight = getattr(layer.get_base_layer(), "weight", None)
     if isinstance(weight, Tensor) and not weight.is_floating_point():
         raise UserError(f"'{key}' is quantised: dequantise the base before the analysis.")

@@ -108,7 +108,7 @@ def changes(
     adapter_name: str | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """ΔW(λ) (out, in) float32 of every layer by name, or that of a control.
+    """Compute ΔW(λ) (out, in) float32 of every layer by name, or that of a control.
 
     Args:
         model: with any adapter that has a ΔW.
@@ -151,7 +151,7 @@ def merge_reduced(model: PeftModel, deltas: Mapping[str, Tensor]) -> nn.Module:
 
 @contextmanager
 def with_changes(model: PeftModel, deltas: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the model compute with W0 + the given changes and without its adapters; afterwards it is as before, bit for
+    """Make the model compute with W0 + the given changes and without its adapters; afterwards it is as before, bit for
     bit, and the same of it trains. A classifier's class prompts that were encoded earlier are encoded anew.
 
     Raises:
@@ -179,7 +179,7 @@ def sweep(
     adapter_name: str | None = None,
     seed: int = 0,
 ) -> dict[float, dict[str, float]]:
-    """Metrics along λ, of the intruders or of a control; the model is left as it was. Arguments as of :func:`changes`.
+    """Compute metrics along λ, of the intruders or a control; the model stays as it was. Arguments: :func:`changes`.
 
     Args:
         model: with any adapter that has a ΔW.
@@ -203,7 +203,7 @@ def sweep(
 def _found(
     model: PeftModel, adapter_name: str | None, k: int, epsilon: float, side: Side
 ) -> dict[str, tuple[Tensor, Intruders]]:
-    """ΔW and intruders of every layer."""
+    """Find ΔW and intruders of every layer."""
     _refuse_more(model, chosen_adapter(model, adapter_name))
     return {
         key: (delta, intruders(weight, delta, k, epsilon, side))
@@ -226,7 +226,7 @@ def _scaled(
 
 
 def _exact(factors: Factors | None, delta: Tensor, found: Intruders, keep: float) -> Factors:
-    """ΔW(λ) as factors: stacked where that fits, else by SVD."""
+    """Compute ΔW(λ) as factors: stacked where that fits, else by SVD."""
     if factors is not None and len(factors.A) + found.count <= min(delta.shape):
         A, B, scale = factors
         return intruder_factors(Factors(A.detach(), B.detach(), scale), found, keep)
@@ -265,7 +265,7 @@ def _add_peft(model: PeftModel, pairs: Mapping[str, Factors], name: str, new_nam
 
 @torch.no_grad()
 def _add_own(model: PeftModel, pairs: Mapping[str, Factors], name: str, new_name: str) -> None:
-    """One tuner serves all methods of ours, so another method can join; lower ranks are filled up with zeros."""
+    """Add an adapter of ours: one tuner serves all our methods, so any can join; lower ranks are filled with zeros."""
     old = model.peft_config[name]
     r = max(max(len(pair.A) for pair in pairs.values()), 1)
     config = OffsetLoraConfig(
@@ -290,7 +290,7 @@ def _add_own(model: PeftModel, pairs: Mapping[str, Factors], name: str, new_name
 
 
 def _peft_reduce(model: PeftModel, name: str, new_name: str, keep: float, k: int, epsilon: float, side: Side) -> None:
-    """PEFT's own function, for what it can do."""
+    """Call PEFT's own function, for what it can do."""
     if side != "left":
         raise UserError(f"PEFT compares left vectors, not {side}: use rank='exact'.")
     for path, layer in tuner_layers(model):

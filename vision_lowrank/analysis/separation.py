@@ -28,7 +28,7 @@ from ..errors import UserError
 
 
 def separation(features: Tensor, labels: Tensor, index: Tensor, index_labels: Tensor, k: int = 20) -> dict[str, float]:
-    """All values of one set of features.
+    """Compute all values of one set of features.
 
     Args:
         features: (N, e) of held-out samples.
@@ -52,7 +52,7 @@ def separation(features: Tensor, labels: Tensor, index: Tensor, index_labels: Te
 def separation_under(
     clean: Tensor, augmented: Mapping[str, Tensor], labels: Tensor, index: Tensor, index_labels: Tensor, k: int = 20
 ) -> dict[str, dict[str, float]]:
-    """``clean`` -> values, and strength -> values, their drops (``drop/fisher``, …) and the consistency.
+    """Compute ``clean`` -> values, and strength -> values, their drops (``drop/fisher``, …) and the consistency.
 
     Args:
         clean: (N, e) of held-out samples.
@@ -74,14 +74,14 @@ def separation_under(
 
 
 def fisher_ratio(features: Tensor, labels: Tensor) -> float:
-    """S_F; infinite where every sample lies on its class mean."""
+    """Compute S_F; infinite where every sample lies on its class mean."""
     features, classes, means = _grouped(features, labels)
     between = (means - features.mean(dim=0))[classes].square().sum()
     return float(between / (features - means[classes]).square().sum())
 
 
 def silhouette(features: Tensor, labels: Tensor) -> float:
-    """Mean silhouette with cosine distance, by class sums: 1 - cos is linear, so no (N, N) matrix is needed."""
+    """Compute the mean silhouette with cosine distance by class sums: 1 - cos is linear, so no (N, N) matrix."""
     features, classes, means = _grouped(features, labels)
     counts = classes.bincount().to(features)
     distances = 1 - features @ means.T  # to every sample of a class, itself included, on average
@@ -94,14 +94,14 @@ def silhouette(features: Tensor, labels: Tensor) -> float:
 
 
 def margin(features: Tensor, labels: Tensor) -> float:
-    """Mean distance between class means over the mean distance of samples to their own."""
+    """Compute the mean distance between class means over the mean distance of samples to their own."""
     features, classes, means = _grouped(features, labels)
     return float(F.pdist(means).mean() / (features - means[classes]).norm(dim=1).mean())
 
 
 def knn_accuracy(features: Tensor, labels: Tensor, index: Tensor, index_labels: Tensor, k: int = 20) -> float:
-    """Share of samples whose k nearest of the index vote for their class; of classes with as many votes the nearer
-    one, by summed cosines, wins. All of the index vote where it is smaller than k.
+    """Compute the share of samples whose k nearest of the index vote for their class; of classes with as many votes the
+    nearer one, by summed cosines, wins. All of the index vote where it is smaller than k.
     """
     features, labels = _checked(features, labels)
     index, index_labels = _checked(index, index_labels)
@@ -114,7 +114,7 @@ def knn_accuracy(features: Tensor, labels: Tensor, index: Tensor, index_labels: 
 
 
 def probe_accuracy(features: Tensor, labels: Tensor, index: Tensor, index_labels: Tensor) -> float:
-    """Accuracy of scikit-learn's multinomial logistic regression (C = 1), trained on the index."""
+    """Compute the accuracy of scikit-learn's multinomial logistic regression (C = 1), trained on the index."""
     features, labels = _checked(features, labels)
     index, index_labels = _checked(index, index_labels)
     _classes(index_labels)
@@ -123,7 +123,7 @@ def probe_accuracy(features: Tensor, labels: Tensor, index: Tensor, index_labels
 
 
 def consistency(clean: Tensor, augmented: Tensor) -> float:
-    """Mean cosine between the features (N, e) of samples and of their augmented versions (N, e)."""
+    """Compute the mean cosine between the features (N, e) of samples and of their augmented versions (N, e)."""
     if clean.shape != augmented.shape:
         shapes = f"{tuple(clean.shape)} and {tuple(augmented.shape)}"
         raise UserError(f"clean and augmented features have shapes {shapes}: give those of the same samples.")
@@ -131,7 +131,7 @@ def consistency(clean: Tensor, augmented: Tensor) -> float:
 
 
 def drops_of(clean: Mapping[str, float], augmented: Mapping[str, float]) -> dict[str, float]:
-    """Clean minus augmented value of each quantity."""
+    """Subtract the augmented from the clean value of each quantity."""
     return {name: clean[name] - augmented[name] for name in clean}
 
 

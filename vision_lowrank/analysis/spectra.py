@@ -43,7 +43,7 @@ class Spectra:
 
 @torch.no_grad()
 def decompose(weight: Tensor, delta: Tensor) -> Spectra:
-    """Both SVDs of a pair.
+    """Compute both SVDs of a pair.
 
     Args:
         weight: W0 (out, in), any floating type.
@@ -60,7 +60,7 @@ def decompose(weight: Tensor, delta: Tensor) -> Spectra:
 
 @torch.no_grad()
 def effective_rank(delta: Tensor) -> float:
-    """exp of the entropy of ΔW's normalised singular values, from 1 to min(out, in); 0 where ΔW = 0."""
+    """Compute exp of the entropy of ΔW's normalised singular values, 1 to min(out, in); 0 where ΔW = 0."""
     values = torch.linalg.svdvals(delta.to(torch.promote_types(delta.dtype, torch.float32)))
     total = values.sum()
     if total == 0:
@@ -70,13 +70,13 @@ def effective_rank(delta: Tensor) -> float:
 
 @torch.no_grad()
 def relative_norm(weight: Tensor, delta: Tensor) -> float:
-    """‖ΔW‖_F / ‖W0‖_F of W0 and ΔW (out, in)."""
+    """Compute ‖ΔW‖_F / ‖W0‖_F of W0 and ΔW (out, in)."""
     weight, delta = _checked(weight, delta)
     return float(delta.norm() / weight.norm())
 
 
 def _checked(weight: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one type that an SVD can be computed in."""
+    """Return both in one type that an SVD can be computed in."""
     if weight.dim() != 2 or weight.shape != delta.shape:
         shapes = f"{tuple(weight.shape)} and {tuple(delta.shape)}"
         raise UserError(f"weight and change have shapes {shapes}: give two matrices (out, in) of one shape.")

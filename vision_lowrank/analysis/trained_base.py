@@ -15,7 +15,7 @@ from .layers import LayerPair, paired_weights
 
 
 def trained_pairs(base: Backbone, tuned: Backbone) -> Iterator[LayerPair]:
-    """Pairs of the blocks' linears that differ, each computed when it is asked for; in the end both models are whole.
+    """Yield pairs of the blocks' linears that differ, each computed on demand; in the end both models are whole.
 
     Args:
         base: the backbone as it was.
