@@ -169,8 +169,8 @@ __all__ = [
 
 
 def methods(kind: str | None = None) -> list[Part]:
-    """Every registered part, or those of one kind (``adapter``, ``backbone``, ``data``, ``task``, …), without importing
-    any of this package's.
+    """List every registered part, or those of one kind (``adapter``, ``backbone``, ``data``, ``task``, …), importing
+    none of this package's.
 
     Each has ``.name``, ``.kind``, ``.paper`` and ``.summary``.
     """

@@ -35,7 +35,7 @@ class DataError(UserError):
 
 
 def near_miss(name: str, options: Iterable[str]) -> str:
-    """A sentence `` Did you mean 'x'?`` for the option closest to `name`, or an empty string.
+    """Return a sentence `` Did you mean 'x'?`` for the option closest to `name`, or an empty string.
 
     >>> near_miss("block_lroa", ["lora", "block_lora"])
     " Did you mean 'block_lora'?"

@@ -32,7 +32,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replaced(folder: Path, mark: str) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` once everything in it is on the disk; an error changes nothing.
+    """Yield a new folder that replaces `folder` once all of it is on the disk; an error changes nothing.
 
     Args:
         folder: created, or replaced where it holds the file `mark`; its other files are kept.
@@ -85,14 +85,14 @@ def flush(path: Path) -> None:
 
 
 def umask() -> int:
-    """The permissions that new files of this process do not get; there is no way to ask but to set it."""
+    """Return the permissions that new files of this process do not get; there is no way to ask but to set them."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def sibling(path: Path) -> str:
-    """A sentence with the name in the folder of `path` that was probably meant, or nothing."""
+    """Return a sentence with the name in the folder of `path` that was probably meant, or an empty string."""
     try:
         with os.scandir(path.parent) as entries:
             return near_miss(path.name, [entry.name for entry in islice(entries, 1000)])

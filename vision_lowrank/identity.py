@@ -45,7 +45,7 @@ class Identified(nn.Module):
         self._fingerprints[""] = value
 
     def fingerprint_of(self, part: str) -> str:
-        """The fingerprint of the tensors that belong to a part, "" for all.
+        """Return the fingerprint of the tensors that belong to a part, "" for all.
 
         Raises:
             UserError: there are none, or they changed before it was first asked for.
@@ -63,11 +63,11 @@ class Identified(nn.Module):
         return self._fingerprints[part]
 
     def belongs(self, name: str, part: str) -> bool:
-        """Whether the tensor called `name` in ``model`` belongs to `part`; all belong to ""."""
+        """Tell whether the tensor called `name` in ``model`` belongs to `part`; all belong to ""."""
         return not part
 
     def take_identity(self) -> None:
-        """Let the weights as they are now be those that fingerprints belong to."""
+        """Make the weights as they are now the ones that fingerprints belong to."""
         self._fingerprints: dict[str, str] = {}
         self._marks = marks(self.model)
 
@@ -77,7 +77,7 @@ class Identified(nn.Module):
             self.fingerprint_of("")
 
     def _unchanged(self, part: str = "") -> bool:
-        """Whether names, types and values are those of :meth:`take_identity`."""
+        """Tell whether names, types and values are those of :meth:`take_identity`."""
         now, before = (
             {name: mark for name, mark in each.items() if self.belongs(name, part)}
             for each in (marks(self.model), self._marks)
@@ -85,7 +85,7 @@ class Identified(nn.Module):
         return now == before
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Identified:
-        """What ``to``, ``half`` and the like call: another type is other bytes, another device is not."""
+        """Apply `fn` for ``to``, ``half`` and the like: another type is other bytes, another device is not."""
         unchanged = self._unchanged()
         kinds = {tensor.dtype for tensor in self.model.state_dict().values()}
         if unchanged and any(fn(torch.empty(0, dtype=kind)).dtype != kind for kind in kinds):
@@ -99,7 +99,7 @@ class Identified(nn.Module):
         return self.__dict__ | {"_marks": self._unchanged()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy's tensors count their changes anew; what had changed before has no identity there either."""
+        """Restore a copy, whose tensors count changes anew; what had changed before has no identity there either."""
         super().__setstate__(state)
         self._marks = marks(self.model) if state["_marks"] else {}
 
@@ -112,7 +112,7 @@ def keep_identity(module: nn.Module) -> None:
 
 
 def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 over (name, type, shape, bytes) of a module's state, or of tensors by name; first 16 hex digits."""
+    """Compute SHA-256 over (name, type, shape, bytes) of a module's state or of named tensors; first 16 hex digits."""
     digest = hashlib.sha256()
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     for name, tensor in sorted(state.items()):
@@ -122,7 +122,7 @@ def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def marks(model: nn.Module) -> dict[str, Mark]:
-    """What tells by name that a tensor is another one, or was written to: type, shape, torch's count of writes."""
+    """Return by name what shows that a tensor is another one or was written to: type, shape, torch's write count."""
     return {
         name: (tensor.dtype, tensor.shape, 0 if tensor.is_inference() else tensor._version)
         for name, tensor in model.state_dict().items()

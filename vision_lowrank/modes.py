@@ -27,7 +27,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every submodule is in the mode it was in, frozen ones included."""
+    """Switch to evaluation mode inside; afterwards every submodule is in the mode it was in, frozen ones included."""
     modes = {each: each.training for each in module.modules()}
     module.eval()
     try:

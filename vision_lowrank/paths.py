@@ -8,6 +8,6 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(folder: str) -> Path:
-    """The shipped folder ``data`` or ``configs``: inside an installed wheel, else beside the package in a checkout."""
+    """Return the shipped folder ``data`` or ``configs``: inside a wheel, else beside the package in a checkout."""
     inside = _PACKAGE / f"_{folder}"
     return inside if inside.is_dir() else _PACKAGE.parent / folder

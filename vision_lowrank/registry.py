@@ -106,7 +106,7 @@ class Registry:
     def register(
         self, kind: str, name: str, *, summary: str, paper: str = "", config: Any = None, gives: str = ""
     ) -> Callable[[T], T]:
-        """Decorator that registers its class or function, in the module that defines it.
+        """Return a decorator that registers its class or function, in the module that defines it.
 
         Raises:
             UserError: `kind` is unknown, or `name` is taken by another object.
@@ -124,7 +124,7 @@ class Registry:
         return add
 
     def get(self, kind: str, name: str) -> Part:
-        """The part registered as `name`.
+        """Return the part registered as `name`.
 
         Raises:
             UserError: there is none; the message lists the names and the nearest one.
@@ -141,7 +141,7 @@ class Registry:
         return known[name]
 
     def list(self, kind: str | None = None) -> list[Part]:
-        """All parts, or those of one kind, sorted by kind and name."""
+        """List all parts, or those of one kind, sorted by kind and name."""
         kinds = [kind] if kind else sorted(PACKAGES)
         for each in kinds:
             self._check(each)
@@ -161,7 +161,7 @@ class Registry:
                 importlib.import_module(module.name)
 
     def registered(self, kind: str) -> list[Part]:
-        """The parts of a kind whose modules are imported already, by name, as the modules say them."""
+        """List the parts of a kind whose modules are imported already, by name, as the modules say them."""
         self._check(kind)
         return [part for _, part in sorted(self._registered[kind].items())]
 
@@ -196,7 +196,7 @@ class Registry:
         }
 
     def _import(self, kind: str, name: str) -> Definition:
-        """The definition of a part of the index."""
+        """Import a part of the index and return its definition."""
         if name not in self._registered[kind]:
             module = self._indexed[kind][name].facts["module"]
             importlib.import_module(f"{PACKAGE}.{module}")
@@ -205,7 +205,7 @@ class Registry:
         return self._registered[kind][name].load()
 
     def _taken(self, kind: str, name: str, target: Any) -> str | None:
-        """What has the name already, unless it is the same definition (a module imported anew gives a new object)."""
+        """Return what has the name already, unless it is the same definition (a module imported anew: a new object)."""
         if name in self._registered[kind]:
             other = self._registered[kind][name].target
             same = (other.__module__, other.__qualname__) == (target.__module__, target.__qualname__)
@@ -240,8 +240,8 @@ class Registry:
 
 
 def registering(kind: str, name: str, indexed: Collection[str]) -> Iterator[str]:
-    """Modules of this package, dotted below it, whose source registers `name`; or registers a name that is no literal,
-    unless the module is in `indexed`.
+    """Yield the modules of this package, dotted below it, whose source registers `name`; or registers a name that is no
+    literal, unless the module is in `indexed`.
     """
     for path in sorted((FOLDER / PACKAGES[kind].replace(".", "/")).rglob("*.py")):
         place = path.parent if path.stem == "__init__" else path.with_suffix("")
@@ -251,7 +251,7 @@ def registering(kind: str, name: str, indexed: Collection[str]) -> Iterator[str]
 
 
 def _names_registered(path: Path, kind: str) -> set[str | None]:
-    """The names that a source file registers under a kind, None for one that is no literal."""
+    """Return the names that a source file registers under a kind, None for one that is no literal."""
     text = path.read_text(encoding="utf-8")
     if "register" not in text or kind not in text:
         return set()

@@ -48,14 +48,14 @@ class TrainedPart(nn.Module):
     served: bool = False
 
     def extra_losses(self) -> dict[str, Tensor]:
-        """Scalars by name, weights included, that are added to the loss of each batch after its forward pass."""
+        """Return scalars by name, weights included, that are added to the loss of each batch after its forward pass."""
         return {}
 
     def proximal_step(self, lr: float) -> None:
-        """Called after each optimiser step that gave own parameters a new value, with their learning rate `lr`."""
+        """Take an own step after each optimiser step that gave own parameters a new value, with learning rate `lr`."""
 
     def set_progress(self, optimizer: Optimizer, step: int, steps: int) -> None:
-        """Called when `step` of `steps` are done: at the start of a phase, where it resumes, and after each step.
+        """Take note that `step` of `steps` are done: at the start of a phase, where it resumes, and after each step.
 
         Args:
             optimizer: what steps; parameters may be taken out of it.
@@ -64,15 +64,15 @@ class TrainedPart(nn.Module):
         """
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
-        """Called with own tensors of a checkpoint before they are loaded.
+        """Check own tensors of a checkpoint before they are loaded.
 
         Raises:
             ArtefactError: they belong to another model.
         """
 
     def remind(self) -> None:
-        """Called in the forward pass of parts that a user's own loop may train: warn, once for each class, that it
-        trains while no loop does what it asks.
+        """Warn in the forward pass of parts that a user's own loop may train, once for each class, that it trains while
+        no loop does what it asks.
         """
         kind = type(self)
         if torch.compiler.is_compiling() or self.served or not self.training or kind in _REMINDED:
@@ -117,7 +117,7 @@ class TrainedParts:
         self._tell_progress()
 
     def losses(self) -> dict[str, Tensor]:
-        """Scalars by name that parts add to the loss of the batch that has just passed through the model."""
+        """Return scalars by name that parts add to the loss of the batch that has just passed through the model."""
         found: dict[str, Tensor] = {}
         for part in self._parts:
             for name, value in part.extra_losses().items():
@@ -132,7 +132,7 @@ class TrainedParts:
         return norm
 
     def after_step(self, *, stepped: bool = True) -> None:
-        """Let parts take steps of their own and know how far training is; call it before gradients are cleared.
+        """Make parts take steps of their own and tell them how far training is; call it before gradients are cleared.
 
         Args:
             stepped: whether the optimiser has stepped; False where the step was skipped, as loss scaling does.
@@ -146,7 +146,7 @@ class TrainedParts:
         self._tell_progress()
 
     def _proximal_steps(self) -> None:
-        """The parts' own steps, with the learning rate of their parameters; none where these do not train."""
+        """Take the parts' own steps, with the learning rate of their parameters; none where these do not train."""
         trained = [(p, group["lr"]) for group in self.optimizer.param_groups for p in group["params"]]
         rates = {id(p): lr for p, lr in trained if p.grad is not None}
         if not rates:
@@ -162,7 +162,7 @@ class TrainedParts:
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Optimiser groups of everything that requires a gradient, with what parts exempt in groups of its own.
+    """Build optimiser groups of everything that requires a gradient, with what parts exempt in groups of its own.
 
     Returns:
         Groups as torch's optimisers take them: ``params``, ``weight_decay`` 0 where parts forbid it, and ``clip``,
@@ -183,11 +183,11 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def stepped_by(optimizer: Optimizer, *, clipped: bool = False) -> list[Tensor]:
-    """All tensors an optimiser updates, in order; with `clipped`, without those of groups that have ``clip: False``."""
+    """List all tensors an optimiser updates, in order; with `clipped`, without groups that have ``clip: False``."""
     groups = [group for group in optimizer.param_groups if not clipped or group.get("clip", True)]
     return [parameter for group in groups for parameter in group["params"]]
 
 
 def gradient_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Norm of the gradients of `tensors`, all together."""
+    """Compute the norm of the gradients of `tensors`, all together."""
     return torch.nn.utils.get_total_norm([tensor.grad for tensor in tensors if tensor.grad is not None])
