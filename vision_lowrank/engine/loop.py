@@ -130,7 +130,7 @@ class Engine(Loop):
         return self.metrics
 
     def evaluate_untrained(self) -> dict[str, float]:
-        """Test metrics of the model as if nothing had been added to it."""
+        """Compute test metrics of the model as if nothing had been added to it."""
         with self.task.untrained():
             self.fit_from_outputs("untrained")
             return self.evaluate("test")
@@ -142,7 +142,7 @@ class Engine(Loop):
             self.task.fit_outputs(name, outputs)
 
     def dry_step(self, stage: Stage) -> dict[str, float]:
-        """Losses of the first batch of `stage`, forward and backward but no update: to measure what a step costs."""
+        """Compute losses of the first batch of `stage`, forward and backward, no update: to measure a step's cost."""
         config = stage_settings(self.config, stage)
         self._begin(0, stage, config.model_copy(update={"steps": max(1, config.steps)}))
         self._runner.start(0)
@@ -152,7 +152,7 @@ class Engine(Loop):
         return losses
 
     def update(self) -> float:
-        """The current step on its loaded batch; returns the gradient's norm before clipping."""
+        """Do the current step on its loaded batch; returns the gradient's norm before clipping."""
         self.losses = self._runner.gradients()
         self._call("after_backward")
         norm = self._runner.step()
@@ -243,7 +243,7 @@ class Engine(Loop):
                 raise Interrupted(self.folder, self.stage.name, self.step)
 
     def _due(self, every: int) -> bool:
-        """Whether something done every N steps and at the last one is due; 0 = only at the last."""
+        """Tell whether something done every N steps and at the last one is due; 0 = only at the last."""
         return self.step == self.settings.steps or (every > 0 and self.step % every == 0)
 
     def _consider(self) -> None:
@@ -262,7 +262,7 @@ class Engine(Loop):
         self._log.write(self.stage.name, self.step, self.global_step, values)
 
     def _stopping(self) -> bool:
-        """Whether any process was asked to stop: all must agree, or the others would wait for it forever."""
+        """Tell whether any process was asked to stop: all must agree, or the others would wait for it forever."""
         return self.runtime.any(self._signals.pending)
 
     def _save(self, *, finished: bool = False) -> None:
