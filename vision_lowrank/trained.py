@@ -128,7 +128,10 @@ class TrainedParts:
         """Clip the norm of all gradients together, but those that parts exempt; returns the norm before."""
         clipped = stepped_by(self.optimizer, clipped=True)
         norm = gradient_norm(clipped)
-        torch.nn.utils.clip_grads_with_norm_(clipped, max_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_([p for p in clipped if not _is_divided(p)], max_norm, norm)
+        for parameter in clipped:
+            if _is_divided(parameter) and parameter.grad is not None:  # as torch does, on this process's part
+                parameter.grad.to_local().mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
         return norm
 
     def after_step(self, *, stepped: bool = True) -> None:
@@ -190,4 +193,14 @@ def stepped_by(optimizer: Optimizer, *, clipped: bool = False) -> list[Tensor]:
 
 def gradient_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Compute the norm of the gradients of `tensors`, all together."""
-    return torch.nn.utils.get_total_norm([tensor.grad for tensor in tensors if tensor.grad is not None])
+    gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+    norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if not _is_divided(gradient)])
+    if divided := [gradient for gradient in gradients if _is_divided(gradient)]:
+        of_all: Any = torch.nn.utils.get_total_norm(divided)
+        norm = torch.linalg.vector_norm(torch.stack([norm.to(of_all.device), of_all.full_tensor()]))
+    return norm
+
+
+def _is_divided(tensor: Tensor) -> bool:
+    """Tell whether processes hold parts of a tensor (a DTensor); found by what it has, since its import is slow."""
+    return hasattr(tensor, "full_tensor")

@@ -81,6 +81,9 @@ class EngineConfig(Section):
     recompute_dropout: bool = Field(
         False, description="draw adapters' dropout masks again in the backward pass: less memory, same results"
     )
+    sharding: Literal["none", "fsdp2"] = Field(
+        "none", description="fsdp2: several processes divide the weights of every block among them"
+    )
     compile: bool = Field(False, description="torch.compile the training step")
     eval_every: int = Field(0, ge=0, description="evaluate on the validation split every N steps; 0 = only at the end")
     patience: int = Field(0, ge=0, description="stop after N evaluations without a better validation metric; 0 = never")

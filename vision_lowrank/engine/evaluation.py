@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..backbones.adapted import backbone_of
 from ..config.schema import EngineConfig
 from ..errors import DataError
 from ..modes import eval_mode
@@ -14,6 +15,7 @@ from .progress import Display
 from .runtime import Runtime
 from .sampler import eval_loader
 from .seeding import Stream, seed_everything
+from .shard import whole_blocks
 from .task import EvalSet, EvalSets, Outputs, Task
 
 
@@ -49,7 +51,12 @@ def collect_sets(
         each = data if isinstance(data, EvalSet) else EvalSet(data)
         if len(each.data) == 0:  # type: ignore[arg-type]
             raise DataError(f"evaluation set '{name}' is empty: give it at least one sample.")
-        with eval_mode(task), torch.no_grad(), runtime.autocast(config.precision):
+        with (
+            eval_mode(task),
+            torch.no_grad(),
+            whole_blocks(backbone_of(task.model.backbone)),
+            runtime.autocast(config.precision),
+        ):
             outputs = _evaluate_set(task, name, each, config, runtime, display, seed)
         yield name, outputs
 

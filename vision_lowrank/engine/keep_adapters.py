@@ -36,9 +36,14 @@ class KeepAdapters(HookSection):
     last: int | None = Field(None, ge=1, description="of these keep the newest N only; null = all")
 
     def check(self, config: RunConfig) -> None:
-        """Refuse a run without adapter."""
+        """Refuse a run without adapter, or with divided weights."""
         if config.adapter is None:
             raise no_adapter()
+        if config.engine.sharding != "none":
+            raise UserError(
+                "hook keep_adapters: engine.sharding divides the adapter while it trains: set engine.sharding=none, or "
+                "leave the hook out."
+            )
 
     def start(self) -> AdapterKeeper:
         """Keep adapters from the first epoch on."""

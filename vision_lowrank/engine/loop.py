@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..backbones.adapted import backbone_of
 from ..config.schema import EngineConfig
 from ..errors import ArtefactError
 from ..optim.base import Rule, StepContext, Steps
@@ -24,7 +25,8 @@ from .runtime import Runtime
 from .sampler import BatchPlan
 from .schedule import set_learning_rate
 from .seeding import Stream, seed_everything
-from .settings import run_identity, stage_settings
+from .settings import check_sharding, run_identity, stage_settings
+from .shard import gathered, join_blocks, shard_blocks
 from .signals import Interrupted, SignalWatch
 from .snapshot import restore, snapshot
 from .step_runner import StepRunner
@@ -149,6 +151,7 @@ class Engine(Loop):
         self._load(next(self._runner.batches(0)))
         losses = self.steps.gradients(self.closure)
         self.optimizer.zero_grad(set_to_none=True)
+        join_blocks(self._backbone)
         return losses
 
     def update(self) -> float:
@@ -161,6 +164,10 @@ class Engine(Loop):
         self._runner.finish(self.step)
         self._call("after_step")
         return norm
+
+    @property
+    def _backbone(self) -> Any:
+        return backbone_of(self.task.model.backbone)
 
     def _enter(self, index: int, stage: Stage, config: EngineConfig) -> None:
         """Make the task ready for a stage, the same whether it runs, resumes or is replayed."""
@@ -183,6 +190,9 @@ class Engine(Loop):
         processes = self.runtime.rank, self.runtime.world_size
         plan = BatchPlan(size, config.batch_size, config.accumulate, self.seed, index, *processes)
         self._enter(index, stage, config)
+        if config.sharding == "fsdp2" and config.steps and self.runtime.world_size > 1:
+            check_sharding(stage, config, self.rule)
+            shard_blocks(self._backbone, self.runtime.device, self.runtime.world_size)
         self._runner = StepRunner(self.task, stage, config, plan, self.steps, self.runtime)
         self.optimizer = self._runner.optimizer
         self._keep = stage.keep.fresh(config.patience)
@@ -199,7 +209,7 @@ class Engine(Loop):
         if stage.keep.metric is not None:
             stage.keep.check(stage.name, self.task.eval_sets("val").keys())
         if self.runtime.world_size > 1:
-            restore(self.task, self.runtime.broadcast(self.task.trained_state()))
+            restore(self.task, self.runtime.broadcast(gathered(self.task.trained_state())))
         self._call("on_stage_start")
         if checkpoint:
             self._load_progress(checkpoint)
@@ -214,6 +224,7 @@ class Engine(Loop):
             self._train(advance)
         if self._keep.state is not None:
             restore(self.task, self._keep.state)
+        join_blocks(self._backbone)
         self.fit_from_outputs("end")
         self._call("on_stage_end")
         self._save(finished=True)
@@ -266,13 +277,13 @@ class Engine(Loop):
         return self.runtime.any(self._signals.pending)
 
     def _save(self, *, finished: bool = False) -> None:
+        trained, loop = snapshot(self.task), {"hooks": collect_states(self.hooks)}
+        if not finished:
+            loop |= {"steps": self._runner.state_dict(), "keep": self._keep.state_dict()}
         if self.is_main:
             position = Position(self.stage_index, self.step, self.global_step, finished, self._log.size)
-            loop: dict[str, Any] = {"hooks": collect_states(self.hooks)}
-            if not finished:
-                loop |= {"steps": self._runner.state_dict(), "keep": self._keep.state_dict()}
             kept = None if finished else self._keep.state
-            self._store.save(Checkpoint(position, snapshot(self.task), kept, loop), self._identity)
+            self._store.save(Checkpoint(position, trained, kept, loop), self._identity)
         self.runtime.wait()
 
     def _load_progress(self, checkpoint: Checkpoint) -> None:

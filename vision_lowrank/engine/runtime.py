@@ -23,6 +23,7 @@ import torch.distributed.nn
 from accelerate import PartialState
 from accelerate.utils import broadcast, gather_object, reduce, send_to_device
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
@@ -96,6 +97,7 @@ class Runtime:
         """Replace every ``.grad`` by its sum over processes; a parameter that no process used keeps None."""
         if self.world_size == 1:
             return
+        parameters = [p for p in parameters if not isinstance(p, DTensor)]  # the blocks sum their own
         used = self._sum(torch.tensor([float(p.grad is not None) for p in parameters], device=self.device))
         shared = [p for p, count in zip(parameters, used.tolist(), strict=True) if count]
         for dtype in {p.dtype for p in shared}:

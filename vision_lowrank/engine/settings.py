@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..config.schema import EngineConfig
-from ..errors import ConfigError, near_miss
+from ..errors import ConfigError, UserError, near_miss
+from ..optim.base import Rule
 from .task import Stage
 
 # Settings that may differ between a run and its resumption: they do not change what is computed.
@@ -17,6 +18,7 @@ FREE_SETTINGS = {
     "eval_batch_size",
     "log_every",
     "recompute_dropout",
+    "sharding",
     "tensorboard",
     "threads",
     "workers",
@@ -55,3 +57,19 @@ def run_identity(seed: int, config: str, stages: Sequence[Stage], settings: Sequ
         facts |= options.model_dump(mode="json", exclude=FREE_SETTINGS)
         identity |= {f"{stage.name}[{index}].{key}": value for key, value in facts.items()}
     return identity
+
+
+def check_sharding(stage: Stage, settings: EngineConfig, rule: Rule | None) -> None:
+    """Refuse what cannot train with divided blocks.
+
+    Raises:
+        UserError: a gradient rule or steps of the stage's own, fp16, or a compiled step.
+    """
+    reasons = {
+        "a gradient rule moves weights itself: leave `rule` out": rule is not None or stage.steps is not None,
+        "losses are not scaled for fp16: set engine.precision=bf16": settings.precision == "fp16",
+        "the step is not compiled: set engine.compile=false": settings.compile,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise UserError(f"stage '{stage.name}': with engine.sharding=fsdp2 {reason}.")

@@ -6,12 +6,14 @@ import torch
 
 from ..errors import ArtefactError
 from .keep import State
+from .shard import divided_like, gathered
 from .task import Task
 
 
 def snapshot(task: Task) -> State:
-    """Copy the task's trained state to the CPU, sharing no memory with it."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in task.trained_state().items()}
+    """Copy the task's trained state to the CPU, whole, sharing no memory with it; all processes take part."""
+    state = gathered(task.trained_state())
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
 
 def restore(task: Task, state: State) -> None:
@@ -28,7 +30,7 @@ def restore(task: Task, state: State) -> None:
             f"the model is not the one the checkpoint was made with: {len(odd)} tensor(s) differ in shape or are "
             f"missing, such as {min(odd)}: use the settings it was made with."
         )
-    task.load_trained_state(state)
+    task.load_trained_state({name: divided_like(state[name], own[name]) for name in own})
 
 
 def _shape(state: State, name: str) -> torch.Size | None:

@@ -19,6 +19,7 @@ from ..trained import TrainedParts, gradient_norm, stepped_by
 from .gradient import Closure, MicroBatch
 from .runtime import Runtime
 from .sampler import BatchPlan, train_loader
+from .shard import divided_state, gathered
 from .task import Batch, Stage, Task
 
 # fp16 needs some twenty skipped steps to find its loss scale; many more in a row mean that nothing is learnt.
@@ -124,9 +125,9 @@ class StepRunner:
         self.steps.after_step(done)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint inside the stage must hold."""
+        """Return what a checkpoint inside the stage must hold; all processes take part."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": gathered(self.optimizer.state_dict()),
             "scaler": self._scaler.state_dict(),
             "rule": self.steps.state_dict(),
             "skipped": self._skipped,
@@ -134,7 +135,7 @@ class StepRunner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what :meth:`state_dict` gave; call it after :meth:`start`, which takes out what has left."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(divided_state(state["optimizer"], self.optimizer))
         self._scaler.load_state_dict(state["scaler"])
         self.steps.load_state_dict(state["rule"])
         self._skipped = state["skipped"]
