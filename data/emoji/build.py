@@ -153,7 +153,7 @@ def strip_vs16(code: str) -> str:
 
 
 def concept_code(code: str) -> str:
-    """The code that stands for every near-duplicate drawing of ``code``.
+    """Return the code that stands for every near-duplicate drawing of ``code``.
 
     Facing-right marks, gender signs, hair and the sex of an adult are dropped; couples and
     families become one couple or family; ``FAMILIES`` settles the rest.
@@ -285,7 +285,7 @@ class Archive:
                     self.files[member.name] = handle.read()
 
     def read(self, member: str) -> bytes:
-        """The bytes of ``member``."""
+        """Read the bytes of ``member``."""
         return self.files[member]
 
     def by_code(self, folder: str, suffix: str) -> dict[str, str]:
@@ -331,7 +331,7 @@ def fetch_packages(folder: Path) -> None:
 
 
 def decode(style: str, data: bytes) -> Image.Image:
-    """The drawing in ``data`` as an RGBA picture; OpenMoji's SVG is rasterised large."""
+    """Draw what is in ``data`` as an RGBA picture; OpenMoji's SVG is rasterised large."""
     from PIL import Image
 
     if style == "openmoji":
@@ -386,7 +386,7 @@ def make_tile(cut: Image.Image, side: float) -> Image.Image:
 
 
 def make_tiles(rows: Sequence[Row], archives: dict[str, Archive]) -> tuple[list[Row], dict[str, list[Image.Image]]]:
-    """The rows drawn in every style (empty drawings drop out) and their tiles."""
+    """Return the rows drawn in every style (empty drawings drop out) and their tiles."""
     from tqdm import tqdm
 
     kept: list[Row] = []
@@ -434,7 +434,7 @@ def encode(picture: Image.Image, quality: int, method: int) -> bytes:
 
 
 def atlas_bytes(tiles: Sequence[Image.Image]) -> tuple[bytes, int]:
-    """The tiles as one lossless WebP atlas, and the colour step it is stored with.
+    """Pack the tiles into one lossless WebP atlas; also returns the colour step it is stored with.
 
     Ordinary lossy WebP halves the colour resolution, which shows in tiles this small (about
     31 dB PSNR at quality 92).  Rounding the colours and then packing without loss takes the
@@ -489,7 +489,7 @@ def sha256(data: bytes) -> str:
 
 
 def counts_markdown(rows: Sequence[Row], steps: dict[str, int]) -> str:
-    """The part of ``README.md`` that depends on the data."""
+    """Write the part of ``README.md`` that depends on the data."""
     subgroups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         subgroups[row.subgroup].append(row)

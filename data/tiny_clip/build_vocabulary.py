@@ -74,7 +74,7 @@ def join(word: Word, pair: tuple[str, str]) -> Word:
 
 
 def learn(words: Counter[Word], merges: int) -> list[tuple[str, str]]:
-    """The first `merges` byte-pair merges; fewer where no pair occurs twice."""
+    """Learn the first `merges` byte-pair merges; fewer where no pair occurs twice."""
     learnt: list[tuple[str, str]] = []
     while len(learnt) < merges:
         pairs: Counter[tuple[str, str]] = Counter()

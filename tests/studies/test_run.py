@@ -81,7 +81,11 @@ def test_killed_run_resumes_to_the_same_numbers(finished, recipe, monkeypatch):
     _, result = finished
     config = load_config(recipe, ["name=again"])
     engine = experiment.Engine
-    monkeypatch.setattr(experiment, "Engine", lambda *args, **kwargs: engine(*args, hooks=[Kill()], **kwargs))
+
+    def with_kill(*args, hooks, **others):
+        return engine(*args, hooks=[Kill(), *hooks], **others)
+
+    monkeypatch.setattr(experiment, "Engine", with_kill)
     with pytest.raises(Killed):
         experiment.run(config)
     assert (experiment.run_folder(config) / "seed-1" / "checkpoints").is_dir()

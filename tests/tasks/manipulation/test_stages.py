@@ -34,6 +34,7 @@ def adapted():
         for name, parameter in backbone.model.named_parameters():
             if "position" in name:
                 parameter.normal_(std=0.02)
+    backbone.take_identity()
     return attach(backbone, LoraConfig(r=4, alpha=8), towers=["vision"], modules=SIX)
 
 
