@@ -263,16 +263,29 @@ def test_inspect_of_the_saved_model_shows_its_change_or_says_why_not(trained, tm
 # --- comparing -----------------------------------------------------------------------------------------------------
 
 
-def test_compare_makes_a_table_by_the_headline_metric_or_says_what_does(trained, tmp_path):
-    out = tmp_path / "compared"
-    code, said, err = command(
-        "compare", trained.recipe, f"out={trained.run.parent}", "--methods", "lora", "--out", out, "--seeds", "1"
-    )
-    if refused(code, err) is None:
-        assert "lora" in said
-        (table,) = out.glob("*.md")
-        assert "lora" in table.read_text()
-        headline = registry.get("task", trained.task).target.headline
-        (result,) = (json.loads(path.read_text()) for path in out.glob("*.json") if "rows" in path.read_text())
-        (row,) = result["rows"]
+def compared(trained, out, *options):
+    """What ``compare`` on the recipe with one seed said, and its rows; None and the refusal where it refused."""
+    arguments = ("compare", trained.recipe, f"out={trained.run.parent}", *options, "--out", out, "--seeds", "1")
+    code, said, err = command(*arguments)
+    line = refused(code, err)
+    if line is not None:
+        return line, None
+    (table,) = out.glob("*.md")
+    (result,) = (json.loads(path.read_text()) for path in out.glob("*.json") if "rows" in path.read_text())
+    assert all(row["method"] in table.read_text() for row in result["rows"])
+    return said, result["rows"]
+
+
+def test_compare_makes_a_table_by_the_headline_metric(trained, tmp_path):
+    said, rows = compared(trained, tmp_path / "compared", "--vary", "engine.eval_batch_size=4,8")
+    assert len(rows or ()) == 2, said
+    headline = registry.get("task", trained.task).target.headline
+    for row in rows:
         assert any(name == headline or name.endswith(f"/{headline}") for name in row["metrics"])
+
+
+def test_compare_exchanges_adapters_where_the_task_attaches_one(trained, tmp_path):
+    said, rows = compared(trained, tmp_path / "compared", "--methods", "lora")
+    assert (rows is not None) == registry.get("task", trained.task).target.adapts, said
+    if rows:
+        assert "lora" in said

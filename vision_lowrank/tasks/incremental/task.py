@@ -67,7 +67,6 @@ SESSION_SEEDS = 4096  # keeps the augmentations of one session apart from those 
 class Incremental(ClassificationTask):
     """An :class:`ImageClassifier` with a prototype head that learns new classes session after session."""
 
-    classifier: ImageClassifier
     headline = "incremental/last_accuracy"
     columns = (
         *("incremental/last_accuracy", "incremental/average_accuracy", "incremental/base_accuracy"),
