@@ -55,6 +55,8 @@ def test_commands_run(path, place):
     assert commands
     for command in commands:
         short = ["engine.steps=2", "seeds=[1]"] if command[0] == "train" else []
+        if command[0] in ("train", "compare") and "/fewshot/" in command[1]:
+            short += ["data.test_styles=[fluent]", "data.retention_styles=[]"]
         with pytest.raises(SystemExit) as stop:
             main([*command, *short])
         assert stop.value.code == 0, command

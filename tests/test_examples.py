@@ -1,5 +1,4 @@
 import runpy
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -16,13 +15,13 @@ def test_an_example_stays_short(path):
     assert len(path.read_text().splitlines()) < 150
 
 
-def test_the_adapted_clip_is_saved_exported_and_merged(tmp_path):
-    arguments = ["--steps", "2", "--shots", "2", "--out", str(tmp_path)]
-    command = [sys.executable, str(FOLDER / "adapt_open_clip.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "merged:" in done.stdout
-    accuracies = [line.split(": ")[1].split("%")[0] for line in done.stdout.splitlines() if "%" in line]
+def test_the_adapted_clip_is_saved_exported_and_merged(tmp_path, capsys, monkeypatch):
+    arguments = ["adapt_open_clip.py", "--steps", "2", "--shots", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(FOLDER / "adapt_open_clip.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "merged:" in printed
+    accuracies = [line.split(": ")[1].split("%")[0] for line in printed.splitlines() if "%" in line]
     assert accuracies[1] == accuracies[2]  # merging changes nothing
     assert (tmp_path / "lora" / "adapter_config.json").is_file()
 

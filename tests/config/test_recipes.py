@@ -1,8 +1,10 @@
 """Every recipe runs two steps on the CPU, its backbone replaced by the tiny one and its pictures by a few."""
 
 import json
+import shutil
 
 import pytest
+from PIL import Image
 
 from vision_lowrank.config import load_config
 from vision_lowrank.data.edits.reader import EditsConfig
@@ -25,8 +27,21 @@ def edited(tmp_path_factory):
     return json.dumps(data)
 
 
+@pytest.fixture(scope="session")
+def four_classes(pictures, tmp_path_factory):
+    """`pictures` with one class more, so that they have two halves."""
+    folder = tmp_path_factory.mktemp("four") / "pictures"
+    shutil.copytree(pictures, folder)
+    (folder / "half").mkdir()
+    for path in (folder / "disc").iterdir():
+        picture = Image.open(path)
+        picture.paste("white", (0, 0, 20, 40))
+        picture.save(folder / "half" / path.name)
+    return json.dumps({"type": "folder", "root": str(folder), "fractions": [0.5, 0.1, 0.4]})
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_runs_two_steps(path, pictures, edited, tiny_weights, tmp_path):
+def test_recipe_runs_two_steps(path, pictures, four_classes, edited, tiny_weights, tmp_path):
     config = load_config(path)
     overrides = [
         f"backbone={{name: tiny-clip, weights: {tiny_weights}}}",
@@ -37,7 +52,7 @@ def test_recipe_runs_two_steps(path, pictures, edited, tiny_weights, tmp_path):
     if config.task.type == "fewshot":
         overrides += ["seeds=[1]", "task.shots=2", "task.steps_per_shot=null"]
         if config.task.transfer:
-            overrides.append("task.transfer=[{type: digits}]")
+            overrides.append(f"task.transfer=[{four_classes}]")
     if config.task.type == "incremental":
         protocol = "{name: fscit, base: 2, way: 1, shots: 2, base_shots: 2}"
         overrides += ["seeds=[1]", f"task.protocol={protocol}", "task.epochs=null", "task.select=last"]
@@ -51,11 +66,11 @@ def test_recipe_runs_two_steps(path, pictures, edited, tiny_weights, tmp_path):
         if config.task.explanation:
             overrides += ["backbone={name: hf:tiny-internvl3_5}", "task.explanation.steps=2"]
     elif getattr(config.task, "protocol", "all") == "base_to_novel":
-        overrides.append("data={type: digits}")  # the pictures have too few classes for two halves
+        overrides.append(f"data={four_classes}")  # the pictures have too few classes for two halves
     elif config.data.type != "emoji_captions":
         overrides.append(f"data={{type: folder, root: {pictures}, fractions: [0.5, 0.1, 0.4]}}")
     else:
-        overrides.append("data.test_styles=[fluent]")
+        overrides += ["data={type: emoji_captions, styles: [noto], test_styles: [fluent]}", "engine.precision=fp32"]
     result = run(load_config(path, overrides))
     assert any(name.startswith("test/") for name in result["metrics"])
     assert result["seeds"]["1"]["cost"].get("peak_memory", 1) > 0

@@ -19,6 +19,7 @@ from ..inference.predictor import predict_files
 from ..inference.sources import InputFile, find_files
 from ..tasks.about import read_about
 from ..viz.text import csv_text
+from .imports import without_collection
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def predict_command(
     """
     sources = find_files(images, recursive=True).sources
     read_about(artefact)
-    from ..tasks.saved import load_model  # torch, only now
+    with without_collection():
+        from ..tasks.saved import load_model  # torch, only now
 
     model = load_model(artefact)
     model.check_options(options)

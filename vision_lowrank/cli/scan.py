@@ -24,6 +24,7 @@ from ..inference.sources import find_files
 from ..inference.tables import write_csv, write_json
 from ..paths import shipped
 from ..tasks.about import read_about
+from .imports import without_collection
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def scan_command(
     found = find_files(paths, recursive, leave_out=out)
     folder = model or shipped("data") / "manipulation_detector"
     read_about(folder)
-    from ..inference.header import finished, make_header  # torch, only now
-    from ..inference.run import Options, scan
+    with without_collection():
+        from ..inference.header import finished, make_header  # torch, only now
+        from ..inference.run import Options, scan
 
     place = compute_device(device)
     looking = load_edit_model(folder, place)
@@ -96,7 +98,8 @@ def load_edit_model(folder: Path, device: torch.device) -> EditModel:
     Raises:
         UserError: it does not look for edits.
     """
-    from ..tasks.saved import load_model
+    with without_collection():
+        from ..tasks.saved import load_model
 
     model = load_model(folder)
     if not hasattr(model, "calibration"):

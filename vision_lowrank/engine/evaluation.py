@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 
-from ..backbones.adapted import backbone_of
 from ..config.schema import EngineConfig
 from ..errors import DataError
 from ..modes import eval_mode
@@ -51,12 +50,7 @@ def collect_sets(
         each = data if isinstance(data, EvalSet) else EvalSet(data)
         if len(each.data) == 0:  # type: ignore[arg-type]
             raise DataError(f"evaluation set '{name}' is empty: give it at least one sample.")
-        with (
-            eval_mode(task),
-            torch.no_grad(),
-            whole_blocks(backbone_of(task.model.backbone)),
-            runtime.autocast(config.precision),
-        ):
+        with eval_mode(task), torch.no_grad(), whole_blocks(task), runtime.autocast(config.precision):
             outputs = _evaluate_set(task, name, each, config, runtime, display, seed)
         yield name, outputs
 

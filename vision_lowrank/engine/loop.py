@@ -151,7 +151,7 @@ class Engine(Loop):
         self._load(next(self._runner.batches(0)))
         losses = self.steps.gradients(self.closure)
         self.optimizer.zero_grad(set_to_none=True)
-        join_blocks(self._backbone)
+        join_blocks(self.task)
         return losses
 
     def update(self) -> float:
@@ -164,10 +164,6 @@ class Engine(Loop):
         self._runner.finish(self.step)
         self._call("after_step")
         return norm
-
-    @property
-    def _backbone(self) -> Any:
-        return backbone_of(self.task.model.backbone)
 
     def _enter(self, index: int, stage: Stage, config: EngineConfig) -> None:
         """Make the task ready for a stage, the same whether it runs, resumes or is replayed."""
@@ -192,7 +188,7 @@ class Engine(Loop):
         self._enter(index, stage, config)
         if config.sharding == "fsdp2" and config.steps and self.runtime.world_size > 1:
             check_sharding(stage, config, self.rule)
-            shard_blocks(self._backbone, self.runtime.device, self.runtime.world_size)
+            shard_blocks(backbone_of(self.task.model.backbone), self.runtime.device, self.runtime.world_size)
         self._runner = StepRunner(self.task, stage, config, plan, self.steps, self.runtime)
         self.optimizer = self._runner.optimizer
         self._keep = stage.keep.fresh(config.patience)
@@ -224,7 +220,7 @@ class Engine(Loop):
             self._train(advance)
         if self._keep.state is not None:
             restore(self.task, self._keep.state)
-        join_blocks(self._backbone)
+        join_blocks(self.task)
         self.fit_from_outputs("end")
         self._call("on_stage_end")
         self._save(finished=True)

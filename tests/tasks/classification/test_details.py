@@ -1,5 +1,6 @@
 """What a classifier's run leaves beside its metrics, and that the report's lines in Python do what they say."""
 
+import ast
 import html
 import json
 import re
@@ -49,7 +50,8 @@ def test_the_lines_of_the_report_classify_a_picture(recipe, tmp_path, pictures, 
     page = (tmp_path / "runs" / "shapes" / "report.html").read_text()
     lines = re.search(r"In Python:</p>\s*<pre><code>(.*?)</code>", page, re.DOTALL)
     exec(compile(html.unescape(lines[1]), "report", "exec"), {})
-    name, probability = capsys.readouterr().out.split()[-2:]
-    assert name in ("disc", "square", "stripes")
-    assert 1 / 3 < float(probability) <= 1
+    row = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+    assert {name for name, _ in row["top"]} == {"disc", "square", "stripes"}
+    assert 1 / 3 < row["probability"] <= 1
+    assert [row["class"], row["probability"]] == row["top"][0]
     assert torch.is_grad_enabled()

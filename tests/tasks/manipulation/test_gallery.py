@@ -80,7 +80,7 @@ def test_gallery_file(tmp_path):
         def eval(self):
             self.ready = True
 
-        def inspect(self, images):
+        def predict(self, images):
             self.asked += len(images)
             assert self.ready
             return [Finding("edited", 0.9, boxes, (), "", "template", np.zeros((320, 320), dtype=np.float32))]
