@@ -46,6 +46,17 @@ def test_python_blocks_run(path, place):
         exec(compile(block, str(path), "exec"), {})
 
 
+# Folder of recipes -> what makes their runs shorter.
+LESS = {
+    "/fewshot/": ["data.test_styles=[fluent]", "data.retention_styles=[]"],
+    "/incremental/": [
+        "task.protocol={name: fscit, sessions: [[heart, person], [face concerned]], shots: 2, base_shots: 2}"
+    ],
+    "/manipulation/": ["data.crops=4"],
+    "mine.yaml": [],
+}
+
+
 @pytest.mark.parametrize("path", with_blocks("bash"))
 def test_commands_run(path, place):
     """Every ``vision-lowrank`` line, training cut to two steps and one seed."""
@@ -55,8 +66,8 @@ def test_commands_run(path, place):
     assert commands
     for command in commands:
         short = ["engine.steps=2", "seeds=[1]"] if command[0] == "train" else []
-        if command[0] in ("train", "compare") and "/fewshot/" in command[1]:
-            short += ["data.test_styles=[fluent]", "data.retention_styles=[]"]
+        if command[0] in ("train", "compare", "incremental"):
+            short += next(less for place, less in LESS.items() if place in command[1])
         with pytest.raises(SystemExit) as stop:
             main([*command, *short])
         assert stop.value.code == 0, command
