@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vision_lowrank import LamdaConfig, attach, load_backbone
+from vision_lowrank.backbones.adapted import backbone_of
 from vision_lowrank.config import load_config
 from vision_lowrank.engine.settings import check_sharding
 from vision_lowrank.engine.shard import shard_blocks
@@ -49,8 +51,6 @@ def test_two_processes_with_divided_blocks_give_the_result_of_one_also_when_resu
 
 
 def test_what_cannot_be_divided_is_refused(recipe):
-    from vision_lowrank import load_backbone
-
     config = load_config(recipe, ["engine.sharding=fsdp2", "engine.compile=true"]).engine
     with pytest.raises(UserError, match=r"engine\.compile=false"):
         check_sharding(Stage("fit", None), config, None)
@@ -59,5 +59,8 @@ def test_what_cannot_be_divided_is_refused(recipe):
     second.mlp.c_fc.weight = first.mlp.c_fc.weight
     with pytest.raises(UserError, match="share a weight"):
         shard_blocks(shared, torch.device("cpu"), 2)
+    freezing = attach(load_backbone("tiny-clip"), LamdaConfig(r=2))
+    with pytest.raises(UserError, match="Lamda freezes parameters"):
+        shard_blocks(backbone_of(freezing), torch.device("cpu"), 2)
     with pytest.raises(UserError, match=r"hook keep_adapters: engine\.sharding"):
         load_config(recipe, ["engine.sharding=fsdp2", "hooks=[{type: keep_adapters}]"])

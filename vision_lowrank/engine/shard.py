@@ -27,19 +27,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ..errors import UserError
+from ..trained import TrainedPart
 
 
 def shard_blocks(backbone: Any, device: torch.device, world_size: int) -> None:
     """Divide the blocks of all towers of `backbone` over the processes.
 
     Raises:
-        UserError: the backbone has no known blocks, or blocks share a weight.
+        UserError: the backbone has no known blocks, blocks share a weight, or an adapter freezes what it trains.
     """
     paths = [path for tower in backbone.towers.values() for path in tower.blocks]
     if not paths:
         raise UserError(f"engine.sharding=fsdp2: backbone '{backbone.name}' has no known blocks: set it to none.")
     blocks = {path: backbone.get_submodule(path) for path in paths}
     _check_apart(blocks)
+    _check_steady(blocks)
     mesh = init_device_mesh(device.type, (world_size,))
     for block in blocks.values():
         scalars = {parameter for parameter in block.parameters() if parameter.ndim == 0}  # cannot be divided
@@ -147,4 +149,14 @@ def _check_apart(blocks: Mapping[str, nn.Module]) -> None:
                 raise UserError(
                     f"engine.sharding=fsdp2: '{first}' and '{path}' share a weight, which cannot be divided twice: "
                     "set engine.sharding=none, or use an adapter whose layers are apart."
+                )
+
+
+def _check_steady(blocks: Mapping[str, nn.Module]) -> None:
+    for block in blocks.values():
+        for module in block.modules():
+            if isinstance(module, TrainedPart) and type(module).set_progress is not TrainedPart.set_progress:
+                raise UserError(
+                    f"engine.sharding=fsdp2: {type(module).__name__} freezes parameters while it trains, which divided "
+                    "weights cannot: set engine.sharding=none, or use another adapter."
                 )
