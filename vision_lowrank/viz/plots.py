@@ -382,10 +382,7 @@ def _short(name: str, limit: int = 26) -> str:
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """Return the figure as an ``<svg>`` element with themed colours.
-
-    `label` is for screen readers and keeps ids apart.
-    """
+    """Return the figure as a themed ``<svg>`` element; `label` is for screen readers and keeps ids apart."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": label}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # only measured here: the browser's fonts draw it
