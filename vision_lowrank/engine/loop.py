@@ -28,7 +28,7 @@ from .seeding import Stream, seed_everything
 from .settings import check_sharding, run_identity, stage_settings
 from .shard import gathered, join_blocks, shard_blocks
 from .signals import Interrupted, SignalWatch
-from .snapshot import restore, snapshot
+from .snapshot import copy_to_host, restore, snapshot
 from .step_runner import StepRunner
 from .task import Stage, Task
 
@@ -273,13 +273,16 @@ class Engine(Loop):
         return self.runtime.any(self._signals.pending)
 
     def _save(self, *, finished: bool = False) -> None:
-        trained, loop = snapshot(self.task), {"hooks": collect_states(self.hooks)}
-        if not finished:
-            loop |= {"steps": self._runner.state_dict(), "keep": self._keep.state_dict()}
+        # Every process helps to put divided tensors together; only the first copies and writes them.
+        trained = gathered(self.task.trained_state())
+        steps = None if finished else self._runner.state_dict()
         if self.is_main:
             position = Position(self.stage_index, self.step, self.global_step, finished, self._log.size)
+            loop: dict[str, Any] = {"hooks": collect_states(self.hooks)}
+            if not finished:
+                loop |= {"steps": steps, "keep": self._keep.state_dict()}
             kept = None if finished else self._keep.state
-            self._store.save(Checkpoint(position, trained, kept, loop), self._identity)
+            self._store.save(Checkpoint(position, copy_to_host(trained), kept, loop), self._identity)
         self.runtime.wait()
 
     def _load_progress(self, checkpoint: Checkpoint) -> None:

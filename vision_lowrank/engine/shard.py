@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ..errors import UserError
-from ..trained import TrainedPart
+from ..trained import TrainedPart, stepped_by
 
 
 def shard_blocks(backbone: Any, device: torch.device, world_size: int) -> None:
@@ -122,7 +122,7 @@ def divided_like(value: Tensor, like: Tensor) -> Tensor:
 
 def divided_state(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """Divide what :func:`gathered` made of an optimiser's state dict as the optimiser's own parameters are."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = stepped_by(optimizer)
     divided = {
         index: {
             name: divided_like(value, parameters[index]) if _is_of(value, parameters[index]) else value

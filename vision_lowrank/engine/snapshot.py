@@ -12,7 +12,11 @@ from .task import Task
 
 def snapshot(task: Task) -> State:
     """Copy the task's trained state to the CPU, whole, sharing no memory with it; all processes take part."""
-    state = gathered(task.trained_state())
+    return copy_to_host(gathered(task.trained_state()))
+
+
+def copy_to_host(state: State) -> State:
+    """Copy whole tensors to the CPU, contiguous, sharing no memory with them."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
 
