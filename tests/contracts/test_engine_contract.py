@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from fixtures import tiny_tasks
+from fixtures.processes import ENVIRONMENT, torchrun
 from fixtures.tiny_tasks import Points, Regression, settings
 from safetensors.torch import load_file
 
@@ -199,12 +199,11 @@ def test_a_loss_that_is_not_finite_stops_with_stage_step_and_samples(tmp_path):
 # --- processes and signals ----------------------------------------------------------------------------------------
 
 SCRIPT = tiny_tasks.__file__
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def launch(folder, *arguments, processes=1):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *torchrun, SCRIPT, str(folder), *arguments]
+    command = [SCRIPT, folder, *arguments]
+    command = torchrun(*command, processes=processes) if processes > 1 else [sys.executable, *map(str, command)]
     return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

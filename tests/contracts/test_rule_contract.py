@@ -1,22 +1,19 @@
 """The contract of gradient rules (DESIGN, section 6): the same for all that are registered."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fixtures import adapted_task
 from fixtures.adapted_task import Adapted, rule_of, settings, train
+from fixtures.processes import run_in_two
 from safetensors.torch import load_file
 
 from vision_lowrank.engine import Engine, Hook
 from vision_lowrank.registry import registry
 
 SCRIPT = Path(adapted_task.__file__)
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 # Every rule once with options that act, and once with options that make it plain training (None: it has none).
 RULES = {
@@ -142,12 +139,7 @@ def test_mixed_precision_stays_close(name, tmp_path):
 def two_processes(tmp_path_factory):
     """Folder -> a folder per rule, trained in two processes; one launch for all, since starting takes longest."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT, folder]
-    rules = {name: acting(name) for name in RULES}
-    done = subprocess.run(
-        [*map(str, command), json.dumps(rules), "steps=3"], capture_output=True, text=True, timeout=300, env=ENVIRONMENT
-    )
-    assert done.returncode == 0, done.stderr
+    run_in_two(SCRIPT, folder, json.dumps({name: acting(name) for name in RULES}), "steps=3")
     return folder
 
 

@@ -264,7 +264,7 @@ def test_inspect_of_the_saved_model_shows_its_change_or_says_why_not(trained, tm
 
 
 def compared(trained, out, *options):
-    """What ``compare`` on the recipe with one seed said, and its rows; None and the refusal where it refused."""
+    """What ``compare`` on the recipe with one seed said, and its rows; None for rows where it refused."""
     arguments = ("compare", trained.recipe, f"out={trained.run.parent}", *options, "--out", out, "--seeds", "1")
     code, said, err = command(*arguments)
     line = refused(code, err)

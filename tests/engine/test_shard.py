@@ -1,13 +1,11 @@
 """Divided blocks: two processes give the one-process result, with whole checkpoints and artefacts."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fixtures.processes import run_in_two
 from safetensors.torch import load_file
 
 from vision_lowrank import LamdaConfig, attach, load_backbone
@@ -20,7 +18,6 @@ from vision_lowrank.errors import UserError
 from vision_lowrank.studies.run import run
 
 SCRIPT = Path(__file__).parent.parent / "fixtures" / "run_and_resume.py"
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT]
 OPTIONS = ["seeds=[1]", "engine.clip_norm=0.05", "engine.eval_every=2", "task.select=true"]
 
 
@@ -31,11 +28,7 @@ def losses(folder):
 
 def test_two_processes_with_divided_blocks_give_the_result_of_one_also_when_resumed(recipe, tmp_path):
     run(load_config(recipe, ["name=one", *OPTIONS]))
-    command = [sys.executable, *TORCHRUN, recipe, "name=two", "engine.sharding=fsdp2", *OPTIONS]
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_in_two(SCRIPT, recipe, "name=two", "engine.sharding=fsdp2", *OPTIONS)
     runs = tmp_path / "runs"
     for other in ("two", "two-resumed"):
         torch.testing.assert_close(losses(runs / other), losses(runs / "one"), rtol=1e-5, atol=1e-6)

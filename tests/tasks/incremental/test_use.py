@@ -1,13 +1,11 @@
 """What a trained incremental classifier is good for afterwards: eval, predict, add-classes, taken back."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from fixtures.processes import run_in_two
 from safetensors.torch import load_file
 
 from vision_lowrank.cli.main import main
@@ -77,12 +75,7 @@ def test_an_evaluation_may_keep_more_of_the_picture(sessions):
 
 def test_two_processes_give_the_result_of_one(sessions, tmp_path):
     run(load_config(sessions, ["name=one", "adapter.dropout=0"]))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, "-m", "vision_lowrank", "train", sessions, "name=two", "adapter.dropout=0"]
-    subprocess.run(
-        [sys.executable, *map(str, command)],
-        check=True, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    run_in_two("-m", "vision_lowrank", "train", sessions, "name=two", "adapter.dropout=0")
     one, two = (tmp_path / "runs" / name / "seed-1" for name in ("one", "two"))
     for file in ("head", "base", "reference"):
         ours, theirs = (load_file(folder / "artefact" / f"{file}.safetensors") for folder in (one, two))

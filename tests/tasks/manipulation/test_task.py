@@ -1,13 +1,11 @@
 import csv
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from fixtures.processes import run_in_two
 from sklearn.metrics import roc_auc_score
 from tasks.manipulation.conftest import EDITS
 
@@ -299,12 +297,7 @@ def test_two_processes_give_the_result_of_one(detection, tmp_path):
     options = ["adapter.dropout=0", "task.dropout=0", "task.losses.contrast=0.1", "engine.batch_size=4"]
     options += ["task.contrast.steps=2", "engine.steps=3"]
     run(load_config(detection, [*options, "name=one"]))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, "-m", "vision_lowrank", "train", detection, "name=two", *options]
-    subprocess.run(
-        [sys.executable, *map(str, command)],
-        check=True, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    run_in_two("-m", "vision_lowrank", "train", detection, "name=two", *options)
     one, two = (
         json.loads((tmp_path / "runs" / name / "seed-1" / "result.json").read_text()) for name in ("one", "two")
     )
