@@ -1,4 +1,4 @@
-"""Which modules are in training mode and which parameters train: put back after an excursion with a model."""
+"""Which modules are in training mode, which parameters train, and whether rows count: put back after an excursion."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+
+_rows_count = True
 
 
 @contextmanager
@@ -35,3 +37,22 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for each, mode in modes.items():
             each.training = mode
+
+
+@contextmanager
+def rows_counting(count: bool) -> Iterator[None]:
+    """Say inside whether the samples that pass through a model are samples of the step's batch.
+
+    Not so is the filler of a part of the batch that would be empty; statistics over a batch must leave it out.
+    """
+    global _rows_count
+    before, _rows_count = _rows_count, count
+    try:
+        yield
+    finally:
+        _rows_count = before
+
+
+def rows_count() -> bool:
+    """Tell what :func:`rows_counting` says; true outside of it."""
+    return _rows_count

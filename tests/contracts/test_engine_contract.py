@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from vision_lowrank.engine import Engine, Hook, Interrupted, TrainingDiverged
 from vision_lowrank.engine.keep import Best
 from vision_lowrank.engine.sampler import BatchPlan
+from vision_lowrank.modes import rows_count
 
 TIMINGS = {"seconds", "samples_per_second", "peak_memory_mib"}
 
@@ -280,3 +281,16 @@ def test_a_second_signal_stops_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         engine.fit()
     assert engine.step == 5
+
+
+def test_statistics_over_a_batch_are_told_which_sample_is_a_filler(tmp_path):
+    seen = []
+
+    class Watching(Regression):
+        def training_step(self, batch):
+            seen.append((len(batch["x"]), rows_count()))
+            return super().training_step(batch)
+
+    Engine(settings(steps=1, accumulate=4), Watching(data=Points(3)), tmp_path, seed=7).fit()
+    assert seen == [(1, True), (1, True), (1, True), (1, False)]
+    assert rows_count()

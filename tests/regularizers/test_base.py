@@ -7,44 +7,49 @@ import torch.distributed as dist
 
 from vision_lowrank.config import load_config
 from vision_lowrank.errors import ConfigError
+from vision_lowrank.modes import rows_counting
 from vision_lowrank.regularizers.base import alters_base, gather_rows
 
 
 def loss_of(rows, labels):
     """Anything that mixes all rows."""
-    return ((rows.T @ rows).square().sum() + (rows.sum(dim=1) * labels).sum()).sqrt()
+    return (100 + (rows.T @ rows).square().sum() + (rows.sum(dim=1) * labels).sum()).sqrt()
 
 
-def gather_in_one(rank, where, rows, labels, results):
+def gather_in_one(rank, where, rows, labels, shares, results):
     dist.init_process_group("gloo", init_method=f"file://{where}", rank=rank, world_size=len(rows))
     own = rows[rank].requires_grad_()
-    value = loss_of(gather_rows(own), gather_rows(labels[rank]))
-    share = len(own) / sum(map(len, rows))
-    (share * value).backward()
+    with rows_counting(shares[rank] > 0):
+        value = loss_of(gather_rows(own), gather_rows(labels[rank]))
+    (shares[rank] * value).backward()
     results.put((rank, value.item(), own.grad.tolist()))
     dist.destroy_process_group()
 
 
-def test_processes_with_unequal_parts_get_the_loss_and_gradient_of_one(tmp_path):
+@pytest.mark.parametrize("shares", [(0.75, 0.25), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
+def test_processes_with_unequal_parts_get_the_loss_and_gradient_of_one(tmp_path, shares):
+    """A process of share 0 computes a filler, which is no row of the batch; where all do, nothing is learnt."""
     torch.manual_seed(0)
     rows = [torch.randn(n, 3, dtype=torch.float64) for n in (3, 1)]
     labels = [torch.tensor([1, 2, 3]), torch.tensor([4])]
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    arguments = (str(tmp_path / "store"), rows, labels, results)
+    arguments = (str(tmp_path / "store"), rows, labels, shares, results)
     workers = [context.Process(target=gather_in_one, args=(rank, *arguments)) for rank in range(2)]
     for worker in workers:
         worker.start()
     answers = sorted(results.get(timeout=60) for _ in workers)
     for worker in workers:
         worker.join(timeout=60)
-    whole = torch.cat(rows).requires_grad_()
-    value = loss_of(whole, torch.cat(labels))
-    value.backward()
-    for _, other, _ in answers:
+    counted = [bool(share) or not any(shares) for share in shares]
+    leaves = [each.clone().requires_grad_() for each in rows]
+    whole = torch.cat([each for each, count in zip(leaves, counted, strict=True) if count])
+    value = loss_of(whole, torch.cat([each for each, count in zip(labels, counted, strict=True) if count]))
+    expected = torch.autograd.grad(sum(shares) * value, leaves, allow_unused=True)
+    for (_, other, own), gradient in zip(answers, expected, strict=True):
         assert other == pytest.approx(value.item(), rel=1e-12)
-    gradient = torch.tensor(answers[0][2] + answers[1][2], dtype=torch.float64)
-    torch.testing.assert_close(gradient, whole.grad)
+        own = torch.tensor(own, dtype=torch.float64)
+        torch.testing.assert_close(own, torch.zeros_like(own) if gradient is None else gradient)
 
 
 def test_one_process_keeps_its_rows():

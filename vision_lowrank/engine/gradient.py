@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from ..modes import rows_counting
 from ..trained import TrainedParts, stepped_by
 from .runtime import Runtime
 from .seeding import Stream, seed_everything
@@ -26,7 +27,7 @@ from .task import Batch
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch of this process: its batch on the device and its part of the step's samples."""
+    """One micro-batch of this process: its batch on the device and its part of the step's samples, 0 for a filler."""
 
     batch: Batch
     weight: float
@@ -63,7 +64,7 @@ class Closure:
         seed, stage, step = self.address
         for micro, part in enumerate(self.parts):
             seed_everything(seed, Stream.STEP, stage, step, micro, self.runtime.rank)
-            with self.runtime.autocast(self.precision):
+            with self.runtime.autocast(self.precision), rows_counting(part.weight > 0):
                 losses = self._losses(part.batch)
             self.scaler.scale(losses["loss"] * part.weight).backward()
             for name, value in losses.items():

@@ -7,7 +7,7 @@ carries its *position*, the number of samples drawn before it, so an augmentatio
 W processes with A micro-batches each share a batch of b samples by strides: micro-batch m of process r takes samples
 ``m W + r, m W + r + W A, ...``. Its weight in the step's loss is its part of b, which keeps the average exact when
 the parts are unequal. A part that would be empty computes the batch's first sample with weight 0, so that all
-processes take part in the same collective operations.
+processes take part in the same collective operations; statistics over the batch leave it out (``modes.rows_count``).
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ The pretrained model is asked for only by regularisers that compare with it (:at
 gets it from the model at hand with the adapter off, which is right as long as W itself was left alone: what alters W is
 refused by :meth:`Regularizer.check`.
 
-Statistics over a batch (covariances, spectra, positives) see the micro-batches of all processes together; those of
-``engine.accumulate`` are seen one after the other.
+Statistics over a batch (covariances, spectra, positives) see the micro-batches of all processes together, each sample
+once; those of ``engine.accumulate`` are seen one after the other.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.autograd import Function
 
 from ..config.schema import RunConfig, Section
 from ..errors import UserError
+from ..modes import rows_count
 from ..trained import TrainedPart
 
 # What ``init_lora_weights`` of PEFT's LoRA may be; the others subtract the starting product from the frozen weight.
@@ -131,14 +132,18 @@ def wide(tensor: Tensor) -> Tensor:
 def gather_rows(tensor: Tensor) -> Tensor:
     """Gather the rows of all processes, in order of rank, with gradient: (B, …) -> (sum of all B, …).
 
-    Processes may have different numbers of rows. If every process adds the same loss of all rows with a weight, and the
-    weights sum to 1, the gradients summed over processes are those of that loss.
+    Processes may have different numbers of rows, and those of a process whose rows do not count (``modes.rows_count``)
+    are left out; where nobody's count, all are gathered, for a loss that will have the weight 0. If every process adds
+    the same loss of all rows with a weight, and the weights sum to 1, the gradients summed over processes are those of
+    that loss.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return tensor
-    counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=tensor.device)
-    counts[dist.get_rank()] = len(tensor)
+    counts = torch.zeros(2, dist.get_world_size(), dtype=torch.long, device=tensor.device)
+    counts[:, dist.get_rank()] = torch.tensor([len(tensor), len(tensor) * rows_count()])
     dist.all_reduce(counts)
+    counts = counts[1] if counts[1].any() else counts[0]
+    tensor = tensor[: int(counts[dist.get_rank()])]
     first, total = int(counts[: dist.get_rank()].sum()), int(counts.sum())
     rows = torch.cat([tensor.new_zeros(first, *tensor.shape[1:]), tensor])
     rest = tensor.new_zeros(total - len(rows), *tensor.shape[1:])
