@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fixtures import adapted_task
 from fixtures.adapted_task import Adapted, rule_of, settings, train
 from fixtures.processes import run_in_two
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from vision_lowrank.config.schema import RunConfig
 from vision_lowrank.engine import Engine, Hook
+from vision_lowrank.errors import UserError
 from vision_lowrank.registry import registry
 
 SCRIPT = Path(adapted_task.__file__)
@@ -148,3 +152,65 @@ def test_two_processes_give_the_result_of_one(name, two_processes, tmp_path):
     one = trained(train(tmp_path, acting(name), steps=3))
     two = load_file(two_processes / name / "result.safetensors")
     assert_equal(one, two, rtol=1e-9, atol=1e-9)
+
+
+# What an optimiser can be told, beside the base that it changes; all are honoured or refused, by whatever steps.
+SGD = {"optimizer": "sgd"}
+SETTINGS = {
+    "optimizer": ({}, SGD),
+    "lr": ({}, {"lr": 0.02}),
+    "weight_decay": ({}, {"weight_decay": 0.3}),
+    "clip_norm": ({}, {"clip_norm": 0.1}),
+    "betas": ({}, {"betas": (0.5, 0.8)}),
+    "sgd weight_decay": (SGD, SGD | {"weight_decay": 0.3}),
+    "sgd clip_norm": (SGD, SGD | {"clip_norm": 0.1}),
+    "sgd momentum": (SGD, SGD | {"momentum": 0.5}),
+    "sgd nesterov": (SGD | {"momentum": 0.5}, SGD | {"momentum": 0.5, "nesterov": True}),
+    "sgd betas": (SGD, SGD | {"betas": (0.5, 0.8)}),
+    "adamw momentum": ({}, {"momentum": 0.5}),
+}
+# Forms of a rule that step in another way.
+FORMS = {
+    **{name: acting(name) for name in RULES},
+    "allora, updates": {"type": "allora", "apply": "update"},
+    "lora_pro, factors": {"type": "lora_pro", "momentum_space": "factor"},
+    "mgpo, code": {"type": "mgpo", "rho": 0.3, "variant": "code"},
+    "none": None,
+}
+
+
+def is_refused(form, setting):
+    """What nothing could honour: betas of SGD, momentum of AdamW or of pairs that have none, SGD without moments."""
+    needs_moments = form.startswith("mgpo") and setting in (
+        "optimizer",
+        "sgd weight_decay",
+        "sgd clip_norm",
+        "sgd momentum",
+    )
+    no_momentum = form == "lora_pro" and setting in ("sgd momentum", "sgd nesterov")
+    no_sgd = form == "lora_pro, factors" and ("sgd" in setting or setting == "optimizer")
+    return setting in ("sgd betas", "adamw momentum") or needs_moments or no_momentum or no_sgd
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_setting_of_the_optimizer_is_honoured_or_refused(form, setting, tmp_path):
+    """Without a head, whose steps would hide what those of the adapter make of a setting."""
+    options, name = FORMS[form], FORMS[form] and FORMS[form]["type"]
+    run = {"backbone": None, "task": None, "data": None, "adapter": SimpleNamespace(options={})}
+
+    def train_with(folder, engine):
+        engine = settings(**{"lr": 0.01} | engine)
+        if options:
+            rule_of(options).check(RunConfig.model_construct(**run, engine=engine))
+        fitted = Engine(engine, Adapted(rule=name, head=False), folder, seed=4, rule=rule_of(options))
+        fitted.fit()
+        return trained(fitted)
+
+    try:
+        one, other = (train_with(tmp_path / str(n), engine) for n, engine in enumerate(SETTINGS[setting]))
+    except (UserError, ValidationError):
+        assert is_refused(form, setting)
+    else:
+        assert any(not torch.equal(one[key], other[key]) for key in one)
+        assert not is_refused(form, setting)

@@ -100,12 +100,20 @@ def test_weight_decay_is_decoupled_and_each_groups_own():
     torch.testing.assert_close(decayed.B.detach(), plain.B.detach() + 0.95 * by_B, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("variant", ["adamw", "sgd"])
-def test_head_beside_pairs_gets_torchs_own_update(variant):
+HEADS = {
+    "adamw": ("adamw", {"betas": (0.8, 0.9)}),
+    "momentum": ("sgd", {"momentum": 0.7}),
+    "nesterov": ("sgd", {"momentum": 0.7, "nesterov": True}),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_head_beside_pairs_gets_torchs_own_update(name):
+    variant, options = HEADS[name]
     pair, head = pair_of(), nn.Linear(3, 2).double()
     twin, x = copy.deepcopy(head), torch.randn(5, 3).double()
     kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    options = {"weight_decay": 0.1} | ({"betas": (0.8, 0.9)} if variant == "adamw" else {"momentum": 0.7})
+    options = options | {"weight_decay": 0.1}
     other = kinds[variant](twin.parameters(), 0.02, **options)
     optimizer = LoraProOptimizer([pair.A, *head.parameters(), pair.B], [pair], 0.02, variant=variant, **options)
     for step in range(3):
@@ -143,6 +151,14 @@ def test_saved_state_goes_on_exactly(options):
         step([(one, pair, head), (other, twin, twin_head)])
     for old, new in ((pair.A, twin.A), (pair.B, twin.B), (head, twin_head)):
         assert torch.equal(old, new)
+
+
+def test_momentum_that_nothing_would_have_is_refused():
+    pair = pair_of()
+    with pytest.raises(UserError, match="that of other parameters, and none train"):
+        LoraProOptimizer([pair.A, pair.B], [pair], variant="sgd", momentum=0.9)
+    with pytest.raises(UserError, match="momentum is SGD's"):
+        LoraProOptimizer([pair.A, pair.B], [pair], momentum=0.9)
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])

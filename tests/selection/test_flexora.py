@@ -102,14 +102,16 @@ def test_unrolled_is_the_derivative_of_the_look_ahead_and_first_order_is_not():
     assert (first_order - expected).abs().max() > 0.02 * expected.abs().max()
 
 
-def test_unrolled_holds_with_momentum_and_weight_decay():
-    found = hypergradient("unrolled", optimizer="sgd", momentum=0.9, weight_decay=0.1)[0]
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, False), (0.9, True), (0.5, True)])
+def test_unrolled_holds_with_momentum_and_weight_decay(momentum, nesterov):
+    found = hypergradient("unrolled", optimizer="sgd", momentum=momentum, nesterov=nesterov, weight_decay=0.1)[0]
     task = Searched()
     task.gates.logits.copy_(LOGITS).requires_grad_(True)
     trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
     loss = task.training_step(whole(task))["loss"]
     gradients = torch.autograd.grad(loss, list(trained.values()), create_graph=True)
-    moved = {n: (1 - 0.03) * p - 0.3 * g for (n, p), g in zip(trained.items(), gradients, strict=True)}
+    rate = 0.3 * (1 + momentum) if nesterov else 0.3  # the first step's: buffer and gradient are the same
+    moved = {n: p - rate * (g + 0.1 * p) for (n, p), g in zip(trained.items(), gradients, strict=True)}
     data = task.selection_data()
     ahead = torch.func.functional_call(task, moved, ({"x": data.x, "y": data.y},))["loss"]
     torch.testing.assert_close(found, torch.autograd.grad(ahead, task.gates.logits)[0], rtol=1e-3, atol=0)

@@ -95,7 +95,11 @@ class EngineConfig(Section):
     tensorboard: bool = Field(True, description="write TensorBoard event files beside metrics.jsonl")
 
     @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> EngineConfig:
+    def _settings_are_the_optimizers(self) -> EngineConfig:
+        if self.optimizer == "sgd" and self.betas != EngineConfig.model_fields["betas"].default:
+            raise ValueError("betas are AdamW's: leave them out, or set optimizer=adamw")
+        if self.optimizer == "adamw" and self.momentum and not self.nesterov:
+            raise ValueError("momentum is SGD's, AdamW has betas: set momentum=0, or optimizer=sgd")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise ValueError("nesterov is a form of SGD's momentum: set optimizer=sgd and momentum, such as 0.9")
         return self

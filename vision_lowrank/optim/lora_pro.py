@@ -2,8 +2,9 @@
 
 Paper: "LoRA-Pro: Are Low-Rank Adapters Properly Optimized?", arXiv 2407.18242 (ICLR 2025). Adapter, forward pass, start
 and merge stay those of LoRA; the mathematics is in :mod:`.lora_pro_optimizer`, which this rule puts in the place of
-torch's. Optimizer, learning rate, betas, momentum (of the head) and weight decay are the engine's; the paper's scripts
-have AdamW and weight decay 0. The engine clips the raw gradients and leaves out steps whose gradient is not finite.
+torch's. Optimizer, learning rate, betas, momentum (of the head, Nesterov's too; refused where no head trains) and
+weight decay are the engine's; the paper's scripts have AdamW and weight decay 0. The engine clips the raw gradients and
+leaves out steps whose gradient is not finite.
 
 The second step after B = 0 is large by construction, whatever the learning rate: B is of the size of one step then, and
 (BᵀB)⁻¹ makes the move of A independent of it. Warm up, and keep X ``sylvester`` in real training. With
@@ -24,7 +25,8 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from ..config.schema import RunConfig
+from ..config.schema import EngineConfig, RunConfig
+from ..errors import UserError
 from ..registry import register
 from .base import Groups, Rule, StepContext, Steps
 from .lora_pro_optimizer import DampingKind, LoraProOptimizer, MomentumSpace, Variant, XMode, check_options
@@ -54,8 +56,11 @@ class LoraPro(Rule):
     )
 
     def check(self, config: RunConfig) -> None:
-        """Refuse a run without adapter, and SGD with moments."""
-        check_options(self.variant or config.engine.optimizer, self.momentum_space)
+        """Refuse a run without adapter, and settings of the optimiser that `variant` does not take."""
+        engine = config.engine
+        check_options(self.variant or engine.optimizer, self.momentum_space, momentum=engine.momentum)
+        if self.variant == "sgd" and engine.betas != EngineConfig.model_fields["betas"].default:
+            raise UserError("rule lora_pro: engine.betas are AdamW's, and variant=sgd has none: leave one of them out.")
         require_adapter("lora_pro", config)
 
     def start(self, stage: StepContext) -> LoraProSteps:
@@ -87,6 +92,7 @@ class LoraProSteps(Steps):
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
+            nesterov=settings.nesterov,
             **self.options.model_dump(exclude={"type", "variant"}),
         )
 

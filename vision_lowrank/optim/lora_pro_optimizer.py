@@ -188,6 +188,7 @@ class LoraProOptimizer(Optimizer):
         eps: AdamW's.
         weight_decay: decoupled; of other parameters with ``sgd`` it is torch's, coupled.
         momentum: of SGD on the other parameters; the pairs have none.
+        nesterov: that momentum in Nesterov's form.
         damping: of the inverses: ``relative`` to the mean eigenvalue, or ``absolute``.
         damping_eps: ε; None is 1e-6 for ``relative`` and 1e-8 for ``absolute``. 0 gives pseudo-inverses.
 
@@ -209,15 +210,16 @@ class LoraProOptimizer(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.0,
+        nesterov: bool = False,
         damping: DampingKind = "relative",
         damping_eps: float | None = None,
     ) -> None:
-        check_options(variant, momentum_space, x_mode, damping)
+        check_options(variant, momentum_space, x_mode, damping, momentum)
         params = list(params)
         if variant == "adamw":
             self._others: Optimizer = AdamW(params, lr, betas, eps, weight_decay)
         else:
-            self._others = SGD(params, lr, momentum, weight_decay=weight_decay)
+            self._others = SGD(params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov)
         super().__init__(self._others.param_groups, self._others.defaults)
         self.pairs = list(pairs)
         self.x_mode: XMode = x_mode
@@ -226,6 +228,8 @@ class LoraProOptimizer(Optimizer):
         spaces = {"weight": self._adam_of_weight, "factor": self._adam_of_factors}
         self._direction = spaces[momentum_space] if variant == "adamw" else self._projected
         self._check_pairs()
+        if momentum and not any(group["params"] for group in self._groups_of_others()):
+            raise UserError("LoRA-Pro: the momentum of SGD is that of other parameters, and none train: set it to 0.")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -287,12 +291,13 @@ class LoraProOptimizer(Optimizer):
 
     def _step_others(self) -> None:
         """Take torch's own step on what is in no pair; groups and state are shared: loading a state replaces both."""
-        paired = {id(p) for pair in self.pairs for p in _trained(pair)}
         self._others.state = self.state
-        self._others.param_groups = [
-            group | {"params": [p for p in group["params"] if id(p) not in paired]} for group in self.param_groups
-        ]
+        self._others.param_groups = self._groups_of_others()
         self._others.step()
+
+    def _groups_of_others(self) -> list[dict[str, Any]]:
+        paired = {id(p) for pair in self.pairs for p in _trained(pair)}
+        return [group | {"params": [p for p in group["params"] if id(p) not in paired]} for group in self.param_groups]
 
     def _check_pairs(self) -> None:
         known = {id(p) for group in self.param_groups for p in group["params"]}
@@ -313,7 +318,9 @@ class LoraProOptimizer(Optimizer):
             seen |= trained
 
 
-def check_options(variant: str, momentum_space: str, x_mode: str = "sylvester", damping: str = "relative") -> None:
+def check_options(
+    variant: str, momentum_space: str, x_mode: str = "sylvester", damping: str = "relative", momentum: float = 0.0
+) -> None:
     """Refuse options that LoRA-Pro does not know or that do not fit together.
 
     Raises:
@@ -325,6 +332,8 @@ def check_options(variant: str, momentum_space: str, x_mode: str = "sylvester", 
             raise UserError(f"LoRA-Pro: unknown option '{value}': choose from {', '.join(sorted(choices))}.")
     if variant == "sgd" and momentum_space == "factor":
         raise UserError("LoRA-Pro: variant=sgd has no moments to keep: leave momentum_space out.")
+    if variant == "adamw" and momentum:
+        raise UserError("LoRA-Pro: momentum is SGD's, and variant=adamw has betas: set momentum to 0, or variant=sgd.")
 
 
 def _trained(pair: Pair) -> list[Tensor]:

@@ -15,9 +15,10 @@ mixed second derivative is a central difference, with the same training batch an
 
     η (∂²L_train / ∂a ∂θ)ᵀ v ≈ [∂_a L_train(θ + ε η v, a) - ∂_a L_train(θ - ε η v, a)] / (2 ε),    ε = 0.01 / ‖η v‖
 
-Momentum and weight decay of SGD leave it as it is: they do not depend on a. Nothing of the outer step reaches θ, its
-gradients or the engine's optimiser. Held-out batches depend on the seed and the step alone, and every process computes
-the same outer step.
+η is what the inner step multiplies its gradient by: its learning rate lr, and lr (1 + μ) with Nesterov's momentum μ,
+which adds the gradient a second time. The rest of momentum and weight decay does not depend on a. Nothing of the outer
+step reaches θ, its gradients or the engine's optimiser. Held-out batches depend on the seed and the step alone, and
+every process computes the same outer step.
 """
 
 from __future__ import annotations
@@ -192,8 +193,8 @@ class Search(Steps):
             yield {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
     def _trained(self) -> list[tuple[Tensor, float]]:
-        """List θ, and the rate of the last inner step."""
-        return [(tensor, group["lr"]) for group in self._inner.param_groups for tensor in group["params"]]
+        """List θ, and η of the last inner step."""
+        return [(tensor, _gradient_rate(group)) for group in self._inner.param_groups for tensor in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
         """Return Adam's state of the logits; the logits themselves are in the task's state."""
@@ -203,3 +204,8 @@ class Search(Steps):
         """Put back what :meth:`state_dict` gave."""
         self._outer.load_state_dict(state["outer"])
         self._held_out_loss = state["held_out_loss"]
+
+
+def _gradient_rate(group: Mapping[str, Any]) -> float:
+    """Return η of an SGD group: what its step multiplies the step's own gradient by."""
+    return group["lr"] * (1 + group["momentum"] if group.get("nesterov") else 1)
