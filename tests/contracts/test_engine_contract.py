@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from vision_lowrank.engine import Engine, Hook, Interrupted, TrainingDiverged
 from vision_lowrank.engine.keep import Best
 from vision_lowrank.engine.sampler import BatchPlan
+from vision_lowrank.errors import UserError
 from vision_lowrank.modes import rows_count
 
 TIMINGS = {"seconds", "samples_per_second", "peak_memory_mib"}
@@ -294,3 +295,55 @@ def test_statistics_over_a_batch_are_told_which_sample_is_a_filler(tmp_path):
     Engine(settings(steps=1, accumulate=4), Watching(data=Points(3)), tmp_path, seed=7).fit()
     assert seen == [(1, True), (1, True), (1, True), (1, False)]
     assert rows_count()
+
+
+def spiked(at=None):
+    """A task whose gradient is infinite, though its loss is not: at every step, or at those below `at` alone."""
+
+    class Spiked(Regression):
+        def __init__(self):
+            super().__init__()
+            self.count = 0
+
+        def training_step(self, batch):
+            losses = super().training_step(batch)
+            self.count += 1
+            if at is None or self.count <= at:
+                losses["loss"].register_hook(lambda gradient: gradient * float("inf"))
+            return losses
+
+    return Spiked()
+
+
+def test_a_stage_that_could_take_no_step_is_refused_at_its_end(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"stage 'stage0': the gradient was finite in none of its steps"):
+        Engine(settings(), spiked(), tmp_path / "none", seed=7).fit()
+    with pytest.raises(TrainingDiverged, match="none of its steps"):  # resumed after its last step
+        Engine(settings(), Regression(), tmp_path / "none", seed=7).fit()
+    assert not (tmp_path / "none" / "checkpoints" / "stage-000").exists()
+    Engine(settings(), spiked(at=5), tmp_path / "one", seed=7).fit()
+
+
+def test_a_stage_that_took_a_step_before_it_stopped_is_not_refused(tmp_path):
+    one = Engine(settings(steps=5), Regression(), tmp_path, seed=7, hooks=[Crash(at=3)])
+    with pytest.raises(ZeroDivisionError):
+        one.fit()
+    Engine(settings(steps=5), spiked(), tmp_path, seed=7, hooks=[Crash()]).fit()
+
+
+def test_a_stage_that_diverges_at_its_last_step_is_refused(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"stage 'stage0': 4 of 4 trained tensors are not finite.*first\.bias"):
+        Engine(settings(steps=1, lr=1e30, weight_decay=1e30), Regression(), tmp_path, seed=7).fit()
+    assert not (tmp_path / "checkpoints" / "stage-000").exists()
+
+
+@pytest.mark.parametrize(
+    ("keep", "options", "message"),
+    [
+        (None, {"eval_every": 2}, r"engine\.patience=3 .* no stage keeps a state by one.*task\.select"),
+        (Best("val/score"), {}, r"engine\.patience=3 counts evaluations.*set engine\.eval_every"),
+    ],
+)
+def test_a_patience_that_could_never_end_a_stage_is_refused(tmp_path, keep, options, message):
+    with pytest.raises(UserError, match=message):
+        Engine(settings(patience=3, **options), Regression(keep=keep), tmp_path, seed=7).fit()

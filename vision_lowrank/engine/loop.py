@@ -25,7 +25,7 @@ from .runtime import Runtime
 from .sampler import BatchPlan
 from .schedule import set_learning_rate
 from .seeding import Stream, seed_everything
-from .settings import check_sharding, run_identity, stage_settings
+from .settings import check_patience, check_sharding, run_identity, stage_settings
 from .shard import gathered, join_blocks, shard_blocks
 from .signals import Interrupted, SignalWatch
 from .snapshot import copy_to_host, restore, snapshot
@@ -83,17 +83,28 @@ class Engine(Loop):
         )
         self.display = Display(enabled=self.is_main)
 
+    def plan(self) -> tuple[list[Stage], list[EngineConfig]]:
+        """Return the stages to run and the settings of each.
+
+        Raises:
+            UserError: settings that do not fit together, or not a stage.
+        """
+        stages = list(self.task.stages())
+        settings = [stage_settings(self.config, stage) for stage in stages]
+        check_patience(stages, settings)
+        return stages, settings
+
     def fit(self, *, resume: bool = True) -> None:
         """Run all stages; with `resume`, from the newest checkpoint in the folder if there is one.
 
         Raises:
             Interrupted: SIGINT or SIGTERM arrived; a checkpoint has been written.
-            TrainingDiverged: a loss is not finite; the message names stage, step and samples.
+            TrainingDiverged: a loss is not finite, no step of a stage could be taken, or what it trained is not
+                finite at its end; the message names the stage, and step and samples where there are some.
             ArtefactError: the checkpoints belong to other settings, are damaged, or cannot be written.
             UserError: settings that do not fit together.
         """
-        stages = self.task.stages()
-        settings = [stage_settings(self.config, stage) for stage in stages]
+        stages, settings = self.plan()
         self._identity = run_identity(self.seed, self.identity, stages, settings)
         if not resume and len(self._store):
             raise ArtefactError(f"{self._store.folder} already holds checkpoints: resume, or use another folder.")
@@ -123,13 +134,14 @@ class Engine(Loop):
         )
         self.metrics |= self.task.summary(self.metrics)
         self.outputs |= outputs
-        if self.metrics:
-            name = self.stage.name if self.stage else None
-            self._log.write(name, self.step, self.global_step, self.metrics, split=split)
-            told = [name for name in self.metrics if self.task.is_column(name)]
-            self.display.say("  ".join(f"{name} {self.metrics[name]:.4g}" for name in told))
-        self._call("on_evaluate", split, self.metrics)
+        self._note(split)
         return self.metrics
+
+    def take_over(self, split: Literal["val", "test"], metrics: dict[str, float]) -> None:
+        """Take metrics for an evaluation before training that was done in another process; a log that has it stays."""
+        if not len(self._store):
+            self.metrics = dict(metrics)
+            self._note(split)
 
     def evaluate_untrained(self) -> dict[str, float]:
         """Compute test metrics of the model as if nothing had been added to it."""
@@ -164,6 +176,15 @@ class Engine(Loop):
         self._runner.finish(self.step)
         self._call("after_step")
         return norm
+
+    def _note(self, split: Literal["val", "test"]) -> None:
+        """Write, tell and show to the hooks what was evaluated."""
+        if self.metrics:
+            name = self.stage.name if self.stage else None
+            self._log.write(name, self.step, self.global_step, self.metrics, split=split)
+            told = [name for name in self.metrics if self.task.is_column(name)]
+            self.display.say("  ".join(f"{name} {self.metrics[name]:.4g}" for name in told))
+        self._call("on_evaluate", split, self.metrics)
 
     def _enter(self, index: int, stage: Stage, config: EngineConfig) -> None:
         """Make the task ready for a stage, the same whether it runs, resumes or is replayed."""
@@ -222,6 +243,7 @@ class Engine(Loop):
             restore(self.task, self._keep.state)
         join_blocks(self.task)
         self.fit_from_outputs("end")
+        self._runner.check_result()
         self._call("on_stage_end")
         self._save(finished=True)
 

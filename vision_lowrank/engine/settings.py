@@ -42,6 +42,26 @@ def stage_settings(config: EngineConfig, stage: Stage) -> EngineConfig:
         ) from error
 
 
+def check_patience(stages: Sequence[Stage], settings: Sequence[EngineConfig]) -> None:
+    """Refuse a patience that could never end a stage.
+
+    Raises:
+        UserError: no stage keeps a state by a validation metric, or those that do are evaluated at their end alone.
+    """
+    waiting = [(stage, each) for stage, each in zip(stages, settings, strict=True) if each.patience]
+    choosing = [each for stage, each in waiting if stage.keep.metric is not None]
+    if waiting and not choosing:
+        raise UserError(
+            f"engine.patience={waiting[0][1].patience} waits for a better validation metric, and no stage keeps a "
+            "state by one: let the task choose on validation data (`task.select`), or set engine.patience=0."
+        )
+    if waiting and not any(each.eval_every for each in choosing):
+        raise UserError(
+            f"engine.patience={choosing[0].patience} counts evaluations, and without engine.eval_every there is one, "
+            "at the end: set engine.eval_every, or engine.patience=0."
+        )
+
+
 def run_identity(seed: int, config: str, stages: Sequence[Stage], settings: Sequence[EngineConfig]) -> dict[str, Any]:
     """Return everything that decides what a run computes, by name, as JSON values.
 

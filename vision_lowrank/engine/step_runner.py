@@ -24,10 +24,11 @@ from .task import Batch, Stage, Task
 
 # fp16 needs some twenty skipped steps to find its loss scale; many more in a row mean that nothing is learnt.
 MAX_SKIPPED = 50
+REMEDY = "Lower engine.lr, set engine.clip_norm, or look at the samples."
 
 
 class TrainingDiverged(UserError):
-    """The loss, or the gradient of many steps in a row, is not a finite number."""
+    """The loss, the gradient of many steps in a row or of all, or the result is not a finite number."""
 
 
 class StepRunner:
@@ -61,7 +62,7 @@ class StepRunner:
             raise UserError(f"stage '{stage.name}' trains nothing: give it an adapter or a head that needs gradients.")
         self.optimizer: Optimizer = steps.optimizer(groups or [{"params": []}])
         self._scaler = runtime.scaler(settings.precision)
-        self._skipped = 0
+        self._skipped = self._taken = 0
         self._forward = torch.compile(task.training_step) if settings.compile else task
 
     def start(self, done: int) -> None:
@@ -113,6 +114,7 @@ class StepRunner:
             if self.settings.clip_norm:
                 self._parts.clip(self.settings.clip_norm)
             self.optimizer.step()
+            self._taken += 1
         self._skipped = 0 if finite else self._skipped + 1
         if self._skipped > MAX_SKIPPED:
             raise TrainingDiverged(self._diverged(f"the gradient has not been finite for {self._skipped} steps"))
@@ -131,6 +133,7 @@ class StepRunner:
             "scaler": self._scaler.state_dict(),
             "rule": self.steps.state_dict(),
             "skipped": self._skipped,
+            "taken": self._taken,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -138,11 +141,27 @@ class StepRunner:
         self.optimizer.load_state_dict(divided_state(state["optimizer"], self.optimizer))
         self._scaler.load_state_dict(state["scaler"])
         self.steps.load_state_dict(state["rule"])
-        self._skipped = state["skipped"]
+        self._skipped, self._taken = state["skipped"], state["taken"]
+
+    def check_result(self) -> None:
+        """Look at what the stage leaves.
+
+        Raises:
+            TrainingDiverged: none of its steps could be taken, or something that it trained is not finite.
+        """
+        if self.settings.steps and not self._taken:
+            raise TrainingDiverged(
+                f"stage '{self.stage.name}': the gradient was finite in none of its steps, so nothing was learnt. "
+                + REMEDY
+            )
+        state = self.task.trained_state()
+        odd = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+        if odd:
+            raise TrainingDiverged(
+                f"stage '{self.stage.name}': {len(odd)} of {len(state)} trained tensors are not finite at its end, "
+                f"such as {min(odd)}. {REMEDY}"
+            )
 
     def _diverged(self, reason: str) -> str:
         samples = ", ".join(str(index) for _, index in self.plan.batch(self._step)[:32])
-        return (
-            f"stage '{self.stage.name}', step {self._step + 1}: {reason}; samples of the batch: {samples}. "
-            "Lower engine.lr, set engine.clip_norm, or look at these samples."
-        )
+        return f"stage '{self.stage.name}', step {self._step + 1}: {reason}; samples of the batch: {samples}. " + REMEDY
