@@ -12,7 +12,16 @@ PACKAGE = Path(__file__).parents[1] / "vision_lowrank"
 # imports run one way, so no two files import each other.
 FLOORS = [
     {"errors", "version"},
-    {"registry", "files", "paths", "modes", "trained", "identity", "data.boxes"},  # boxes: for metrics and drawing too
+    {
+        "registry",
+        "files",
+        "lock",
+        "paths",
+        "modes",
+        "trained",
+        "identity",
+        "data.boxes",
+    },  # boxes: for metrics and drawing too
     {"kernels", "attention", "metrics"},
     {"config"},
     {"viz"},

@@ -19,29 +19,38 @@ def train_command(config: Path | None, overrides: list[str], resume: Path | None
     Raises:
         UserError: both or neither of `config` and `resume` are given, or anything that a run refuses.
     """
+    if resume is not None and config is not None and "=" in str(config):
+        config, overrides = None, [str(config), *overrides]  # the first of the overrides
     if (config is None) == (resume is None):
         raise UserError("train: give either a recipe (such as configs/fewshot/emoji_lora.yaml) or --resume RUN_FOLDER.")
     if config is not None:
         check_recipe(config, overrides)
-        _run(config, overrides)
+        _run(config, overrides, None)
     elif resume is not None:
         path = resume / "config.yaml"
         if not path.is_file():
             hint = "" if resume.is_dir() else sibling(resume)
             raise UserError(f"{resume}: no run to resume here (config.yaml is missing).{hint}")
+        elsewhere = [each for each in overrides if each.partition("=")[0].strip() in ("name", "out")]
+        if elsewhere:
+            raise UserError(
+                f"train: --resume goes on in {resume}, not at '{elsewhere[0]}': for a run of its own give the settings "
+                f"as a recipe: vision-lowrank train {path} {elsewhere[0]}"
+            )
         check_settings(*read_recipe(path, overrides))  # a finished run is shown though its data may be gone
-        _run(path, overrides)
+        _run(path, overrides, resume)
 
 
-def _run(path: Path, overrides: list[str]) -> None:
-    """Run a recipe that was checked; torch is imported from here on."""
+def _run(path: Path, overrides: list[str], resumed: Path | None) -> None:
+    """Run a recipe that was checked, in the folder that is resumed or its own; torch is imported from here on."""
     from ..engine import Interrupted, Runtime
-    from ..studies.run import run, run_folder
+    from ..studies.folder import run_folder
+    from ..studies.run import run
 
     settings = load_config(path, overrides)
-    folder = run_folder(settings)
+    folder = resumed or run_folder(settings)
     try:
-        result = run(settings)
+        result = run(settings, folder)
     except Interrupted as stop:
         print(f"{stop} Go on with: vision-lowrank train --resume {folder}", file=sys.stderr)
         raise typer.Exit(stop.exit_code) from None

@@ -19,6 +19,7 @@ from ..config import RunConfig, validate
 from ..engine import Interrupted
 from ..errors import UserError
 from ..files import write_text
+from ..lock import locked
 from ..registry import registry
 from .run import run_seed
 from .timing import step_times
@@ -80,7 +81,8 @@ class Training:
         shared = self._shared_baseline(config)
         if shared and shared.is_file() and not own.is_file():
             write_text(own, shared.read_text())
-        result = run_seed(config, self.seed, Path(self.folder))
+        with locked(Path(self.folder)):
+            result = run_seed(config, self.seed, Path(self.folder))
         if shared and not shared.is_file():
             write_text(shared, json.dumps(result["baseline"]) + "\n")
 

@@ -2,7 +2,7 @@
 
 A run folder::
 
-    config.yaml      the resolved config; another config is refused
+    config.yaml      the resolved config; once something was trained, another config is refused
     result.json      metrics (mean, spread, n) beside the untrained model's, per-seed results, environment
     report.html      the same for people
     seed-N/          metrics.jsonl, checkpoints/, artefact/, result.json, and what the task adds
@@ -17,7 +17,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import Any
@@ -25,18 +25,20 @@ from typing import Any
 import torch
 
 from ..backbones.adapted import adapted
-from ..config import RunConfig, environment, to_tree, to_yaml
+from ..config import RunConfig, environment, to_tree
 from ..engine.cost import peak_bytes
 from ..engine.loop import Engine
+from ..engine.progress import say
 from ..engine.runtime import Runtime
 from ..engine.seeding import Stream, seed_everything
 from ..engine.task import Task, count, measured_stage
-from ..errors import ArtefactError, UserError
+from ..errors import ArtefactError
 from ..files import write_text
 from ..kernels.linear import recompute_dropout
 from ..registry import registry
 from ..targets.coverage import coverage
 from ..viz.report import write_report
+from .folder import opened, run_folder
 
 
 def build_task(config: RunConfig, seed: int) -> Task:
@@ -49,19 +51,23 @@ def build_task(config: RunConfig, seed: int) -> Task:
     return registry.get("task", config.task.type).target(config, seed)
 
 
-def run_folder(config: RunConfig) -> Path:
-    """Return where the results of `config` go."""
-    return Path(config.out) / config.name
-
-
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: RunConfig, folder: Path | None = None) -> dict[str, Any]:
     """Train and evaluate all seeds of `config`; returns what ``result.json`` holds.
 
+    Args:
+        config: the settings.
+        folder: of the run; None is where `config` says.
+
     Raises:
-        UserError: the run folder holds another config or cannot be written; or anything a part refuses.
+        UserError: the run folder holds another config, another process works in it, or it cannot be written; or
+            anything a part refuses.
     """
-    folder = run_folder(config)
-    open_run(folder, config)
+    folder = run_folder(config) if folder is None else folder
+    with opened(folder, config):
+        return _run(config, folder)
+
+
+def _run(config: RunConfig, folder: Path) -> dict[str, Any]:
     results = {str(seed): run_seed(config, seed, folder / f"seed-{seed}") for seed in config.seeds}
     result = {
         "name": config.name,
@@ -87,25 +93,12 @@ def _leading(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(kind, name) for name in names}
 
 
-def open_run(folder: Path, config: RunConfig) -> None:
-    """Create the run folder, or check that it belongs to this config."""
-    path, text = folder / "config.yaml", to_yaml(config)
-    try:
-        if path.is_file() and path.read_text() != text:
-            raise UserError(
-                f"{folder}: holds a run of another config: choose another `name=…`, or remove the folder "
-                f"(differs in {_first_difference(path.read_text(), text)})."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}): choose another `out=…`.") from None
-
-
 def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     """Train and evaluate one seed; a finished one is read back."""
     path = folder / "result.json"
     if path.is_file():
+        if Runtime().is_main:
+            say(f"{folder}: already done, and read back")
         return read_result(path)
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
@@ -113,6 +106,7 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     task = build_task(config, seed)
     hooks = [section.start() for section in config.hooks]
     engine = Engine(config.engine, task, folder, seed=seed, rule=config.rule, hooks=hooks)
+    engine.plan()
     baseline = _baseline(engine, folder / "baseline.json")
     cost = _cost(engine)
     engine.fit()
@@ -143,10 +137,12 @@ def summarise(results: Iterable[Mapping[str, float]]) -> dict[str, dict[str, flo
 def _baseline(engine: Engine, path: Path) -> dict[str, float]:
     """Compute test metrics of the model without its adapter, whose start may differ from the base by design.
 
-    They are kept, so that a resumed run does not compute them again.
+    They are kept, so that a resumed run does not compute them again; its log has them as if it did.
     """
     if path.is_file():
-        return read_result(path)
+        baseline = read_result(path)
+        engine.take_over("test", baseline)
+        return baseline
     baseline = engine.evaluate_untrained()
     if engine.is_main:
         write_text(path, json.dumps(baseline) + "\n")
@@ -197,10 +193,3 @@ def read_result(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ArtefactError(f"{path}: not valid JSON: remove the file to compute it again.") from None
-
-
-def _first_difference(old: str, new: str) -> str:
-    pairs: Sequence[tuple[str, str]] = [
-        (a, b) for a, b in zip(old.splitlines(), new.splitlines(), strict=False) if a != b
-    ]
-    return f"'{pairs[0][0].strip()}' there, '{pairs[0][1].strip()}' here" if pairs else "its length"

@@ -20,6 +20,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -27,12 +28,14 @@ from typing import Any
 
 from ..config import RunConfig, environment, to_tree, validate
 from ..errors import UserError
+from ..lock import locked
 from ..metrics.names import sign
 from .columns import facts_of
+from .folder import open_run
 from .job import Timing, Training
 from .launch import Launcher, Say, here
 from .pages import write_study
-from .run import open_run, read_result, summarise
+from .run import read_result, summarise
 from .variants import Variant, check_names, differing, one_line
 
 Row = dict[str, Any]
@@ -88,9 +91,19 @@ def run_studies(studies: Sequence[Study], launch: Launcher = here, say: Say = qu
     """Run several studies as one set of jobs and write the files of each.
 
     As :func:`run_study`, but nothing is raised where no variant could run: ``baseline`` is None then.
+
+    Raises:
+        UserError: another process works in the folder of a study.
     """
     for study in studies:
         check_names(study.variants)
+    with ExitStack() as stack:
+        for folder in dict.fromkeys(study.folder for study in studies):
+            stack.enter_context(locked(folder))
+        return _run_waves(studies, launch, say)
+
+
+def _run_waves(studies: Sequence[Study], launch: Launcher, say: Say) -> list[Result]:
     cells = {id(variant): _Cell(study, variant) for study in studies for variant in study.variants}
     _launch([(cell, job) for cell in cells.values() for job in cell.choices()], launch, say)
     for cell in cells.values():
