@@ -25,7 +25,8 @@ def evaluate_command(target: Path, overrides: list[str], json_path: Path | None)
 
     task, config = _saved_task(target, overrides) if saved else _recipe_task(target, overrides)
     with tempfile.TemporaryDirectory() as scratch:
-        engine = Engine(config.engine, task, Path(scratch), seed=config.seed)
+        settings = config.engine.model_copy(update={"tensorboard": False})  # nobody would see what is thrown away
+        engine = Engine(settings, task, Path(scratch), seed=config.seed)
         metrics = engine.evaluate("test") if saved else engine.evaluate_untrained()
     print_table(values_table(str(target), metrics, config.task.type))
     if json_path:

@@ -19,9 +19,12 @@ from typer.core import TyperCommand
 from ..errors import UserError
 from ..registry import PACKAGES
 from ..version import __version__
+from .output import lasting_output, open_standard_streams
+from .stopping import Commands, memory_shortage, terminable
 from .study_commands import compare, incremental
 
 app = typer.Typer(
+    cls=Commands,
     help="Adapt pretrained vision models with low-rank methods, and use what came out.",
     no_args_is_help=True,
     add_completion=False,
@@ -59,7 +62,8 @@ def train(
     """Train and evaluate a recipe; writes runs/NAME with metrics, artefacts and report.html."""
     from .train import train_command
 
-    train_command(config, overrides or [], resume)
+    with lasting_output():
+        train_command(config, overrides or [], resume)
 
 
 @app.command("eval")
@@ -317,19 +321,26 @@ def new(
 
 @contextmanager
 def _exit_code(code: int) -> Iterator[None]:
-    """End with `code`, and one line per mistake on stderr, where the user made one."""
+    """End with `code`, and one line per mistake on stderr, where the user made one, or memory was short."""
     try:
         yield
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(code)
+    except Exception as error:
+        shortage = memory_shortage(error)
+        if shortage is None:
+            raise
+        print(f"error: {shortage}", file=sys.stderr)
+        sys.exit(code)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; user mistakes become one line each on stderr and exit code 2."""
+    open_standard_streams()
     try:
-        with _exit_code(2):
+        with terminable(), _exit_code(2):
             app(arguments)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -7,6 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from .output import lasting_output
+
 Jobs = Annotated[int, typer.Option(min=1, help="run this many jobs at a time, in processes of this machine")]
 Launcher = Annotated[str, typer.Option(help="local, or submitit: every job as one of a cluster's")]
 Cluster = Annotated[
@@ -60,7 +62,8 @@ def compare(
 
     wanted = Wanted(methods, initializers, budget, vary or [], lr)  # type: ignore[arg-type]
     grid = (shots, data, data_root, protocol)
-    compare_command(given, wanted, seeds, out, *grid, Launch(launcher, jobs, cluster or []))  # type: ignore[arg-type]
+    with lasting_output():
+        compare_command(given, wanted, seeds, out, *grid, Launch(launcher, jobs, cluster or []))  # type: ignore[arg-type]
 
 
 def incremental(
@@ -79,4 +82,5 @@ def incremental(
     from .incremental import incremental_command
     from .sweeps import Launch
 
-    incremental_command(recipes, seeds, lr, out, Launch(launcher, jobs, cluster or []))
+    with lasting_output():
+        incremental_command(recipes, seeds, lr, out, Launch(launcher, jobs, cluster or []))

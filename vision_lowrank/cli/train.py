@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import typer
 from ..config import check_recipe, check_settings, load_config, read_recipe
 from ..errors import UserError
 from ..files import sibling
+from .stopping import interrupted
 from .tables import metrics_table, print_table
 
 
@@ -52,8 +54,12 @@ def _run(path: Path, overrides: list[str], resumed: Path | None) -> None:
     try:
         result = run(settings, folder)
     except Interrupted as stop:
-        print(f"{stop} Go on with: vision-lowrank train --resume {folder}", file=sys.stderr)
+        print(f"{stop} Go on with: {shlex.join(['vision-lowrank', 'train', '--resume', str(folder)])}", file=sys.stderr)
         raise typer.Exit(stop.exit_code) from None
+    except KeyboardInterrupt:  # outside of a stage's steps, or twice
+        if not (folder / "config.yaml").is_file():
+            raise
+        raise interrupted(shlex.join(["vision-lowrank", "train", "--resume", str(folder)])) from None
     if not Runtime().is_main:
         return
     print_table(metrics_table(result))

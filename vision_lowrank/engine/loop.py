@@ -124,7 +124,7 @@ class Engine(Loop):
                         if index + 1 < len(stages) and self._stopping():
                             raise Interrupted(self.folder, stage.name, self.step)
         finally:
-            self._log.close()
+            self.close()
 
     def evaluate(self, split: Literal["val", "test"]) -> dict[str, float]:
         """Evaluate every set of `split`; metrics are named ``{set}/{metric}``, ``outputs`` keeps the tensors."""
@@ -136,6 +136,10 @@ class Engine(Loop):
         self.outputs |= outputs
         self._note(split)
         return self.metrics
+
+    def close(self) -> None:
+        """Write out what is logged; the engine can go on."""
+        self._log.close()
 
     def take_over(self, split: Literal["val", "test"], metrics: dict[str, float]) -> None:
         """Take metrics for an evaluation before training that was done in another process; a log that has it stays."""

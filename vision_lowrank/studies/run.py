@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import Any
@@ -106,11 +107,12 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     task = build_task(config, seed)
     hooks = [section.start() for section in config.hooks]
     engine = Engine(config.engine, task, folder, seed=seed, rule=config.rule, hooks=hooks)
-    engine.plan()
-    baseline = _baseline(engine, folder / "baseline.json")
-    cost = _cost(engine)
-    engine.fit()
-    metrics = engine.evaluate("test") | engine.evaluate("val")
+    with closing(engine):
+        engine.plan()
+        baseline = _baseline(engine, folder / "baseline.json")
+        cost = _cost(engine)
+        engine.fit()
+        metrics = engine.evaluate("test") | engine.evaluate("val")
     result = {
         "seed": seed,
         "baseline": baseline,
