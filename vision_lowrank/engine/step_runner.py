@@ -154,8 +154,10 @@ class StepRunner:
                 f"stage '{self.stage.name}': the gradient was finite in none of its steps, so nothing was learnt. "
                 + REMEDY
             )
-        state = self.task.trained_state()
-        odd = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+        # Tables that a task keeps beside its parameters may have gaps.
+        parameters = dict(self.task.named_parameters())
+        state = {name: tensor for name, tensor in self.task.trained_state().items() if name in parameters}
+        odd = [name for name, tensor in state.items() if not tensor.isfinite().all()]
         if odd:
             raise TrainingDiverged(
                 f"stage '{self.stage.name}': {len(odd)} of {len(state)} trained tensors are not finite at its end, "
