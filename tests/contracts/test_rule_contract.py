@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from vision_lowrank.config.schema import RunConfig
 from vision_lowrank.engine import Engine, Hook
+from vision_lowrank.engine.step_runner import TrainingDiverged
 from vision_lowrank.errors import UserError
 from vision_lowrank.registry import registry
 
@@ -120,7 +121,8 @@ def test_step_with_an_infinite_gradient_is_skipped(name, tmp_path):
     task = Spiked(rule=name)
     engine = Engine(settings(steps=1), task, tmp_path, seed=4, rule=rule_of(acting(name)))
     before = {key: tensor.clone() for key, tensor in task.state_dict().items()}
-    engine.fit()
+    with pytest.raises(TrainingDiverged, match="finite in none of its steps"):
+        engine.fit()
     for key, tensor in task.state_dict().items():
         assert torch.equal(tensor, before[key]), key
 
