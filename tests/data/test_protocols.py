@@ -1,9 +1,16 @@
-"""Base-to-novel: which classes and pictures are on which side."""
+"""Base-to-novel: which classes and pictures are on which side. Transfer: which sets, under which names."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from fixtures.coop_trees import plant
 
+from vision_lowrank.config import load_config
 from vision_lowrank.data.base import ImageSet, Splits
-from vision_lowrank.data.protocols import base_to_novel
+from vision_lowrank.data.coop import CoopConfig
+from vision_lowrank.data.digits import DigitsConfig
+from vision_lowrank.data.protocols import base_to_novel, with_transfer
 from vision_lowrank.data.samplers import few_shot
 from vision_lowrank.errors import DataError
 from vision_lowrank.metrics.classification import harmonic_mean
@@ -78,3 +85,41 @@ def test_harmonic_mean_of_published_rows():
     assert round(harmonic_mean(82.28, 75.14), 2) == 78.55
     assert round(harmonic_mean(84.26, 76.10), 2) == 79.97
     assert harmonic_mean(0.0, 0.0) == 0.0
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs" / "fewshot").glob("*.yaml"))
+TRANSFERS = [path for path in RECIPES if "transfer:" in path.read_text()]
+
+
+def test_recipes_that_transfer_are_shipped():
+    assert [path.stem for path in TRANSFERS] == [
+        "coop_cross_data_set_vit_b16",
+        "coop_domains_vit_b16",
+        "emoji_transfer",
+    ]
+
+
+@pytest.mark.parametrize("path", TRANSFERS, ids=lambda path: path.stem)
+def test_every_shipped_recipe_yields_as_many_sets_as_it_lists(tmp_path, path):
+    listed, sizes = load_config(path).task.transfer, {}
+    sections = [each.model_copy(update={"root": str(tmp_path)}) if each.type == "coop" else each for each in listed]
+    for each in sections:
+        if each.type == "coop":
+            sizes[each.name] = len(plant(tmp_path, each.name)["test"])
+    whole = replace(splits(4), tests={"test": images("test", 4, 2), "fluent": images("fluent", 4, 2)})
+    found = with_transfer(whole, sections).transfer
+    assert len(found) == len(listed)
+    assert list(found) == (list(sizes) or ["digits", "emoji-fluent"])
+    assert all(len(found[name][0]) == size for name, size in sizes.items())
+
+
+def test_names_that_clash_are_numbered_and_nothing_is_overwritten(tmp_path):
+    plant(tmp_path, "dtd")
+    again = CoopConfig(root=str(tmp_path), name="dtd")
+    whole = replace(
+        splits(4), tests={"dtd": images("dtd", 4, 1)}, transfer={"digits": (images("old", 2, 1), ("x {}",))}
+    )
+    found = with_transfer(whole, [DigitsConfig(), again, DigitsConfig(), again]).transfer
+    assert list(found) == ["digits", "digits-digits", "coop-dtd", "digits-digits-2", "coop-dtd-2"]
+    assert found["digits"] == whole.transfer["digits"]
+    assert found["coop-dtd"][0].keys == found["coop-dtd-2"][0].keys

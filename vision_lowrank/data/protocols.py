@@ -11,13 +11,16 @@ evaluation and domain generalisation are the same thing with different lists.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, count
 from typing import Any
 
 from ..errors import DataError
 from ..registry import registry
 from .base import ImageSet, Splits
+
+PARTS = ("train", "val", "test")  # names that say which part of a data set it is, and not of which
 
 
 def base_to_novel(splits: Splits, train: ImageSet, val: ImageSet | None) -> tuple[Splits, ImageSet, ImageSet | None]:
@@ -31,10 +34,10 @@ def base_to_novel(splits: Splits, train: ImageSet, val: ImageSet | None) -> tupl
     Raises:
         DataError: there are fewer than four classes, so that one half would have nothing to tell apart.
     """
-    count = len(splits.train.classes)
-    if count < 4:
-        raise DataError(f"base-to-novel needs four classes or more, two in each half; here are {count}.")
-    base, novel = range(-(-count // 2)), range(-(-count // 2), count)
+    classes = len(splits.train.classes)
+    if classes < 4:
+        raise DataError(f"base-to-novel needs four classes or more, two in each half; here are {classes}.")
+    base, novel = range(-(-classes // 2)), range(-(-classes // 2), classes)
     halves = {f"novel-{name}": (images.of_classes(novel), splits.templates) for name, images in splits.tests.items()}
     restricted = replace(
         splits,
@@ -46,10 +49,12 @@ def base_to_novel(splits: Splits, train: ImageSet, val: ImageSet | None) -> tupl
     return restricted, train.of_classes(base), None if val is None else val.of_classes(base)
 
 
-def with_transfer(splits: Splits, sections: Iterable[Any]) -> Splits:
-    """Return `splits` with the test sets of further data sections as transfer sets.
+def with_transfer(splits: Splits, sections: Sequence[Any]) -> Splits:
+    """Return `splits` with the test sets of further data sections as transfer sets, every one under a name of its own.
 
-    They are called as their data set calls them, or ``TYPE-NAME`` where that name is taken.
+    A set is called as its data set calls it: ``fluent``. One that is just called ``test`` has the name of its pictures
+    instead, ``caltech101``, or else the type of its section. Where that is taken it becomes ``TYPE-NAME``, and then
+    ``TYPE-NAME-2`` and so on.
 
     Raises:
         DataError: as the data sets' readers.
@@ -57,9 +62,9 @@ def with_transfer(splits: Splits, sections: Iterable[Any]) -> Splits:
     transfer = dict(splits.transfer)
     for section in sections:
         other = registry.get("data", section.type).target(section)
-        for name, images in other.tests.items():
-            transfer[name if name not in {*splits.tests, *transfer} else f"{section.type}-{name}"] = (
-                images,
-                other.templates,
-            )
+        for key, images in other.tests.items():
+            name = next((each for each in (key, images.name) if each not in PARTS), section.type)
+            qualified = f"{section.type}-{name}"
+            names = chain((name, qualified), (f"{qualified}-{number}" for number in count(2)))
+            transfer[next(each for each in names if each not in {*splits.tests, *transfer})] = (images, other.templates)
     return replace(splits, transfer=transfer)

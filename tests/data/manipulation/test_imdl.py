@@ -157,6 +157,15 @@ def test_mvss_finds_the_folders_that_users_have(tmp_path):
     assert not {r.id for r in splits.train.records} & {r.id for r in splits.val.records}
 
 
+def test_a_test_set_of_the_protocols_own_name_is_refused(tmp_path):
+    root, more = published(tmp_path / "all", MVSS), published(tmp_path / "more", ["mine", "other"])
+    config = ImdlConfig(protocol="mvss", root=str(root), tests={"Mine": str(more / "mine")})
+    assert list(imdl(config).tests) == ["CASIAv1", "Columbia", "Coverage", "NIST16", "IMD2020", "Mine"]
+    config = config.model_copy(update={"tests": {"Columbia": str(more / "other")}})
+    with pytest.raises(DataError, match=r"data\.tests names 'Columbia', a test set of protocol mvss itself"):
+        imdl(config)
+
+
 def test_cat_joins_seven_sets_with_equal_draws(tmp_path):
     published(tmp_path, ("CASIA2.0", "CASIAv1", "Columbia", "Coverage", "NIST16", "IMD2020"))
     for name in (

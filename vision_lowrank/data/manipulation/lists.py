@@ -160,6 +160,11 @@ def imdl(config: ImdlConfig) -> ManipulationSplits:
         places = locate(Path(str(config.root)).expanduser(), (*protocol.train, *protocol.tests))
         train = {name: places[name] for name in protocol.train}
         tests, balanced = {name: places[name] for name in protocol.tests}, protocol.balanced
+    twice = sorted(tests.keys() & config.tests.keys())
+    if twice:
+        raise DataError(
+            f"data.tests names '{twice[0]}', a test set of protocol {config.protocol} itself: rename yours."
+        )
     tests |= {name: Path(path).expanduser() for name, path in config.tests.items()}
     shared = {path.resolve() for path in train.values()} & {path.resolve() for path in tests.values()}
     if shared:
