@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vision_lowrank.data.edits.generate import make_edits
 from vision_lowrank.data.edits.options import EditOptions
-from vision_lowrank.data.images import is_picture
+from vision_lowrank.data.images import named_as_picture
 from vision_lowrank.data.manipulation.joined import relocated
 from vision_lowrank.data.manipulation.schema import read_schema, write_schema
 from vision_lowrank.data.manipulation.splits import SPLITS
@@ -35,7 +35,7 @@ def gather(folder: Path) -> int:
     """Copy the photographs to :data:`PHOTOS` and count them."""
     PHOTOS.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.rglob("*")):
-        if is_picture(path):
+        if named_as_picture(path.name):
             shutil.copyfile(path, PHOTOS / path.name)
     ours = photographs()
     for index, key in enumerate(ours.keys):

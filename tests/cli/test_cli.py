@@ -69,6 +69,29 @@ def test_train_prints_table_and_places(recipe, capsys):
     assert "seed-1/artefact" in out
 
 
+def test_train_begins_with_what_the_data_are(recipe, pictures, tmp_path, capsys):
+    shutil.copytree(pictures, tmp_path / "mine")
+    (tmp_path / "mine" / "loose.png").write_bytes((pictures / "disc" / "0.png").read_bytes())
+    (tmp_path / "mine" / "__MACOSX").mkdir()
+    assert run("train", recipe, f"data.root={tmp_path / 'mine'}", "seeds=[1]") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith("3 classes: disc, square, stripes pictures: train 15, val 6, test/test 9 (of train, 6 drawn")
+    assert "1 made by a system ('__MACOSX'), 1 beside the folders ('loose.png')" in said
+
+
+def test_a_single_class_is_one_line(recipe, pictures, tmp_path, capsys):
+    shutil.copytree(pictures / "disc", tmp_path / "mine" / "disc")
+    assert "has a single class, 'disc'" in one_line(capsys, "train", recipe, f"data.root={tmp_path / 'mine'}")
+
+
+def test_predict_says_what_it_left_out(artefact, pictures, tmp_path, capsys):
+    shutil.copytree(pictures / "disc", tmp_path / "mine" / "disc")
+    (tmp_path / "mine" / "notes.txt").write_text("no picture")
+    assert run("predict", artefact[0], tmp_path / "mine", "--json", tmp_path / "p.json") == 0
+    assert len(json.loads((tmp_path / "p.json").read_text())) == 10
+    assert capsys.readouterr().err.splitlines()[0] == "left out: 1 no picture ('notes.txt')"
+
+
 def test_resume_of_a_finished_run_gives_the_same_table(recipe, tmp_path, capsys):
     run("train", recipe, "seeds=[1]")
     first = capsys.readouterr().out
@@ -135,6 +158,9 @@ def test_predict_table_shows_every_picture(artefact, pictures, capsys, monkeypat
 def test_inspect_shows_coverage_and_cost(recipe, capsys):
     assert run("inspect", recipe) == 0
     out = capsys.readouterr().out
+    assert out.startswith("3 classes: ")
+    assert "pictures: train " in out
+    assert "test/test " in out
     assert "q_proj" in out
     assert "trainable" in out
     assert "one step" in out

@@ -61,6 +61,22 @@ def test_absolute_paths_below_the_root_become_relative_keys(pictures):
     assert csv_table(config).train.keys == ("04.png",)
 
 
+def test_absolute_paths_outside_the_root_are_read_where_they_are(pictures, tmp_path_factory):
+    away = tmp_path_factory.mktemp("away") / "a.png"
+    Image.new("RGB", (33, 4)).save(away)
+    splits = csv_table(write(pictures, f"image,label,split\n{away},a,train\n04.png,b,train\n"))
+    assert splits.train.keys == (away.as_posix(), "04.png")
+    assert [splits.train.image(i).size for i in range(2)] == [(33, 4), (8, 4)]
+    with pytest.raises(DataError, match=r"line 2: picture '.*no\.png' does not exist: check"):
+        csv_table(write(pictures, f"image,label\n{away.with_name('no.png')},a\n"))
+
+
+def test_splits_in_the_usual_words(pictures):
+    lines = "01.png,a,Training\n02.png,a,VALID\n03.png,a,test_set\n"
+    splits = csv_table(write(pictures, "image,label,split\n" + lines))
+    assert (splits.train.keys, splits.val.keys, splits.tests["test"].keys) == (("01.png",), ("02.png",), ("03.png",))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -7,6 +8,7 @@ from pydantic import ValidationError
 
 from vision_lowrank.data.folder import FolderConfig, folder, read_tree
 from vision_lowrank.errors import DataError
+from vision_lowrank.inference.sources import find_files
 from vision_lowrank.registry import registry
 
 
@@ -85,6 +87,100 @@ def test_a_root_with_train_and_val_alone_is_not_two_classes(tmp_path):
     plant(tmp_path / "val", {"a": 2})
     with pytest.raises(DataError, match=r"holds 'train' and 'val' but no 'test': name the trees by data\.train"):
         folder(FolderConfig(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "validation", "test"),
+        ("Train", "Valid", "Test"),
+        ("TRAINING", "dev", "testing"),
+        ("training_set", "val_set", "test_set"),
+        ("train-images", "val-images", "test-images"),
+    ],
+)
+def test_usual_names_of_splits_are_splits_and_that_is_said(tmp_path, train, val, test):
+    for name, count in ((train, 3), (val, 2), (test, 1)):
+        plant(tmp_path / name, {"a": count, "b": count})
+    splits = folder(FolderConfig(root=str(tmp_path)))
+    assert splits.train.classes == ("a", "b")
+    assert [len(each) for each in (splits.train, splits.val, splits.tests["test"])] == [6, 4, 2]
+    assert (splits.train.keys[0], splits.val.keys[0]) == ("train/a/00.png", "val/a/00.png")
+    assert splits.train.notes == (f"ready-made splits: '{train}' is train, '{val}' is val, '{test}' is test",)
+    assert splits.train.image(0).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (("train", "test", "extra"), "holds 'test' and 'train', which are splits, and 'extra', which name none: move"),
+        (("train", "images"), "holds 'train', which are splits, and 'images'"),
+        (("train", "val", "valid", "test"), "'val' and 'valid' both mean val: keep one"),
+        (("Train", "train", "test"), "'Train' and 'train' both mean train"),
+        (("train",), r"but no 'test': .*or split one tree by data\.root='.*/train'"),
+        (("val", "test"), "holds 'test' and 'val' but no 'train'"),
+        (("valid",), "but no 'train' and no 'test'"),
+    ],
+)
+def test_folders_that_are_neither_splits_nor_classes_are_refused(tmp_path, folders, said):
+    for name in folders:
+        plant(tmp_path / name, {"a": 2, "b": 2})
+    with pytest.raises(DataError, match=said) as caught:
+        folder(FolderConfig(root=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    root = plant(tmp_path / "pets", {"a": 20, "b": 20, "__MACOSX": 1, ".cache": 1})
+    Image.new("RGB", (8, 8)).save(root / "loose.png")
+    for name in ("notes.txt", "a/readme.md", "a/.DS_Store"):
+        (root / name).write_text("no picture")
+    (root / "b" / "up").symlink_to(root, target_is_directory=True)
+    splits = folder(FolderConfig(root=str(root)))
+    assert splits.train.classes == ("a", "b")
+    assert len(splits.train) + len(splits.val) + len(splits.tests["test"]) == 40
+    assert splits.train.notes == (
+        f"'{root}': left out: 2 no picture ('notes.txt', 'a/readme.md'), 2 hidden ('.cache', 'a/.DS_Store'), "
+        "1 made by a system ('__MACOSX'), 1 seen before ('b/up'), 1 beside the folders ('loose.png')",
+    )
+
+
+def test_loose_pictures_beside_ready_made_splits_are_said(tmp_path):
+    for name in ("train", "test"):
+        plant(tmp_path / name, {"a": 1, "b": 1})
+    Image.new("RGB", (8, 8)).save(tmp_path / "loose.png")
+    assert folder(FolderConfig(root=str(tmp_path))).train.notes[1] == "left out: 1 beside the folders ('loose.png')"
+
+
+def test_predicting_and_training_find_the_same_pictures(tmp_path):
+    root = plant(tmp_path / "pets", {"a": 1, "b": 1, "__MACOSX": 1, ".hidden": 1})
+    for name in ("x.jfif", "x.jpe", "x.JPG"):
+        Image.new("RGB", (8, 8)).save(root / "a" / name, "JPEG")
+    Image.new("RGB", (8, 8)).save(root / "a" / "ending", "PNG")
+    Image.new("RGB", (8, 8)).save(root / "b" / ".hidden.png")
+    (root / "b" / "link.png").symlink_to(root / "a" / "00.png")
+    (root / "b" / "notes.txt").write_text("no picture")
+    (root / "b" / "loop").symlink_to(root / "b", target_is_directory=True)
+    found = find_files([root], recursive=True)
+    keys = ("a/00.png", "a/ending", "a/x.JPG", "a/x.jfif", "a/x.jpe", "b/00.png", "b/link.png")
+    assert read_tree(root).keys == tuple(sorted(source.name for source in found.sources)) == keys
+    assert {why: len(names) for why, names in found.left_out.items()} == {
+        "hidden": 2, "made by a system": 1, "no picture": 1, "seen before": 1,
+    }  # fmt: skip
+
+
+def test_a_class_folder_under_a_second_name_is_refused(tmp_path):
+    root = plant(tmp_path / "pets", {"a": 1})
+    (root / "b").symlink_to(root / "a", target_is_directory=True)
+    with pytest.raises(DataError, match="b' is another class's folder under a second name: remove it"):
+        read_tree(root)
+
+
+def test_pipes_are_broken_pictures_and_do_not_hang(tmp_path):
+    root = plant(tmp_path / "pets", {"a": 1, "b": 1})
+    os.mkfifo(root / "a" / "pipe.png")
+    with pytest.raises(DataError, match=r"1 of 3 pictures .* 'a/pipe\.png': no regular file"):
+        read_tree(root)
 
 
 def test_train_beside_other_folders_is_a_class(tmp_path):

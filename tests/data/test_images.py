@@ -1,10 +1,13 @@
+import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from vision_lowrank.data.images import read_image, readable
+from vision_lowrank.data import images
+from vision_lowrank.data.images import batches, image_size, read_image, readable
 from vision_lowrank.errors import DataError
 
 
@@ -143,6 +146,12 @@ def broken(folder, kind):
     return path
 
 
+def test_a_pipe_is_named_and_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png' cannot be read: no regular file"):
+        read_image(tmp_path / "pipe.png")
+
+
 KINDS = ["text", "empty", "cut_jpeg", "cut_png", "cut_webp", "folder"]
 
 
@@ -157,6 +166,56 @@ def test_broken_files_are_named_in_one_line(tmp_path, kind):
 def test_a_missing_file_is_named():
     with pytest.raises(DataError, match=r"picture 'nowhere\.png' does not exist"):
         read_image("nowhere.png")
+
+
+def test_a_picture_in_strips_is_the_picture(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 65536, (50, 30)).astype(np.uint16)).save(tmp_path / "grey.png")
+    Image.fromarray(rng.normal(size=(50, 30)).astype(np.float32)).save(tmp_path / "float.tif")
+    noise("RGBA").save(tmp_path / "alpha.png")
+    noise("L").convert("P").save(tmp_path / "palette.png", transparency=7)
+    names = ("grey.png", "float.tif", "alpha.png", "palette.png")
+    whole = [pixels(read_image(tmp_path / name)) for name in names]
+    monkeypatch.setattr(images, "_STRIP", 7 * 64)
+    for name, expected in zip(names, whole, strict=True):
+        assert np.array_equal(pixels(read_image(tmp_path / name)), expected), name
+
+
+def test_deep_grey_needs_no_more_than_a_few_bytes_a_pixel(tmp_path):
+    Image.fromarray(np.full((3000, 4000), 40000, np.uint16)).save(tmp_path / "deep.png")
+    tracemalloc.start()
+    assert read_image(tmp_path / "deep.png").getpixel((5, 5)) == (156,) * 3
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * 4_000_000 * 3  # strips as float64; the whole picture would take 8 bytes a pixel, several times
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_sizes_are_those_of_the_upright_picture(tmp_path, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    noise().save(tmp_path / name, exif=exif)
+    assert image_size(tmp_path / name) == read_image(tmp_path / name).size
+    noise().save(tmp_path / name)
+    assert image_size(tmp_path / name) == (64, 48)
+
+
+def test_sizes_of_png_files_are_read_without_decoding(tmp_path, monkeypatch):
+    noise().save(tmp_path / "a.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert image_size(tmp_path / "a.png") == (64, 48)
+
+
+def test_batches_hold_so_many_items_and_pixels():
+    assert list(batches([3, 3, 3, 9, 1, 1, 1, 1], 3, int, 7)) == [[3, 3], [3], [9], [1, 1, 1], [1]]
+    assert list(batches([], 3, int, 7)) == []
+
+
+def test_a_format_that_pillow_does_not_know_is_named(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(DataError, match=r"Pillow cannot decode \.heic here"):
+        read_image(tmp_path / "a.heic")
 
 
 def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path, monkeypatch):

@@ -3,7 +3,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from fixtures.slender import slender, watch_resizing
 from PIL import Image
+from torchvision.transforms import v2
 
 from vision_lowrank.data.base import ImageSet
 from vision_lowrank.data.loading import TransformedImages
@@ -37,6 +39,27 @@ def test_squash_scales_both_sides():
     torch.testing.assert_close(
         got.double(), normalised(picture.resize((32, 32), Image.Resampling.BILINEAR)), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_slender_pictures_need_bounded_memory_and_show_what_they_did(monkeypatch, upright):
+    watch_resizing(monkeypatch)
+    plain = {"size": 32, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    picture = slender(upright)
+    assert torch.equal(Preprocess(**plain).evaluation()(picture), torch.ones(3, 32, 32))  # the middle
+    Preprocess(**plain).training()(picture)
+    squashed = Preprocess(**plain, resize="squash").evaluation()(picture)
+    line = squashed[0, :, 3] if upright else squashed[0, 3]
+    assert torch.equal((line > 0.5).int(), torch.tensor([0] * 8 + [1] * 16 + [0] * 8, dtype=torch.int32))
+
+
+def test_pictures_of_ordinary_shape_are_resized_whole():
+    for size in ((1000, 40), (40, 1000)):
+        picture, plain = noise(*size), Preprocess(32, (0, 0, 0), (1, 1, 1))
+        scaled = v2.CenterCrop(32)(v2.Resize(32, v2.InterpolationMode.BICUBIC)(picture))
+        assert torch.equal(
+            plain.evaluation()(picture), v2.functional.to_dtype(v2.functional.to_image(scaled), scale=True)
+        )
 
 
 def test_training_with_full_scale_and_sure_flip_is_the_mirrored_resize():

@@ -19,11 +19,13 @@ from .tables import print_table, size
 
 
 def inspect_recipe(path: Path, overrides: list[str]) -> None:
-    """Print the coverage of the adapter, the parameters, and every stage with the cost of one step."""
+    """Print the data, the coverage of the adapter, the parameters, and every stage with the cost of one step."""
     config = load_config(path, overrides)
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     task = build_task(config, config.seed)
+    for line in task.data_summary():
+        print(line)
     model = task.model.backbone
     if adapted(model):
         print(coverage(model))

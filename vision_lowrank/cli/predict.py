@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from ..data.find_pictures import said
 from ..errors import DataError
 from ..files import write_text
 from ..inference.predictor import predict_files
@@ -40,14 +41,16 @@ def predict_command(
     Raises:
         UserError: the artefact, a picture or one of `options` cannot be used.
     """
-    sources = find_files(images, recursive=True).sources
+    inputs = find_files(images, recursive=True)
     read_about(artefact)
+    if inputs.left_out:
+        print(said(inputs.left_out), file=sys.stderr)
     with without_collection():
         from ..tasks.saved import load_model  # torch, only now
 
     model = load_model(artefact)
     model.check_options(options)
-    found = _predicted(model, sources, batch_size, options, skip_broken)
+    found = _predicted(model, inputs.sources, batch_size, options, skip_broken)
     rows = [{"image": str(source.path), **row.to_row()} for source, row in found]
     if json_path:
         write_text(json_path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ..data.find_pictures import said
 from ..errors import UserError, near_miss
 from ..inference.journal import ScanRow
 from ..inference.predictor import EditModel, Threshold
@@ -72,6 +73,8 @@ def scan_command(
     place = compute_device(device)
     looking = load_edit_model(folder, place)
     _make_folder(out)
+    if found.left_out:
+        print(_plain(said(found.left_out)), file=sys.stderr)
     calibration = asked.of(looking.calibration)
     header = make_header(
         looking,

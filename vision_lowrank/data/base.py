@@ -25,6 +25,7 @@ class ImageSet(PictureSet):
         keys: one stable name per picture; unique.
         load: ``load(key)`` gives the picture as an RGB ``PIL.Image``.
         captions: all captions that are true of each picture, for contrastive pretraining; empty where there are none.
+        notes: what people should know of how the set was read, such as files left out.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ImageSet(PictureSet):
     keys: tuple[str, ...]
     load: Callable[[str], Image.Image] = field(repr=False)
     captions: tuple[tuple[str, ...], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def image(self, index: int) -> Image.Image:
         """Load picture `index`, RGB."""

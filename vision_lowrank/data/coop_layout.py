@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from ..errors import DataError
 from .coop_sets import SPLITS_PAGE, CoopSet
-from .images import is_picture, listed
+from .images import listed, named_as_picture
 from .options import class_name
 
 SPLITS = ("train", "val", "test")
@@ -184,7 +184,7 @@ def _pictures(images: Path, prefix: str, folders: Iterable[str]) -> list[Picture
         Picture(f"{prefix}{folder}/{name}", label)
         for label, folder in enumerate(folders)
         for name in sorted(os.listdir(images / prefix / folder))
-        if is_picture(Path(name))
+        if named_as_picture(name)
     ]
 
 

@@ -1,7 +1,8 @@
 """Pictures listed in a table: columns ``image,label`` and perhaps ``split`` (train, val or test).
 
 The table is UTF-8 CSV, or tab-separated where the file ends in ``.tsv``; other columns are passed over. ``image`` is a
-path below `root`. Without a ``split`` column the pictures are split by `fractions`.
+path below `root`, or an absolute one anywhere. ``split`` may be in the usual words, ``Training`` or ``valid`` too;
+without that column the pictures are split by `fractions`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from .base import ImageSet, Splits
 from .images import listed, read_under, readable
 from .options import Fractions, Templates, class_name
 from .samplers import split_by_group
-
-SPLITS = ("train", "val", "test")
+from .split_names import SPLITS, split_of
 
 
 class CsvConfig(Section):
@@ -41,7 +41,10 @@ class CsvConfig(Section):
 
 
 class Row(NamedTuple):
-    """One line of the table: POSIX path below the root, class name, and split ("" where there is no such column)."""
+    """One line of the table: POSIX path, class name, and split ("" where there is no such column).
+
+    The path is relative to the root, absolute where it lies outside.
+    """
 
     key: str
     label: str
@@ -131,16 +134,20 @@ def _row(where: str, line: dict[str, str], columns: dict[str, str], root: Path) 
     for name, value in values.items():
         if not value:
             raise DataError(f"{where}: column '{name}' is empty.")
-    split = values.get("split", "")
-    if "split" in values and split not in SPLITS:
-        raise DataError(f"{where}: unknown split '{split}'.{near_miss(split, SPLITS)} Known: {', '.join(SPLITS)}.")
-    image, base = values["image"], Path(os.path.abspath(root))
+    split = split_of(values["split"]) if "split" in values else ""
+    if split is None:
+        hint = near_miss(values["split"], SPLITS)
+        raise DataError(f"{where}: unknown split '{values['split']}'.{hint} Known: {', '.join(SPLITS)}.")
+    image, base = Path(values["image"]).expanduser(), Path(os.path.abspath(root))
     path = Path(os.path.abspath(base / image))
     if not path.is_file():
-        raise DataError(f"{where}: picture '{image}' does not exist under '{root}': check the path or set `root`.")
-    if not path.is_relative_to(base):
+        under = "" if image.is_absolute() else f" under '{root}'"
+        raise DataError(f"{where}: picture '{image}' does not exist{under}: check the path or set `root`.")
+    if path.is_relative_to(base):
+        return Row(path.relative_to(base).as_posix(), class_name(values["label"]), split)
+    if not image.is_absolute():
         raise DataError(f"{where}: picture '{image}' lies outside '{root}': set `root` to a folder above it.")
-    return Row(path.relative_to(base).as_posix(), class_name(values["label"]), split)
+    return Row(path.as_posix(), class_name(values["label"]), split)
 
 
 def _check_classes(table: Path, train: ImageSet, *others: ImageSet) -> None:

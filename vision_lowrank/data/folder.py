@@ -1,10 +1,12 @@
 """Pictures in one folder per class: ``root/cat/1.jpg``, with ready-made splits or one tree to split.
 
-The class of a picture is the first folder below the tree's root; deeper folders are searched too, hidden files and
-files that do not end like pictures are passed over. Underscores in folder names become spaces in class names.
+The class of a picture is the first folder below the tree's root; deeper folders are searched too
+(:mod:`.find_pictures`). Underscores in folder names become spaces in class names.
 
-A root that holds ``train`` and ``test`` (perhaps ``val``), each a tree, has ready-made splits: so lie the data sets of
-LAMDA-PILOT, ``data/<name>/{train,test}/<class>/``. Labels are the ranks of the sorted folder names, as ImageFolder's.
+A root whose folders are called ``train`` and ``test`` (perhaps ``val``), or as usual instead (``Training``, ``valid``,
+``test_set``, see :mod:`.split_names`), each a tree, has ready-made splits: so lie the data sets of LAMDA-PILOT,
+``data/<name>/{train,test}/<class>/``. Labels are the ranks of the sorted folder names, as ImageFolder's. What was taken
+for what, and what was left out, is in the notes of the sets.
 
 Of CoACT's 16 data sets, the reader ``coop`` serves dtd, eurosat, fgvc_aircraft, food101, oxford_flowers, oxford_pets,
 stanford_cars and sun397; ``cifar100``, ``cub200`` and ``mini_imagenet`` have readers of their own; caltech101 (102
@@ -13,8 +15,8 @@ classes there, 100 in CoOp's), country211, gtsrb, resisc45 and voc2007 are read 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -27,11 +29,14 @@ from ..config.schema import Section
 from ..errors import DataError, near_miss
 from ..registry import register
 from .base import ImageSet, Splits
-from .images import SUFFIXES, is_picture, listed, read_image, readable
+from .find_pictures import SEEN, FoundPictures, class_folders, find_pictures, said
+from .images import SUFFIXES, listed, read_image, readable
 from .options import Fractions, Templates, class_name
 from .samplers import split_by_group
+from .split_names import split_of, splits_among, taken_for
 
-SPLITS = ("train", "val", "test")
+BESIDE = "beside the folders"
+_LOOKED = " ".join(SUFFIXES)
 
 
 class FolderConfig(Section):
@@ -63,24 +68,31 @@ def folder(config: FolderConfig) -> Splits:
     """Return the splits of a class-per-folder tree or of several trees.
 
     Raises:
-        DataError: a folder is missing, holds no pictures or another set of classes, pictures are broken, or `root`
-            holds train and val but no test.
+        DataError: a folder is missing, holds no pictures or another set of classes, pictures are broken, or the folders
+            in `root` are splits but for one, or lack train or test.
     """
-    paths = _split_paths(config)
-    if config.root is not None and not paths:
-        images = read_tree(config.root, skip_broken=config.skip_broken)
-        train, val, test = split_by_group(images, config.fractions, config.seed, images.keys)
-        return Splits(train, val, {"test": test}, templates=config.templates)
+    given = {"train": config.train, "val": config.val, "test": config.test}
+    paths = {split: Path(path) for split, path in given.items() if path is not None}
+    notes: tuple[str, ...] = ()
+    if config.root is not None:
+        names = _ready_splits(Path(config.root))
+        if not names:
+            images = read_tree(config.root, skip_broken=config.skip_broken)
+            train, val, test = split_by_group(images, config.fractions, config.seed, images.keys)
+            return Splits(train, val, {"test": test}, templates=config.templates)
+        paths = {split: Path(config.root) / name for split, name in names.items()}
+        loose = find_pictures(Path(config.root), recursive=False).pictures
+        notes = (f"ready-made splits: {taken_for(names)}", *([said({BESIDE: loose})] if loose else []))
     _check_distinct(paths)
     trees = {split: read_tree(path, config.skip_broken, prefix=f"{split}/") for split, path in paths.items()}
-    train = trees["train"]
+    train = replace(trees["train"], notes=(*notes, *trees["train"].notes))
     for split, images in trees.items():
         _check_classes(train, images, split)
     return Splits(train, trees.get("val", train.subset([])), {"test": trees["test"]}, templates=config.templates)
 
 
 def read_tree(root: str | Path, skip_broken: bool = False, prefix: str = "") -> ImageSet:
-    """Read a class-per-folder tree; classes and pictures sorted by name.
+    """Read a class-per-folder tree; classes and pictures sorted by name. Its notes say what was left out.
 
     Args:
         root: the folder that holds one folder per class.
@@ -89,12 +101,12 @@ def read_tree(root: str | Path, skip_broken: bool = False, prefix: str = "") -> 
 
     Raises:
         DataError: `root` is missing or has no class folders, a class folder has no pictures, two have one class name,
-            or pictures are broken.
+            a folder cannot be listed, or pictures are broken.
     """
     root = Path(root)
     if not root.is_dir():
         raise _missing(root)
-    folders = _class_folders(root)
+    folders = class_folders(root)
     if not folders:
         raise DataError(f"folder '{root}' has no class folders: put the pictures of each class in a folder of its own.")
     names = [class_name(each) for each in folders]
@@ -102,53 +114,87 @@ def read_tree(root: str | Path, skip_broken: bool = False, prefix: str = "") -> 
         if names.count(name) > 1:
             twins = listed(each for each in folders if class_name(each) == name)
             raise DataError(f"folders {twins} in '{root}' give the same class name '{name}': rename or join them.")
-    found = readable(root, [key for each in folders for key in _pictures(root, each)], skip_broken)
+    inside = find_pictures(root).check(root)
+    keys, left_out = _by_class(root, folders, inside)
+    found = readable(root, keys, skip_broken)
     labels = [folders.index(key.partition("/")[0]) for key in found]
     for label in range(len(folders)):
         if label not in labels:
             raise DataError(f"class folder '{root / folders[label]}' has no readable pictures: add some or remove it.")
+    note = said(left_out)
     return ImageSet(
         name=prefix.rstrip("/") or root.name,
         classes=tuple(names),
         labels=tuple(labels),
         keys=tuple(prefix + key for key in found),
         load=partial(_load, root, prefix),
+        notes=(f"'{root}': {note}",) if note else (),
     )
 
 
-def _split_paths(config: FolderConfig) -> dict[str, Path]:
-    """Return the tree of each ready-made split; empty where `root` is one tree of classes."""
-    if config.root is None:
-        given = {"train": config.train, "val": config.val, "test": config.test}
-        return {split: Path(path) for split, path in given.items() if path is not None}
-    root = Path(config.root)
-    found = set(_class_folders(root)) if root.is_dir() else set()
-    if not {"train"} < found <= set(SPLITS):
+def _ready_splits(root: Path) -> dict[str, str]:
+    """Return split -> folder where the folders in `root` are ready-made splits; empty where they are classes.
+
+    They are splits where two or more are called so, where none is called otherwise, or where one that is holds class
+    folders itself: ``train`` beside ``tram``, pictures in both, are classes.
+    """
+    names = class_folders(root) if root.is_dir() else []
+    others = [name for name in names if split_of(name) is None]
+    called = [name for name in names if name not in others]
+    kinds = {split_of(name) for name in called}
+    if not called or not (len(kinds) > 1 or not others or any(_holds_classes(root / name) for name in called)):
         return {}
-    if "test" not in found:
-        raise DataError(f"'{root}' holds 'train' and 'val' but no 'test': name the trees by data.train and data.test.")
-    return {split: root / split for split in SPLITS if split in found}
+    if others:
+        raise DataError(
+            f"'{root}' holds {_quoted(called)}, which are splits, and {listed(others)}, which name none: move these "
+            "out, or name the trees by data.train, data.val and data.test."
+        )
+    found = splits_among(called, f"'{root}'")
+    lacking = [f"'{split}'" for split in ("train", "test") if split not in found]
+    if lacking:
+        only = f", or split one tree by data.root='{root / called[0]}'" if len(called) == 1 else ""
+        raise DataError(
+            f"'{root}' holds {_quoted(called)} but no {' and no '.join(lacking)}: name the trees by data.train and "
+            f"data.test{only}."
+        )
+    return found
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Tell whether a folder has sub-folders and no pictures beside them."""
+    return bool(class_folders(folder)) and not find_pictures(folder, recursive=False).pictures
+
+
+def _by_class(
+    root: Path, folders: Sequence[str], inside: FoundPictures
+) -> tuple[list[str], Mapping[str, tuple[str, ...]]]:
+    """Return the keys of all classes, sorted within each, and what was left out, loose pictures too.
+
+    Raises:
+        DataError: a class folder has no pictures.
+    """
+    keys: dict[str, list[str]] = {each: [] for each in folders}
+    loose = tuple(key for key in inside.pictures if "/" not in key)
+    for key in inside.pictures:
+        if "/" in key:
+            keys[key.partition("/")[0]].append(key)
+    for each, found in keys.items():
+        if not found:
+            again = each in inside.left_out.get(SEEN, ())
+            why = (
+                "is another class's folder under a second name" if again else f"has no pictures (looked for {_LOOKED})"
+            )
+            raise DataError(f"class folder '{root / each}' {why}: {'remove' if again else 'add some or remove'} it.")
+    return [key for each in folders for key in sorted(keys[each])], {**inside.left_out, BESIDE: loose}
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return " and ".join(f"'{name}'" for name in names)
 
 
 def _load(root: Path, prefix: str, key: str) -> Image.Image:
     key = key.removeprefix(prefix)
     return read_image(root / key, key)
-
-
-def _class_folders(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _pictures(root: Path, each: str) -> list[str]:
-    found = []
-    for where, below, files in os.walk(root / each, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [Path(where, name).relative_to(root).as_posix() for name in files if is_picture(Path(name))]
-    if not found:
-        raise DataError(
-            f"class folder '{root / each}' has no pictures (looked for {' '.join(SUFFIXES)}): add some or remove it."
-        )
-    return sorted(found)
 
 
 def _missing(root: Path) -> DataError:

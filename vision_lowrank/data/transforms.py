@@ -17,8 +17,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from ..errors import UserError, near_miss
+from .images import LONGEST
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
+
+_SLENDER = 32
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,9 @@ class Preprocess:
     def evaluation(self) -> Transform:
         """Build the deterministic pipeline: resize, centre crop, normalise."""
         if self.resize == "squash":
-            fit = [v2.Resize((self.size, self.size), self._mode)]
+            fit = [_shortened, v2.Resize((self.size, self.size), self._mode)]
         else:
-            fit = [v2.Resize(round(self.size / self.crop_pct), self._mode), v2.CenterCrop(self.size)]
+            fit = [_middle, v2.Resize(round(self.size / self.crop_pct), self._mode), v2.CenterCrop(self.size)]
         return v2.Compose([*fit, *self._to_tensor()])
 
     def training(
@@ -126,3 +129,19 @@ class Preprocess:
     def _to_tensor(self, blur: v2.Transform | None = None) -> list[v2.Transform]:
         scaled = v2.ToDtype(torch.float32, scale=True)
         return [v2.ToImage(), scaled, *([blur] if blur else []), v2.Normalize(self.mean, self.std), v2.ToPureTensor()]
+
+
+def _middle(picture: Image.Image) -> Image.Image:
+    """Cut a picture that is over 32 times as long as wide to its middle: a centre crop sees no more of it."""
+    width, height = picture.size
+    most = _SLENDER * min(width, height)
+    if max(width, height) <= most:
+        return picture
+    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
+    return picture.crop((left, top, min(width, left + most), min(height, top + most)))
+
+
+def _shortened(picture: Image.Image) -> Image.Image:
+    """Average sides beyond :data:`.images.LONGEST` down: resizing makes an intermediate of that length."""
+    factors = (-(-picture.width // LONGEST), -(-picture.height // LONGEST))
+    return picture.reduce(factors) if max(factors) > 1 else picture

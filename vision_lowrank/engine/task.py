@@ -244,6 +244,10 @@ class Task(TrainedPart):
             outputs: name of a set -> the outputs of all its samples, on the CPU.
         """
 
+    def data_summary(self) -> list[str]:
+        """Return lines for people about the data, such as classes and pictures per split; told before training."""
+        return []
+
     def describe(self) -> dict[str, Any]:
         """Return facts for the record: split hashes, prompts, trainable parameters, coverage."""
         return {}

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,8 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.images import read_image
-from ..errors import DataError
+from ..data.images import open_picture, read_image
 
 SMALL = 128
 HEAVY_JPEG = 60
@@ -69,12 +67,10 @@ def read_photo(path: Path, name: str | None = None) -> Photo:
         name: what to call it in messages; default the last part of its path.
 
     Raises:
-        DataError: it is missing, no ordinary file, no picture, damaged or too large to decode.
+        DataError: it is missing, no regular file, no picture, damaged or too large to decode.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(f"'{name or path.name}' is no ordinary file.")
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             kind, warnings = picture.format or "", _of_file(picture)
     except Exception:  # on damaged files PIL's parsers raise whatever they stumble on; read_image says it in words
         kind, warnings = "", []
@@ -84,7 +80,7 @@ def read_photo(path: Path, name: str | None = None) -> Photo:
 
 
 def sha256(path: Path) -> str | None:
-    """Compute the hex digest of a file's bytes; None where it cannot be read or is no ordinary file."""
+    """Compute the hex digest of a file's bytes; None where it cannot be read or is no regular file."""
     digest = hashlib.sha256()
     try:
         if not path.is_file():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..data.images import PIXELS, batches, pixel_count
 from ..errors import DataError, UserError
 from .pictures import read_photo
 from .sources import InputFile
@@ -27,21 +28,21 @@ def predict_files(
     options: Mapping[str, Any] | None = None,
     skip: Callable[[str], None] | None = None,
 ) -> Iterator[list[tuple[InputFile, Row]]]:
-    """Yield what a saved model says of files, a batch at a time, in order.
+    """Yield what a saved model says of files, a batch at a time, in order; huge pictures come in smaller batches.
 
     Args:
         model: what ``load_model`` gave.
         sources: the files.
-        batch_size: pictures per pass.
+        batch_size: most pictures per pass.
         options: of its ``predict_batch``.
         skip: is told what is wrong with a file that cannot be read, which is left out; None = that is an error.
 
     Raises:
         DataError: a file cannot be read.
     """
-    for start in range(0, len(sources), batch_size):
+    for batch in batches(sources, batch_size, lambda source: pixel_count(source.path), PIXELS):
         read = []
-        for source in sources[start : start + batch_size]:
+        for source in batch:
             try:
                 if source.problem:
                     raise DataError(source.problem)

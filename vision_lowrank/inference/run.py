@@ -2,8 +2,8 @@
 
 N inputs give N rows, in order. Whatever is wrong with a file, or makes the model fail on it, becomes the ``error`` of
 its row; so does an output file that cannot be written, unless no other could be either. What is in memory is two
-batches, each of at most `batch` pictures and :data:`PIXELS` pixels (one larger picture is a batch of its own), and
-their heat maps.
+batches, each of at most `batch` pictures and 64 million pixels (one larger picture is a batch of its own), and their
+heat maps.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import errno
 import math
 import os
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..data.images import PIXELS, batches, pixel_count
 from ..errors import DataError, UserError
 from ..metrics.calibration import Calibration
 from ..tasks.manipulation.finding import Finding
@@ -30,7 +32,6 @@ from .pictures import Photo, read_photo, sha256
 from .predictor import EditModel
 from .sources import InputFile, output_names
 
-PIXELS = 64_000_000
 THUMBNAIL = 400
 JOURNAL = "results.jsonl"
 _THREADS = min(4, os.cpu_count() or 1)
@@ -107,7 +108,8 @@ def scan(
         for folder in {Path(name).parts[0] for kind in options.wanted for name in output_names("")[kind]}:
             (out / folder).mkdir(parents=True, exist_ok=True)
         with Journal(out / JOURNAL, header, options.resume, heatmaps) as journal, ThreadPoolExecutor(_THREADS) as pool:
-            for batch in (*_batches(sources, options.batch), []):
+            batched = batches(sources, options.batch, lambda source: pixel_count(source.path), PIXELS)
+            for batch in chain(batched, [[]]):
                 reading = [pool.submit(_read, source, journal, options.wanted, out) for source in batch]
                 if waiting:
                     rows = _look([each.result() for each in waiting], model, calibration, out, options, pool)
@@ -119,32 +121,6 @@ def scan(
             f"'{error.filename or out}' cannot be written: {error.strerror or error}. The rows so far are in "
             f"'{out / JOURNAL}'; go on with --resume."
         ) from None
-
-
-def _batches(sources: Sequence[InputFile], most: int) -> Iterator[list[InputFile]]:
-    """Yield sources in order, in batches limited by number and pixels."""
-    batch: list[InputFile] = []
-    total = 0
-    for source in sources:
-        pixels = _pixels(source)
-        if batch and (len(batch) == most or total + pixels > PIXELS):
-            yield batch
-            batch, total = [], 0
-        batch.append(source)
-        total += pixels
-    if batch:
-        yield batch
-
-
-def _pixels(source: InputFile) -> int:
-    """Count the pixels of the picture, from its header; 0 where there is none to read."""
-    try:
-        if source.path.is_file():
-            with Image.open(source.path) as picture:
-                return math.prod(picture.size)
-    except Exception:  # PIL's parsers raise anything; reading reports it
-        pass
-    return 0
 
 
 def _read(source: InputFile, journal: Journal, wanted: Collection[str], out: Path) -> _Read:

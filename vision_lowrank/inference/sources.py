@@ -1,8 +1,7 @@
 """Which files a saved model looks at, and what each is called in an output folder.
 
-A file that is given is an input, whatever it is. In a folder, every entry is one whose name ends like a picture's or
-whose first bytes are a picture's; hidden files and folders and the scan's own pictures are none. Links to folders are
-followed, each folder once, so that loops end.
+A file that is given is an input, whatever it is. In a folder they are the pictures as training finds them
+(:mod:`vision_lowrank.data.find_pictures`), but for the scan's own.
 
 The *name* of an input is its path below the folder that all inputs share: output trees mirror the input tree, and
 same-named files in sub-folders stay apart.
@@ -13,17 +12,14 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.images import SUFFIXES
+from ..data.find_pictures import NO_PICTURE, SEEN, FoundPictures, find_pictures, identity, joined_reasons
 from ..errors import DataError
 from ..files import sibling
 
-# Beside those that data sets may hold: what cameras write and Pillow may or may not read, but nobody wants left out.
-PICTURE_SUFFIXES = (*SUFFIXES, ".jpe", ".jfif", ".avif", ".heic", ".heif")
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*")
 _OUTPUTS = ("heatmaps", "overlays", "thumbnails")  # sub-folders of an output folder that hold pictures
 _LONGEST_NAME = 200  # bytes; file systems take 255, and endings are added
 
@@ -49,11 +45,16 @@ class Inputs:
 
     Attributes:
         sources: in the order given; within a folder by name, files before sub-folders.
-        others: number of files in the folders that are no pictures by name and first bytes.
+        left_out: why -> what else is in the folders given, POSIX paths below them.
     """
 
     sources: tuple[InputFile, ...]
-    others: int
+    left_out: Mapping[str, tuple[str, ...]]
+
+    @property
+    def others(self) -> int:
+        """Number of files in the folders that are no pictures by name and first bytes."""
+        return len(self.left_out.get(NO_PICTURE, ()))
 
 
 def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path | None = None) -> Inputs:
@@ -67,17 +68,17 @@ def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path |
     Raises:
         DataError: a path does not exist and matches nothing, or there is no input at all.
     """
-    seen_folders = {_identity(leave_out / name) for name in _OUTPUTS} if leave_out is not None else set()
+    own = {identity(leave_out / name) for name in _OUTPUTS} if leave_out is not None else set()
+    seen = set(own)
     found: dict[Path, tuple[Path, str, Path]] = {}  # by the real folder and the file's own name
-    bases, others = [], 0
+    bases, left_out = [], []
     for given in (each for path in paths for each in _matches(path)):
         is_folder = os.path.isdir(given)
         base = given.resolve() if is_folder else given.parent.resolve()
         bases.append(str(base))
-        for path, problem in _entries(given, recursive, seen_folders) if is_folder else [(given, "")]:
-            if not (problem or not is_folder or _is_picture(path)):
-                others += 1
-                continue
+        inside = find_pictures(given, recursive, seen) if is_folder else None
+        left_out += [_without(given, inside.left_out, own)] if inside else []
+        for path, problem in _entries(given, inside) if inside else [(given, "")]:
             below = path.relative_to(given) if is_folder else Path(given.name)
             found.setdefault(path.parent.resolve() / path.name, (path, problem, base / below))
     if not found:
@@ -85,7 +86,7 @@ def find_files(paths: Sequence[Path], recursive: bool = False, leave_out: Path |
         raise DataError(f"no pictures in {', '.join(repr(str(path)) for path in paths)}.{remedy}")
     common = Path(os.path.commonpath(bases))
     sources = (InputFile(path, at.relative_to(common).as_posix(), problem) for path, problem, at in found.values())
-    return Inputs(tuple(sources), others)
+    return Inputs(tuple(sources), joined_reasons(left_out))
 
 
 def output_names(name: str) -> dict[str, tuple[str, ...]]:
@@ -116,41 +117,16 @@ def _matches(path: Path) -> list[Path]:
     raise DataError(f"'{path}' {missing}.{sibling(path)}")
 
 
-def _entries(folder: Path, recursive: bool, seen: set[object]) -> Iterator[tuple[Path, str]]:
-    """Yield files of a folder, not the hidden ones, and sub-folders that cannot be listed with the reason."""
-    problems: list[OSError] = []
-    seen.add(_identity(folder))
-    for parent, subfolders, files in os.walk(folder, onerror=problems.append, followlinks=True):
-        kept = sorted(name for name in subfolders if recursive and not name.startswith("."))
-        subfolders[:] = []
-        for name in kept:
-            identity = _identity(Path(parent, name))
-            if identity not in seen:
-                seen.add(identity)
-                subfolders.append(name)
-        yield from ((Path(parent, name), "") for name in sorted(files) if not name.startswith("."))
-    for error in problems:
-        yield Path(error.filename), f"folder '{error.filename}' cannot be read: {error.strerror}."
+def _entries(folder: Path, found: FoundPictures) -> Iterator[tuple[Path, str]]:
+    """Yield the pictures of a folder, and sub-folders that cannot be listed with the reason."""
+    yield from ((folder / name, "") for name in found.pictures)
+    for name, reason in found.problems.items():
+        yield folder / name, f"folder '{folder / name}' cannot be read: {reason}."
 
 
-def _is_picture(path: Path) -> bool:
-    """Tell whether a file is a picture, by the end of its name, or else by its first bytes."""
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        return True
-    try:
-        if not path.is_file():
-            return False
-        with open(path, "rb") as file:
-            start = file.read(12)
-    except OSError:
-        return False
-    return start.startswith(_SIGNATURES) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
-
-
-def _identity(folder: Path) -> object:
-    """Return what is the same for one folder under two names."""
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return folder  # the walk meets the same error and reports it
-    return status.st_dev, status.st_ino
+def _without(
+    folder: Path, left_out: Mapping[str, tuple[str, ...]], own: Container[object]
+) -> dict[str, tuple[str, ...]]:
+    """Return what was left out of a folder, but for the scan's own pictures."""
+    again = tuple(name for name in left_out.get(SEEN, ()) if identity(folder / name) not in own)
+    return {why: again if why == SEEN else names for why, names in left_out.items() if why != SEEN or again}

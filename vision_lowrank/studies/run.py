@@ -109,6 +109,9 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
     engine = Engine(config.engine, task, folder, seed=seed, rule=config.rule, hooks=hooks)
     with closing(engine):
         engine.plan()
+        if seed == config.seeds[0]:
+            for line in task.data_summary():
+                engine.display.say(line)
         baseline = _baseline(engine, folder / "baseline.json")
         cost = _cost(engine)
         engine.fit()

@@ -33,7 +33,7 @@ from ..attachment.folder import checksum
 from ..attention.split import fuse_attention
 from ..backbones.adapted import adapted, adapter_names, backbone_of
 from ..backbones.load import load_backbone
-from ..data.images import read_image, to_rgb
+from ..data.images import PIXELS, batches, pixel_count, read_image, to_rgb
 from ..data.transforms import Preprocess
 from ..errors import ArtefactError, UserError, near_miss
 from ..registry import register, registry
@@ -93,7 +93,7 @@ class AdaptedModel(nn.Module):
 
         Args:
             inputs: pictures, as files or as PIL has them.
-            batch_size: inputs per pass.
+            batch_size: most inputs per pass; huge pictures come in smaller ones.
             options: those of the kind of model, see its ``predict_batch``.
 
         Raises:
@@ -102,8 +102,7 @@ class AdaptedModel(nn.Module):
         """
         self.check_options(options)
         rows: list[Row] = []
-        for start in range(0, len(inputs), batch_size):
-            given = inputs[start : start + batch_size]
+        for given in batches(inputs, batch_size, _pixels, PIXELS):
             rows += self.predict_batch(
                 [to_rgb(each) if isinstance(each, Image.Image) else read_image(each) for each in given], **options
             )
@@ -217,6 +216,10 @@ class AdaptedModel(nn.Module):
         backbone_of(self.backbone).fingerprint = weights
         for name, place in self.backbone.attachments.items():
             self.backbone.attachments[name] = replace(place, fingerprint=weights)
+
+
+def _pixels(picture: str | Path | Image.Image) -> int:
+    return picture.width * picture.height if isinstance(picture, Image.Image) else pixel_count(Path(picture))
 
 
 def load_model(folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False) -> AdaptedModel:

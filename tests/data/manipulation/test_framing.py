@@ -2,6 +2,7 @@ from math import ceil
 
 import numpy as np
 import pytest
+from fixtures.slender import slender, watch_resizing
 from PIL import Image, ImageDraw
 from scipy.ndimage import map_coordinates
 
@@ -74,6 +75,19 @@ def test_a_padded_tile_is_the_padded_square_resized(size):
     # Beyond the picture the filter's ringing is left out.
     assert (tile[rows:] == PADDING).all()
     assert (tile[:, columns:] == PADDING).all()
+
+
+@pytest.mark.parametrize("upright", [True, False])
+@pytest.mark.parametrize("mode", ["resize", "pad", "tile"])
+def test_slender_pictures_need_bounded_memory(monkeypatch, mode, upright):
+    watch_resizing(monkeypatch)
+    tiles = [np.asarray(tile) for tile in Framing(mode, 32).tiles(slender(upright))]
+    assert {tile.shape for tile in tiles} == {(32, 32, 3)}
+    line = tiles[-1][:, 0, 0] if upright else tiles[-1][0, :, 0]
+    if mode == "pad":
+        assert {tuple(colour) for colour in tiles[-1].reshape(-1, 3)} == {PADDING}  # a pixel of 62,500 is not seen
+    else:
+        assert ((line > 127) == ([False] * 8 + [True] * 16 + [False] * 8)).all()
 
 
 def test_resized_tiles_are_the_parts_of_the_picture():

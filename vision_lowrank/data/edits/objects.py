@@ -6,7 +6,6 @@ near-duplicate emoji ("concepts") stay together.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -17,7 +16,8 @@ from PIL import Image
 
 from ...errors import DataError
 from ..emoji import Emoji, emoji_rgba, emoji_table
-from ..images import is_picture, listed
+from ..find_pictures import find_pictures
+from ..images import listed, open_picture
 from ..options import class_name
 from .dividing import SPLITS, divide
 
@@ -92,15 +92,10 @@ def folder_objects(folder: Path) -> Objects:
     """
     if not folder.is_dir():
         raise DataError(f"folder of objects '{folder}' does not exist: give one that holds PNGs with transparency.")
-    found = [
-        Path(where, name).relative_to(folder).as_posix()
-        for where, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_picture(Path(name))
-    ]
-    keys = tuple(key for key in sorted(found) if _has_outline(folder / key))
+    found = sorted(find_pictures(folder).check(folder).pictures)
+    keys = tuple(key for key in found if _has_outline(folder / key))
     if not keys:
-        other = f", only {listed(sorted(found))}" if found else ""
+        other = f", only {listed(found)}" if found else ""
         raise DataError(f"folder '{folder}' has no picture with transparent parts{other}: cut the objects out first.")
     return Objects(keys, tuple(class_name(Path(key).stem) for key in keys), keys, partial(_read_rgba, folder))
 
@@ -110,14 +105,14 @@ def _is_thing(row: Emoji) -> bool:
 
 
 def _read_rgba(folder: Path, key: str) -> Image.Image:
-    with Image.open(folder / key) as picture:
+    with open_picture(folder / key) as picture:
         return picture.convert("RGBA")
 
 
 def _has_outline(path: Path) -> bool:
     """Tell whether a picture is readable and has both transparent and opaque parts."""
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             low, high = picture.convert("RGBA").getchannel("A").getextrema()
     except Exception:  # damaged files make PIL's parsers raise whatever they stumble on
         return False

@@ -8,7 +8,6 @@ its `group`, so that they are in one split.
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,14 +18,14 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError
-from ..images import is_picture, listed, read_under, readable
+from ..find_pictures import find_pictures, said
+from ..images import image_size, listed, read_under, readable
 from ..photos import photographs
 from .base import Pixels
 from .dividing import number_of
 
 LEAST_SIDE = 64
 LEAST_CONTRAST = 4.0
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -99,14 +98,10 @@ def find_photographs(photos: str) -> Photographs:
     root = Path(photos).expanduser()
     if not root.is_dir():
         raise DataError(f"folder of photographs '{photos}' does not exist: give a folder, or builtin.")
-    keys = sorted(
-        Path(where, name).relative_to(root).as_posix()
-        for where, below, names in os.walk(root, followlinks=True)
-        if below.sort() is None
-        for name in names
-        if is_picture(Path(name))
-    )
-    return _checked(root, keys)
+    inside = find_pictures(root).check(root)
+    if inside.left_out:
+        warnings.warn(f"'{root}': {said(inside.left_out)}.", stacklevel=3)
+    return _checked(root, sorted(inside.pictures))
 
 
 def sources_of(photos: Photographs, split_of: dict[str, str], size: int, crops: int, seed: int) -> list[Photograph]:
@@ -157,7 +152,7 @@ def _checked(root: Path, keys: list[str]) -> Photographs:
     skipped = {"unreadable": len(keys) - len(good), "too small": 0, "repeated": 0}
     sizes, seen, digest = {}, set(), hashlib.sha256()
     for key in good:
-        size, content = _size(root / key), hashlib.sha256((root / key).read_bytes()).hexdigest()
+        size, content = _size(root / key), _digest(root / key)
         if size is None:
             skipped["unreadable"] += 1
         elif min(size) < LEAST_SIDE:
@@ -183,12 +178,13 @@ def _checked(root: Path, keys: list[str]) -> Photographs:
 
 
 def _size(path: Path) -> tuple[int, int] | None:
-    """Read (width, height) after the EXIF orientation, if possible without decoding; None if it is damaged."""
+    """Read (width, height), upright; None if the file is damaged."""
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            return (height, width) if picture.getexif().get(ORIENTATION) in TURNED else (width, height)
-    except (
-        Exception
-    ):  # PNGs are decoded for their EXIF, and damaged files make PIL's parsers raise what they stumble on
+        return image_size(path)
+    except DataError:
         return None
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -153,6 +153,7 @@ class ManipulationSet(PictureSet):
         sources: ``source_id`` of every picture.
         editors: ``editor`` of every picture.
         categories: ``category`` of every picture.
+        notes: what people should know of how the set was read, such as files left out.
     """
 
     name: str
@@ -163,6 +164,7 @@ class ManipulationSet(PictureSet):
     sources: Column = field(repr=False)
     editors: Column = field(repr=False)
     categories: Column = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(

@@ -6,7 +6,7 @@
 * A mask has the edit's path below ``masks``, any picture ending, and perhaps ``_mask`` or ``_gt`` after its stem; an
   edit may have none. A mask without its edit is an error.
 
-Ids are paths, such as ``real/a1.jpg``. Hidden files are passed over.
+Ids are paths, such as ``real/a1.jpg``. What else lies there is in the set's notes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -22,11 +23,14 @@ from pydantic import Field
 from ...config.marks import Folder
 from ...errors import DataError
 from ...registry import register
+from ..find_pictures import find_pictures, said
 from ..images import listed
 from .base import EDITED, REAL, SYNTHETIC, ManipulationSet, ManipulationSplits, PictureRecord
 from .imdl import stored_masks
 from .options import HeldOut, read_parts, splits_of
 from .pairing import by_mask_key, copied, mask_key, original_of, pictures_under, some_pictures
+
+FOLDERS = ("real", "edited", "masks")
 
 
 class EditedFoldersConfig(HeldOut):
@@ -35,7 +39,7 @@ class EditedFoldersConfig(HeldOut):
     type: Literal["edited_folders"] = "edited_folders"
     root: Folder = Field(
         description="folder with `real`, `edited` and perhaps `masks`, split by source; or of such folders "
-        "named train, test and perhaps val"
+        "named train, test and perhaps val, or as usual instead"
     )
 
 
@@ -53,7 +57,8 @@ def edited_folders(config: EditedFoldersConfig) -> ManipulationSplits:
         DataError: a folder is missing or empty, or a mask has no edit.
     """
     root = Path(config.root).expanduser()
-    return splits_of(read_parts(root, "{}", read_folders) or read_folders(root), config)
+    parts = read_parts(root, "", read_folders) if root.is_dir() else {}
+    return splits_of(parts or read_folders(root), config)
 
 
 def read_folders(root: Path, name: str | None = None) -> ManipulationSet:
@@ -88,7 +93,15 @@ def read_folders(root: Path, name: str | None = None) -> ManipulationSet:
                 mask=masks.get(mask_key(path)),
             )
         )
-    return ManipulationSet.of(name or root.name, records, root)
+    return replace(ManipulationSet.of(name or root.name, records, root), notes=_notes(root))
+
+
+def _notes(root: Path) -> tuple[str, ...]:
+    """Say what else lies in such a tree."""
+    inside = find_pictures(root)
+    loose = tuple(path for path in inside.pictures if path.partition("/")[0] not in FOLDERS)
+    note = said({**inside.left_out, "beside the folders": loose})
+    return (f"'{root}': {note}",) if note else ()
 
 
 def write_folders(root: Path, images: ManipulationSet) -> None:
@@ -101,7 +114,7 @@ def write_folders(root: Path, images: ManipulationSet) -> None:
         raise DataError(
             f"'{images.name}' has fully synthetic pictures: folders real and edited have no place for them."
         )
-    if any((root / folder).exists() for folder in ("real", "edited", "masks")):
+    if any((root / folder).exists() for folder in FOLDERS):
         raise DataError(f"'{root}' has pictures already: give a new folder.")
     for folder in ("real", "edited"):
         (root / folder).mkdir(parents=True)

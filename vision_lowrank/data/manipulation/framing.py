@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import ArtefactError, UserError, near_miss
+from ..images import LONGEST
 
 Mode: TypeAlias = Literal["resize", "pad", "tile"]
 Grid: TypeAlias = tuple[int, int]
@@ -199,6 +200,13 @@ def _seen(image: Image.Image, rectangle: np.ndarray, size: int) -> Image.Image:
     columns = min(size, ceil((image.width - left) / x_scale))
     rows = min(size, ceil((image.height - top) / y_scale))
     right, bottom = left + columns * x_scale, top + rows * y_scale
+    if image.height > LONGEST:
+        box = (0, top, image.width, min(bottom, image.height))
+        image, top, bottom, y_scale = image.resize((image.width, rows), Image.Resampling.BICUBIC, box=box), 0, rows, 1
+    if image.width > LONGEST:
+        box = (left, 0, min(right, image.width), image.height)
+        image = image.resize((columns, image.height), Image.Resampling.BICUBIC, box=box)
+        left, right, x_scale = 0, columns, 1
     # Bicubic reaches two pixels of the picture or of the tile, whichever are larger.
     reach = [
         ceil(end + 2 * max(scale, 1)) if end > length + 1e-6 else length

@@ -1,7 +1,8 @@
 """Data set ``manipulation``: ManipBench's schema, one file to split by source or a folder of ready-made splits.
 
 `path` is a JSON Lines file, split by its `split` keys and by source where a picture has none; or a folder with
-``train.jsonl``, ``test.jsonl`` and perhaps ``val.jsonl`` (a tenth of the training sources otherwise).
+``train.jsonl``, ``test.jsonl`` and perhaps ``val.jsonl`` (a tenth of the training sources otherwise), or as usual
+instead, such as ``validation.jsonl``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def manipulation(config: ManipulationConfig) -> ManipulationSplits:
     path = Path(config.path).expanduser()
     if not path.is_dir():
         return splits_of(read_schema(path), config)
-    parts = read_parts(path, "{}.jsonl", read_schema)
+    parts = read_parts(path, ".jsonl", read_schema)
     if parts:
         return splits_of(parts, config)
     files = sorted(path.glob("*.jsonl"))

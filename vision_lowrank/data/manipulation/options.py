@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
 
 from ...config.schema import Section
+from ..split_names import splits_among, taken_for
 from .base import ManipulationSet, ManipulationSplits
-from .splits import SPLITS, ready_splits, split
+from .splits import ready_splits, split
 
 
 class HeldOut(Section):
@@ -28,15 +30,22 @@ def splits_of(images: ManipulationSet | Mapping[str, ManipulationSet], config: H
     return ready_splits(images, config.unseen_editors, config.leave_out_category)
 
 
-def read_parts(root: Path, name: str, read: Callable[[Path, str], ManipulationSet]) -> dict[str, ManipulationSet]:
-    """Read a set's parts in ``root/train``, ``root/val`` and ``root/test`` as `name` says; empty without ``train``.
+def read_parts(root: Path, ending: str, read: Callable[[Path, str], ManipulationSet]) -> dict[str, ManipulationSet]:
+    """Read a set's parts, called ``train``, ``val`` and ``test`` or as usual instead; empty without ``train``.
 
     Args:
         root: the folder.
-        name: of a part below it with {} for the split, such as ``{}.jsonl``.
+        ending: of the parts' names, such as ``.jsonl``; empty for folders.
         read: reads a path under a name.
+
+    Raises:
+        DataError: two of them are the same split; or as `read`.
     """
-    places = {each: root / name.format(each) for each in SPLITS}
-    if not places["train"].exists():
+    visible = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    names = [name.removesuffix(ending) for name in visible if name.endswith(ending)]
+    found = splits_among(names, f"'{root}'")
+    if "train" not in found:
         return {}
-    return {each: read(path, each) for each, path in places.items() if path.exists()}
+    parts = {split: read(root / f"{name}{ending}", split) for split, name in found.items()}
+    note = f"ready-made splits: {taken_for(found)}"
+    return parts | {"train": replace(parts["train"], notes=(note, *parts["train"].notes))}

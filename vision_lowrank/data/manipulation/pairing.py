@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ...errors import DataError, near_miss
-from ..images import SUFFIXES, is_picture, listed
+from ..find_pictures import find_pictures
+from ..images import SUFFIXES, listed
 from .base import read_mask
 
 MASK_SUFFIXES = ("_gt", "_mask", "_forged")
@@ -30,11 +30,7 @@ def pictures_under(root: Path, folder: str) -> list[str]:
     if not top.is_dir():
         found = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
         raise DataError(f"'{root}' has no folder '{folder}'.{near_miss(folder, found)} Check the path.")
-    paths = []
-    for where, below, files in os.walk(top, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
-        paths += [Path(where, name).relative_to(root).as_posix() for name in files if is_picture(Path(name))]
-    return sorted(paths)
+    return sorted(f"{folder}/{path}" for path in find_pictures(top).check(top).pictures)
 
 
 def some_pictures(root: Path, folder: str) -> list[str]:

@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, JpegImagePlugin
+from PIL import JpegImagePlugin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ...errors import DataError
+from ..images import open_picture
 from .base import REAL, ManipulationSet
 
 FAMILIES = ("format", "size", "jpeg", "exif", "bytes")
@@ -142,7 +143,7 @@ def metadata_features(images: ManipulationSet) -> dict[str, np.ndarray]:
 def _row(path: Path, name: str) -> tuple[str, dict[str, list[float]]]:
     """Read format with mode, and the numbers of each other family."""
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             width, height = picture.size
             tables = getattr(picture, "quantization", None) or {}
             jpeg = [float(value) for number in range(2) for value in (*tables.get(number, ()), *[0] * 64)[:64]]

@@ -21,8 +21,9 @@ from ...config.schema import RunConfig
 from ...data.base import ImageSet, Splits
 from ...data.gives import read_data
 from ...data.loading import TransformedImages
+from ...data.summary import class_names, notes_of, picture_counts
 from ...engine.task import Batch, Outputs, Task, count
-from ...errors import UserError
+from ...errors import DataError, UserError
 from ...initializers.base import GradientInitializer
 from ...metrics.classification import classification_metrics
 from ...modes import preserved
@@ -36,9 +37,15 @@ def load_splits(config: RunConfig) -> Splits:
     """Load the data set that a run names.
 
     Raises:
-        UserError: it gives no classes.
+        UserError: it gives no classes, or only one.
     """
-    return read_data(config.data, "classes")
+    splits = read_data(config.data, "classes")
+    if len(splits.train.classes) < 2:
+        raise DataError(
+            f"data '{config.data.type}' has a single class, '{splits.train.classes[0]}', so that there is nothing to "
+            "tell apart: give two or more, each in a folder of its own or with a label of its own."
+        )
+    return splits
 
 
 def load_frozen(config: RunConfig, head: HeadName) -> nn.Module:
@@ -193,6 +200,11 @@ class ClassificationTask(Task):
         tests = {name: found for name, found in outputs.items() if name.startswith("test/")}
         write_confusion(folder / "details.json", self.model.classes, tests)
         write_mistakes(folder / "mistakes.json", self.image_sets("test"), tests)
+
+    def data_summary(self) -> list[str]:
+        """Return the class names, the pictures of all sets, and how they were read."""
+        sets = {"train": self.splits.train, "val": self.val_images, **self.image_sets("test")}
+        return [class_names(self.splits.train.classes), picture_counts(sets), *notes_of(sets)]
 
     def describe(self) -> dict[str, Any]:
         """Return classes, prompts, hashes of the test sets, and the number of trainable parameters."""

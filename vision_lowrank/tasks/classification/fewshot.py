@@ -266,6 +266,12 @@ class FewShot(ClassificationTask):
         unshare(self.model.backbone)
         super().save_artefact(folder, record)
 
+    def data_summary(self) -> list[str]:
+        """Return the base class's lines, and how many pictures were drawn."""
+        classes, counts, *notes = super().data_summary()
+        drawn = f"{counts} (of train, {len(self.train_images):,} drawn: {self.options.shots} per class)"
+        return [classes, drawn, *notes]
+
     def describe(self) -> dict[str, Any]:
         """Return the base class's facts, which pictures were drawn, and where a selection put the adapter."""
         facts = {

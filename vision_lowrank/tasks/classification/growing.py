@@ -15,6 +15,7 @@ three files change together (:mod:`.renewal`).
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -68,6 +69,8 @@ def add_classes(
     about = _read(folder)
     _check_head(folder, about["head"])
     images = read_tree(pictures)
+    for note in images.notes:
+        warnings.warn(note, stacklevel=2)
     _check_names(images.classes, about["classes"], folder)
     _check_numbers(images, pictures, min_pictures)
 

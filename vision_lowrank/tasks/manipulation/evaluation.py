@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...config.schema import RunConfig
-from ...data.manipulation.base import ManipulationSet, ManipulationSplits
+from ...data.manipulation.base import REAL, ManipulationSet, ManipulationSplits
 from ...data.manipulation.robustness import Degradation, parse
+from ...data.summary import notes_of, picture_counts
 from ...engine.task import Batch, Outputs, Task
 from ...metrics.calibration import Calibration
 from .building import framing_of, load_manipulation
@@ -56,6 +57,12 @@ class ManipulationEvaluation(Task):
         else:
             model.framing.check(asked)
         return ManipulationEvaluation(model, load_manipulation(config), config.task)
+
+    def data_summary(self) -> list[str]:
+        """Return the pictures of all sets, how many of them are real, and how they were read."""
+        sets = {"train": self.splits.train, "val": self.splits.val, **self.splits.tests}
+        reals = ", ".join(f"{name} {int((images.labels == REAL).sum()):,}" for name, images in sets.items())
+        return [picture_counts(sets), f"of these real: {reals}", *notes_of(sets)]
 
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
         """Return validation pictures, or every test set as is (``test/NAME``) and degraded (``test/NAME/jpeg-70``)."""

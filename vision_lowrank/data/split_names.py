@@ -1,0 +1,47 @@
+"""The usual names of splits: what ``Train``, ``valid`` and ``test_set`` mean."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validate", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_MEANING = {name: split for split, names in _NAMES.items() for name in names}
+
+
+def split_of(name: str) -> str | None:
+    """Return which split a name means, in any case, perhaps with set, data, images or split after it; None = none.
+
+    >>> split_of("Training_Set"), split_of("valid"), split_of("tram")
+    ('train', 'val', None)
+    """
+    plain = re.sub(r"[^a-z0-9]", "", name.casefold())
+    return _MEANING.get(plain) or _MEANING.get(re.sub(r"(set|data|images|imgs|pictures|split)$", "", plain))
+
+
+def splits_among(names: list[str], where: str) -> dict[str, str]:
+    """Return split -> the name that means it, for those of `names` that mean one, in the order of the splits.
+
+    Raises:
+        DataError: two names mean one split.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        split = split_of(name)
+        if split is not None and found.setdefault(split, name) != name:
+            raise DataError(
+                f"{where}: '{found[split]}' and '{name}' both mean {split}: keep one of them, or join them."
+            )
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def taken_for(found: dict[str, str]) -> str:
+    """Say what was taken for what: ``'Train' is train, 'valid' is val``."""
+    return ", ".join(f"'{name}' is {split}" for split, name in found.items())
