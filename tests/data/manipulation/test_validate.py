@@ -46,7 +46,7 @@ def test_all_kinds_of_problems_come_in_one_pass_with_file_names(tmp_path):
         picture(tmp_path / f"{name}.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "r.png").read_bytes()[:40])
     (tmp_path / "text.png").write_text("no picture")
-    mask(tmp_path / "m.png"), mask(tmp_path / "black.png", box=None), mask(tmp_path / "ones.png", value=1)
+    mask(tmp_path / "m.png"), mask(tmp_path / "black.png", box=None), mask(tmp_path / "faint.png", value=2)
     mask(tmp_path / "tiny.png", size=(8, 8), box=(0, 0, 4, 4))
     (tmp_path / "x.jsonl").write_text("")
     path = lines(
@@ -54,7 +54,7 @@ def test_all_kinds_of_problems_come_in_one_pass_with_file_names(tmp_path):
         row("r", 0, mask="m.png"),
         row("e", mask="black.png"),
         row("small", mask="tiny.png"),
-        row("e", mask="ones.png"),
+        row("e", mask="faint.png"),
         row("cut"),
         row("text", mask="m.png"),
         row("gone"),
@@ -75,7 +75,7 @@ def test_all_kinds_of_problems_come_in_one_pass_with_file_names(tmp_path):
         "'r.png' is real (label 0) but mask 'm.png' is not black",
         "'e.png' is edited (label 1) but mask 'black.png' is black.",
         "mask 'tiny.png' is 8x8, 'small.png' is 16x8: store a mask of the picture's size",
-        "mask 'ones.png' is black (its highest value is 1; white is 255)",
+        "mask 'faint.png' is neither black and white nor 0 and 1 (its highest value is 2; white is 255)",
         "id 'e' is that of",
         "picture 'cut.png' cannot be read",
         "picture 'text.png' cannot be read: not a picture",
@@ -166,3 +166,14 @@ def test_palette_and_two_level_masks_count_as_they_look(tmp_path):
     palette.save(tmp_path / "p.png")
     Image.fromarray(values.astype(bool)).save(tmp_path / "b.png")
     assert found(lines(tmp_path / "x.jsonl", row("e", mask="p.png"), row("e1", image="e.png", mask="b.png"))) == []
+
+
+def test_masks_are_judged_as_training_reads_them(tmp_path):
+    picture(tmp_path / "e.png")
+    mask(tmp_path / "ones.png", value=1)
+    Image.new("RGBA", (16, 8), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    path = lines(tmp_path / "x.jsonl", row("e", mask="ones.png"), row("e1", image="e.png", mask="clear.png"))
+    with pytest.warns(UserWarning, match="hold 0 and 1"):
+        [(line, kind, message)] = found(path)
+    assert (line, kind) == (2, "label")
+    assert "mask 'clear.png' is white where it is transparent" in message

@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError
-from ..images import read_image
+from ..images import image_size, read_image
 from ..pictures import PictureSet
+from .masks import read_mask
 
 Scope: TypeAlias = Literal["local", "global", "unknown"]
 Box: TypeAlias = tuple[float, float, float, float]
@@ -200,22 +201,29 @@ class ManipulationSet(PictureSet):
         """Return where picture `index` was edited, (H, W) bool; all False for a real one, None where not annotated.
 
         Raises:
+            AmbiguousMask: the file can be read in several ways, see :mod:`.masks`.
             DataError: the file is missing or damaged, or its size is not the picture's.
         """
         record = self.records[index]
         if record.mask is not None:
-            return read_mask(self.root / record.mask, record.mask)
+            mask = read_mask(self.root / record.mask, record.mask)
+            check_mask_size(record, mask, self.size(index))
+            return mask
         if record.label == REAL:
             width, height = self.size(index)
             return np.zeros((height, width), dtype=bool)
         return None
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return (width, height) of picture `index` in pixels, upright."""
+        """Return (width, height) of picture `index` in pixels, upright.
+
+        Raises:
+            DataError: it is missing or no picture.
+        """
         record = self.records[index]
         if record.width is not None and record.height is not None:
             return record.width, record.height
-        return self.image(index).size
+        return image_size(self.root / record.image, record.image)
 
     def subset(self, indices: Sequence[int] | np.ndarray, name: str | None = None) -> ManipulationSet:
         """Return the pictures at `indices`, in that order."""
@@ -284,14 +292,19 @@ class ManipulationSplits:
     tests: dict[str, ManipulationSet]
 
 
-def read_mask(path: Path, name: str | None = None) -> np.ndarray:
-    """Read a mask file as (H, W) bool: True where the mean over R, G, B is above 127.5 (IMDL-BenCo's rule).
+def check_mask_size(record: PictureRecord, mask: np.ndarray, size: tuple[int, int]) -> None:
+    """Check that a mask, (H, W), is as large as its picture.
+
+    Args:
+        record: of the picture.
+        mask: of the picture.
+        size: (width, height) of the picture in pixels, upright.
 
     Raises:
-        DataError: the file is missing or damaged.
+        DataError: it is not.
     """
-    try:
-        values = np.asarray(read_image(path, name), dtype=np.float32)
-    except DataError as error:
-        raise DataError(str(error).replace("picture", "mask", 1)) from None
-    return values.mean(axis=-1) > 127.5
+    if mask.shape != size[::-1]:
+        raise DataError(
+            f"mask '{record.mask}' is {mask.shape[1]} x {mask.shape[0]} pixels, its picture '{record.image}' "
+            f"{size[0]} x {size[1]}: mend one of them; `vision-lowrank data validate` finds all such pairs."
+        )

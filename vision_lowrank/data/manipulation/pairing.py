@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import DataError, near_miss
 from ..find_pictures import find_pictures
 from ..images import SUFFIXES, listed
-from .base import read_mask
+from .masks import read_mask
 
 MASK_SUFFIXES = ("_gt", "_mask", "_forged")
 SEPARATORS = "_-. "

@@ -3,8 +3,9 @@
 Lines: bad JSON, unknown, missing and wrong keys, cues and categories outside the vocabulary, boxes beyond the picture.
 Files: missing, truncated or no picture; a picture's stated size is not its size; a mask's size is not the picture's,
 also where only the EXIF orientation makes the difference. Labels: a real picture with a mask that is not black, or with
-boxes or cues; an edited one with a black mask. The set: ids that come twice, edits whose original is not there, a
-source or group in two splits or a source in two groups, a real picture whose source is not itself.
+boxes or cues; an edited one with a black mask; a mask that can be read in several ways. The set: ids that come twice,
+edits whose original is not there, a source or group in two splits or a source in two groups, a real picture whose
+source is not itself.
 
 Pictures are read as training reads them: the orientation tag is applied, to masks too.
 """
@@ -19,14 +20,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from ...errors import DataError
-from ..images import read_image
+from ..images import open_picture, read_image
+from ..split_names import split_of
 from .base import EDITED, REAL, PictureRecord, Vocabulary
+from .masks import AmbiguousMask, read_mask
 from .schema import clipped, numbered, parsed, problems_of, read_vocabulary, record_of
-from .splits import SPLITS
 
 READERS, BLOCK = 8, 512
 ORIENTATION = 0x0112  # EXIF tag; 1 = upright
@@ -181,26 +180,25 @@ def _file_problems(row: _Row) -> list[Problem]:
 def _mask_problems(row: _Row, mask: str, size: tuple[int, int]) -> list[Problem]:
     record = row.record
     try:
-        values = np.asarray(read_image(row.root / mask, mask), dtype=np.float32).mean(axis=-1)
+        edited = read_mask(row.root / mask, mask)
+    except AmbiguousMask as error:
+        return [row.problem("label", str(error))]
     except DataError as error:
-        return [row.problem("unreadable", str(error).replace("picture", "mask", 1))]
-    problems, found = [], values.shape[::-1]
+        return [row.problem("unreadable", str(error))]
+    problems, found = [], edited.shape[::-1]
     if found != size:
         hint = _orientation_hint(row.root / record.image, found) or ": store a mask of the picture's size"
         problems.append(row.problem("size", f"mask '{mask}' is {_x(found)}, '{record.image}' is {_x(size)}{hint}."))
-    white = bool((values > 127.5).any())
-    if record.label == REAL and white:
+    if record.label == REAL and edited.any():
         problems.append(row.problem("label", f"'{record.image}' is real (label 0) but mask '{mask}' is not black."))
-    if record.label == EDITED and not white:
-        highest = float(values.max())
-        hint = f" (its highest value is {highest:.0f}; white is 255)" if highest > 0 else ""
-        problems.append(row.problem("label", f"'{record.image}' is edited (label 1) but mask '{mask}' is black{hint}."))
+    if record.label == EDITED and not edited.any():
+        problems.append(row.problem("label", f"'{record.image}' is edited (label 1) but mask '{mask}' is black."))
     return problems
 
 
 def _orientation_hint(image: Path, size: tuple[int, ...]) -> str:
     """Return a hint where `size` is the picture's before its EXIF orientation is applied; empty otherwise."""
-    with Image.open(image) as picture:
+    with open_picture(image) as picture:
         turned = picture.getexif().get(ORIENTATION, 1) != 1
         if turned and picture.size == tuple(size):
             return (
@@ -258,8 +256,8 @@ class _WholeSet:
         ]
 
     def _split(self, row: _Row) -> str | None:
-        stem = Path(row.file).stem
-        return stem if self._split_of_file and stem in SPLITS else row.record.split
+        named = split_of(Path(row.file).stem) if self._split_of_file else None
+        return named or row.record.split
 
     def _needs_twin(self, row: _Row) -> bool:
         """Check whether a picture is of another source than itself and has no original as a file in `source_image`."""

@@ -33,11 +33,10 @@ from torch.utils.data import Dataset
 
 from ...data.boxes import Boxes
 from ...data.manipulation.augmentation import Augmentation, label_of
-from ...data.manipulation.base import REAL, ManipulationSet, PictureRecord
+from ...data.manipulation.base import REAL, ManipulationSet, PictureRecord, check_mask_size
 from ...data.manipulation.regions import mask_of_boxes
 from ...data.manipulation.robustness import Degradation
 from ...data.manipulation.sampling import Draws
-from ...errors import DataError
 from .frames import Frames, Sample, padded, stacked
 
 
@@ -150,11 +149,8 @@ def truth_of(pictures: ManipulationSet, index: int, size: tuple[int, int]) -> tu
         DataError: the mask has another size.
     """
     record, mask = pictures.records[index], pictures.mask(index)
-    if mask is not None and mask.shape != size[::-1]:
-        raise DataError(
-            f"mask '{record.mask}' is {mask.shape[1]} x {mask.shape[0]} pixels, its picture '{record.image}' "
-            f"{size[0]} x {size[1]}: mend one of them; `vision-lowrank data validate` finds all such pairs."
-        )
+    if mask is not None:
+        check_mask_size(record, mask, size)  # what the record states may be wrong
     return mask, boxes_of(record, size)
 
 
