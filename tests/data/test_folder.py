@@ -113,8 +113,11 @@ def test_usual_names_of_splits_are_splits_and_that_is_said(tmp_path, train, val,
 @pytest.mark.parametrize(
     ("folders", "said"),
     [
-        (("train", "test", "extra"), "holds 'test' and 'train', which are splits, and 'extra', which name none: move"),
-        (("train", "images"), "holds 'train', which are splits, and 'images'"),
+        (
+            ("train", "test", "extra"),
+            "holds 'test' and 'train', called as splits are, and 'extra', called as none: move",
+        ),
+        (("train", "images"), "holds 'train', called as splits are, and 'images'"),
         (("train", "val", "valid", "test"), "'val' and 'valid' both mean val: keep one"),
         (("Train", "train", "test"), "'Train' and 'train' both mean train"),
         (("train",), r"but no 'test': .*or split one tree by data\.root='.*/train'"),

@@ -146,8 +146,8 @@ def _ready_splits(root: Path) -> dict[str, str]:
         return {}
     if others:
         raise DataError(
-            f"'{root}' holds {_quoted(called)}, which are splits, and {listed(others)}, which name none: move these "
-            "out, or name the trees by data.train, data.val and data.test."
+            f"'{root}' holds {_quoted(called)}, called as splits are, and {listed(others)}, called as none: move the "
+            "latter out, or name the trees by data.train, data.val and data.test."
         )
     found = splits_among(called, f"'{root}'")
     lacking = [f"'{split}'" for split in ("train", "test") if split not in found]
