@@ -16,6 +16,7 @@ FLOORS = [
         "registry",
         "files",
         "lock",
+        "json_files",
         "paths",
         "modes",
         "trained",

@@ -105,7 +105,7 @@ def test_a_trained_base_without_identity_can_still_be_exported(base, tmp_path):
 
 
 def test_buffers_that_move_are_no_change_and_buffers_that_a_forward_updates_are_one():
-    backbone = load_backbone("timm:resnet10t").to(memory_format=torch.channels_last)
+    backbone = load_backbone("timm:resnet10t", "random").to(memory_format=torch.channels_last)
     expected = identity.fingerprint(backbone.model)
     moved = backbone.to("cpu", non_blocking=True)
     assert copy.deepcopy(moved).fingerprint == expected

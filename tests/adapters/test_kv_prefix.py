@@ -368,7 +368,9 @@ def test_other_modules_are_refused_and_the_model_is_left_as_it_was(target):
 
 
 def test_towers_without_split_attention_and_other_methods_have_no_such_place():
-    swin = vl.load_backbone("timm:swin_tiny_patch4_window7_224", depths=(1, 1), embed_dim=12, num_heads=(2, 2))
+    swin = vl.load_backbone(
+        "timm:swin_tiny_patch4_window7_224", "random", depths=(1, 1), embed_dim=12, num_heads=(2, 2)
+    )
     with pytest.raises(UserError, match="has no 'attention' that split_attention could split"):
         vl.attach(swin, KvPrefixConfig())
     with pytest.raises(UserError, match="no module 'attention'"):

@@ -12,6 +12,7 @@ from torch import nn
 import vision_lowrank as vl
 from vision_lowrank.adapters.peft_method import peft_method
 from vision_lowrank.attachment import folder as files
+from vision_lowrank.attachment import record as names
 from vision_lowrank.attachment.factored import has_factors, load_factored
 from vision_lowrank.attachment.store import load, save
 from vision_lowrank.backbones.adapted import adapted, without_adapter
@@ -74,7 +75,7 @@ def same(model, other):
 def test_outputs_are_those_of_the_attached_model_bit_for_bit(name, tmp_path):
     model = trained(FACTORED[name], modules=("q", "v", "fc1"))
     folder = save(model, tmp_path / "adapter")
-    assert (folder / files.FACTORS).exists() == (name != "lora")
+    assert (folder / names.FACTORS).exists() == (name != "lora")
     assert has_factors(folder)
     light = load_factored(folder, backbone())
     assert same(light, model)
@@ -102,8 +103,8 @@ def test_methods_without_such_factors_are_left_to_peft(name, tmp_path):
     towers = {"towers": ("vision",)} if name == "visual_prompt" else {}
     folder = save(trained(OTHERS[name], **towers), tmp_path / "adapter")
     assert not has_factors(folder)
-    assert not (folder / files.FACTORS).exists()
-    assert json.loads((folder / files.RECORD).read_text())["factors"] is None
+    assert not (folder / names.FACTORS).exists()
+    assert json.loads((folder / names.RECORD).read_text())["factors"] is None
 
 
 @pytest.mark.parametrize("name", [part.name for part in vl.methods("adapter") if part.name != "peft"])
@@ -136,7 +137,7 @@ def test_q_k_and_v_share_their_down_projection(tmp_path, monkeypatch):
 def test_without_its_factors_an_adapter_is_one_for_peft_and_loads_as_before(tmp_path):
     model = trained(vl.BlockLoraConfig(r=4))
     folder = save(model, tmp_path / "adapter")
-    (folder / files.FACTORS).unlink()
+    (folder / names.FACTORS).unlink()
     assert not has_factors(folder)
     assert same(load(folder, backbone()), model)
 
@@ -154,12 +155,12 @@ def test_it_says_that_its_adapter_cannot_be_switched_off_merged_or_saved(tmp_pat
 
 def rewrite(folder, change):
     """Change a file of factors and keep its checksum right."""
-    tensors = load_file(folder / files.FACTORS)
+    tensors = load_file(folder / names.FACTORS)
     change(tensors)
-    save_file(tensors, folder / files.FACTORS)
-    record = json.loads((folder / files.RECORD).read_text())
+    save_file(tensors, folder / names.FACTORS)
+    record = json.loads((folder / names.RECORD).read_text())
     record["factors"]["sha256"] = files.checksum(tensors)
-    (folder / files.RECORD).write_text(json.dumps(record))
+    (folder / names.RECORD).write_text(json.dumps(record))
 
 
 def stretch(tensors):
@@ -185,10 +186,10 @@ def truncate(path):
         (lambda folder: rewrite(folder, stretch), "do not fit 'tiny-clip'"),
         (lambda folder: rewrite(folder, drop), "do not fit 'tiny-clip'"),
         (lambda folder: rewrite(folder, scale_all), "embedding of the probe is not what it was"),
-        (lambda folder: truncate(folder / files.FACTORS), "factors.safetensors' is damaged"),
-        (lambda folder: truncate(folder / files.TENSORS), "adapter_model.safetensors' is damaged"),
+        (lambda folder: truncate(folder / names.FACTORS), "factors.safetensors' is damaged"),
+        (lambda folder: truncate(folder / names.TENSORS), "adapter_model.safetensors' is damaged"),
         (lambda folder: truncate(folder / files.CONFIG), "adapter_config.json' is damaged"),
-        (lambda folder: shutil.copy(folder / files.TENSORS, folder / files.FACTORS), "its checksum differs"),
+        (lambda folder: shutil.copy(folder / names.TENSORS, folder / names.FACTORS), "its checksum differs"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_the_backbone_stays_as_it_was(damage, words, tmp_path):

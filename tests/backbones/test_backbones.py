@@ -38,7 +38,9 @@ def small_open_clip(**overrides):
     """An architecture of open_clip shrunk to test size: options replace whole sections of the library's config."""
     vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    return load_backbone("open_clip:ViT-B-32", **({"vision_cfg": vision, "text_cfg": text} | overrides))
+    return load_backbone(
+        "open_clip:ViT-B-32", **({"weights": "random", "vision_cfg": vision, "text_cfg": text} | overrides)
+    )
 
 
 def test_tiny_clip_answers_the_protocol(tiny):
@@ -125,7 +127,7 @@ def test_a_spec_with_a_local_file_rebuilds_the_same_backbone(tiny, tmp_path, suf
 
 
 def test_options_are_part_of_the_spec():
-    backbone = load_backbone("timm:vit_tiny_patch16_224", **SMALL)
+    backbone = load_backbone("timm:vit_tiny_patch16_224", "random", **SMALL)
     assert backbone.spec == {"name": "timm:vit_tiny_patch16_224", "weights": "random", **SMALL}
     assert len(load_backbone(**backbone.spec).towers["vision"].blocks) == 3
 
@@ -210,7 +212,7 @@ def test_hugging_face_text_towers_are_described():
     ],
 )
 def test_timm_models_encode_and_name_linears_that_exist(name, options, blocks, modules, tokens):
-    backbone = load_backbone(f"timm:{name}", **options).eval()
+    backbone = load_backbone(f"timm:{name}", "random", **options).eval()
     size = backbone.preprocess.size
     pixels = torch.randn(1, 3, size, size)
     assert backbone.encode_image(pixels).shape == (1, backbone.embed_dim)
@@ -228,7 +230,7 @@ def test_timm_models_encode_and_name_linears_that_exist(name, options, blocks, m
 
 def test_timm_image_tokens_leave_out_class_and_register_tokens():
     backbone = load_backbone(
-        "timm:vit_tiny_patch16_224", **SMALL, reg_tokens=4, global_pool="avg", fc_norm=False
+        "timm:vit_tiny_patch16_224", "random", **SMALL, reg_tokens=4, global_pool="avg", fc_norm=False
     ).eval()
     pixels = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(backbone.image_tokens(pixels).mean(1), backbone.encode_image(pixels))
@@ -283,15 +285,15 @@ def test_unusable_weight_files_are_one_line_that_names_the_file(name, kind, tmp_
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("open_clop:ViT-B-16", None, "Did you mean 'open_clip'"),
-        ("open_clip:", None, "lacks an architecture"),
+        ("open_clop:ViT-B-16", "random", "Did you mean 'open_clip'"),
+        ("open_clip:", "random", "lacks an architecture"),
         ("open_clip", None, "unknown open_clip architecture ''"),
-        ("open_clip:ViT-B16", None, "Did you mean 'ViT-B-16'"),
+        ("open_clip:ViT-B16", "random", "Did you mean 'ViT-B-16'"),
         ("open_clip:ViT-B-16", "opnai", "unknown weights 'opnai'.* Did you mean 'openai'"),
-        ("timm:vit_smal_patch16_224", None, "Did you mean 'vit_small_patch16_224'"),
+        ("timm:vit_smal_patch16_224", "random", "Did you mean 'vit_small_patch16_224'"),
         ("timm:vit_tiny_patch16_224", "augreg_in22k", "Did you mean 'augreg_in21k'"),
-        ("timm:vit_tiny_patch16_224.nonsense", None, "unknown weights 'nonsense'"),
-        ("tiny-clip:large", None, "there is only one"),
+        ("timm:vit_tiny_patch16_224.nonsense", "random", "unknown weights 'nonsense'"),
+        ("tiny-clip:large", "random", "there is only one"),
     ],
 )
 def test_wrong_names_are_answered_with_the_nearest(name, weights, message):
@@ -302,7 +304,7 @@ def test_wrong_names_are_answered_with_the_nearest(name, weights, message):
 @pytest.mark.parametrize("name", ["open_clip:ViT-B-32", "timm:vit_tiny_patch16_224"])
 def test_unknown_options_are_named(name):
     with pytest.raises(UserError, match=r"does not accept these options.*no_such_option"):
-        load_backbone(name, no_such_option=1)
+        load_backbone(name, "random", no_such_option=1)
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch):

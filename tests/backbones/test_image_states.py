@@ -15,11 +15,15 @@ TRUNK = {"timm_model_name": "vit_tiny_patch16_224", "image_size": 224, "timm_mod
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 MAKERS = {
     "tiny-clip": lambda: load_backbone("tiny-clip", image_size=32),
-    "open_clip": lambda: load_backbone("open_clip:ViT-B-32", vision_cfg=VISION, text_cfg=TEXT),
-    "open_clip with a timm trunk": lambda: load_backbone("open_clip:ViT-B-32", vision_cfg=TRUNK, text_cfg=TEXT),
-    "timm": lambda: load_backbone("timm:vit_tiny_patch16_224", image_size=32, **SMALL),
-    "timm with registers": lambda: load_backbone("timm:vit_tiny_patch16_224", image_size=32, reg_tokens=4, **SMALL),
-    "timm eva": lambda: load_backbone("timm:eva02_tiny_patch14_224", image_size=28, depth=3),
+    "open_clip": lambda: load_backbone("open_clip:ViT-B-32", "random", vision_cfg=VISION, text_cfg=TEXT),
+    "open_clip with a timm trunk": lambda: load_backbone(
+        "open_clip:ViT-B-32", "random", vision_cfg=TRUNK, text_cfg=TEXT
+    ),
+    "timm": lambda: load_backbone("timm:vit_tiny_patch16_224", "random", image_size=32, **SMALL),
+    "timm with registers": lambda: load_backbone(
+        "timm:vit_tiny_patch16_224", "random", image_size=32, reg_tokens=4, **SMALL
+    ),
+    "timm eva": lambda: load_backbone("timm:eva02_tiny_patch14_224", "random", image_size=28, depth=3),
 }
 
 
@@ -125,7 +129,7 @@ def test_prompts_are_no_image_tokens(deep):
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "timm:swin_tiny_patch4_window7_224", "open_clip:RN50"])
 def test_a_backbone_without_equal_blocks_says_so(name):
-    backbone = load_backbone(name)
+    backbone = load_backbone(name, "random")
     for ask in (lambda: backbone.state_width, lambda: backbone.image_states(torch.zeros(1, 3, 224, 224), [1], [1])):
         with pytest.raises(UserError, match=f"'{name}' has no vision tower whose blocks"):
             ask()
@@ -168,13 +172,13 @@ def test_another_image_size_resamples_the_positions_of_the_patches():
 )
 def test_an_image_size_that_patches_do_not_fill_is_refused(name, size, near):
     with pytest.raises(UserError, match=f"image_size = {size}: .* such as {near}"):
-        load_backbone(name, image_size=size)
+        load_backbone(name, "random", image_size=size)
 
 
 def test_every_family_takes_an_image_size():
     for backbone in (
-        load_backbone("timm:vit_tiny_patch16_224", image_size=64, **SMALL),
-        load_backbone("open_clip:ViT-S-16", image_size=128),
+        load_backbone("timm:vit_tiny_patch16_224", "random", image_size=64, **SMALL),
+        load_backbone("open_clip:ViT-S-16", "random", image_size=128),
     ):
         assert backbone.token_grid == (8, 8)
         assert backbone.preprocess.size == backbone.options["image_size"]

@@ -23,7 +23,7 @@ SMALL = {"open_clip:RN50": {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1,
 
 @pytest.fixture(params=ROLES)
 def backbone(request):
-    return load_backbone(request.param, **SMALL.get(request.param, {})).eval()
+    return load_backbone(request.param, "random", **SMALL.get(request.param, {})).eval()
 
 
 def test_a_backbone_says_what_it_can_do_attached_or_not(backbone):

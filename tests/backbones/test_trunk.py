@@ -26,15 +26,15 @@ TIMM = {
 
 
 def clip(**vision):
-    return load_backbone("open_clip:ViT-B-32", vision_cfg=VISION | vision, text_cfg=TEXT)
+    return load_backbone("open_clip:ViT-B-32", "random", vision_cfg=VISION | vision, text_cfg=TEXT)
 
 
 def timm_clip():
     trunk = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": False, "image_size": 224}
-    return load_backbone("open_clip:ViT-B-32", vision_cfg=trunk, text_cfg=TEXT)
+    return load_backbone("open_clip:ViT-B-32", "random", vision_cfg=trunk, text_cfg=TEXT)
 
 
-MAKERS = {name: lambda arch=arch, more=more: load_backbone(f"timm:{arch}", **SMALL | more)
+MAKERS = {name: lambda arch=arch, more=more: load_backbone(f"timm:{arch}", "random", **SMALL | more)
           for name, (arch, more) in TIMM.items()} | {
     "tiny-clip": lambda: load_backbone("tiny-clip"),
     "open_clip": clip,
@@ -87,7 +87,7 @@ def test_what_the_first_block_receives_is_layer_0(backbone):
 @torch.no_grad()
 def test_on_another_grid_positions_are_those_of_timms_dynamic_size(name, height, width):
     arch, more = TIMM[name]
-    backbone = load_backbone(f"timm:{arch}", **SMALL | more).eval()
+    backbone = load_backbone(f"timm:{arch}", "random", **SMALL | more).eval()
     dynamic = timm.create_model(arch, num_classes=0, dynamic_img_size=True, **SMALL | more).eval()
     dynamic.load_state_dict(backbone.model.state_dict())
     pixels = torch.randn(2, 3, height, width)
@@ -173,7 +173,7 @@ def test_split_attention_takes_no_part(backbone):
     "name", ["timm:resnet10t", "timm:swin_tiny_patch4_window7_224", "timm:eva02_tiny_patch14_224", "open_clip:RN50"]
 )
 def test_a_backbone_that_is_no_plain_vit_says_so(name):
-    backbone = load_backbone(name)
+    backbone = load_backbone(name, "random")
     for ask in (lambda: backbone.trunk, lambda: backbone.image_map(torch.zeros(1, 3, 224, 224))):
         with pytest.raises(UserError, match=f"'{name}' is no plain vision transformer"):
             ask()

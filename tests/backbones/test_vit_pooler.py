@@ -102,8 +102,8 @@ def test_a_file_that_lacks_a_key_of_attention_is_named(files):
 @pytest.mark.parametrize(
     ("name", "weights", "options", "message"),
     [
-        ("timm:resnet10t", None, {}, "'resnet10t' cannot have a pooler"),
-        (ARCH, None, {"global_pool": "avg", "fc_norm": False}, "cannot have a pooler"),
+        ("timm:resnet10t", "random", {}, "'resnet10t' cannot have a pooler"),
+        (ARCH, "random", {"global_pool": "avg", "fc_norm": False}, "cannot have a pooler"),
         (ARCH, "augreg_in21k", {}, "without the pooler's weights: give a file"),
         (ARCH, "pretrained", {}, "without the pooler's weights: give a file"),
     ],

@@ -10,7 +10,8 @@ from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.cli.main import main
 from vision_lowrank.data.emoji import emoji_images
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
-from vision_lowrank.tasks.classification.reference import save_reference
+from vision_lowrank.tasks.classification.reference import FILE, reference_of
+from vision_lowrank.tasks.saved import add_parts
 
 OLD, NEW = ("cat face", "heart", "time"), ("keycap", "plant flower")
 
@@ -58,7 +59,7 @@ def artefact(tmp_path, emoji):
         }
     }
     classifier.save(tmp_path / "artefact", record)
-    save_reference(tmp_path / "artefact", features, labels)
+    add_parts(tmp_path / "artefact", {FILE: reference_of(features, labels)})
     return tmp_path / "artefact"
 
 

@@ -19,17 +19,21 @@ def recipe(tmp_path, backbone, *overrides):
 
 
 def test_options_are_those_of_the_family_and_become_keywords_of_its_loader(tmp_path):
-    config = recipe(tmp_path, "{name: 'timm:vit_tiny_patch16_224', image_size: 32, options: {pooler: true}}")
+    config = recipe(
+        tmp_path, "{name: 'timm:vit_tiny_patch16_224', weights: random, image_size: 32, options: {pooler: true}}"
+    )
     assert config.backbone.arguments == {
-        "name": "timm:vit_tiny_patch16_224", "weights": None, "image_size": 32, "pooler": True,
+        "name": "timm:vit_tiny_patch16_224", "weights": "random", "image_size": 32, "pooler": True,
     }  # fmt: skip
     backbone = load_backbone(**config.backbone.arguments)
-    assert backbone.spec == config.backbone.arguments | {"weights": "random"}
+    assert backbone.spec == config.backbone.arguments
     assert validate(to_tree(config)) == config
 
 
 def test_options_that_are_left_out_leave_no_trace_in_the_spec(tmp_path):
-    config = recipe(tmp_path, "{name: 'hf:tiny-internvl3', options: {}}", "backbone.options.dtype=bfloat16")
+    config = recipe(
+        tmp_path, "{name: 'hf:tiny-internvl3', weights: random, options: {}}", "backbone.options.dtype=bfloat16"
+    )
     assert load_backbone(**config.backbone.arguments).spec == {
         "name": "hf:tiny-internvl3", "weights": "random", "dtype": "bfloat16",
     }  # fmt: skip
@@ -41,13 +45,13 @@ def test_options_that_are_left_out_leave_no_trace_in_the_spec(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        ("{name: timm:vit, options: {poler: true}}", "backbone.options.poler: unknown key. Did you mean 'pooler'?"),
-        ("{name: timm:test_vit, options: {dtype: float16}}", "backbone.options.dtype: unknown key. Known: pooler."),
+        ("{name: timm:v, weights: x, options: {poler: 1}}", "options.poler: unknown key. Did you mean 'pooler'?"),
+        ("{name: timm:v, weights: x, options: {dtype: x}}", "backbone.options.dtype: unknown key. Known: pooler."),
         ("{name: tiny-clip, options: {pooler: true}}", "backbone.options.pooler: unknown key. Known: none."),
-        ("{name: hf:tiny-internvl3, options: {dtype: float8}}", "backbone.options.dtype: input should be 'float32'"),
+        ("{name: hf:v, weights: x, options: {dtype: float8}}", "backbone.options.dtype: input should be 'float32'"),
         ("{name: timn:vit, options: {pooler: true}}", "backbone.name: unknown backbone 'timn'. Did you mean 'timm'?"),
-        ("{name: timm:test_vit, options: 3}", "backbone.options: input should be a valid dictionary"),
-        ("{name: timm:test_vit, pooler: true}", "backbone.pooler: unknown key."),
+        ("{name: timm:v, weights: x, options: 3}", "backbone.options: input should be a valid dictionary"),
+        ("{name: timm:v, weights: x, pooler: true}", "backbone.pooler: unknown key."),
     ],
 )  # fmt: skip
 def test_options_of_another_family_are_refused_with_all_other_problems(tmp_path, backbone, message):

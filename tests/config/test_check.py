@@ -111,7 +111,7 @@ def test_hooks_are_a_list_of_sections():
 
 @pytest.mark.parametrize("name", ["tiny-clip", "timm:vit_tiny_patch16_224", "open_clip:ViT-B-16", "hf:x/y"])
 def test_registered_families_of_backbones_are_accepted(name):
-    assert BackboneConfig(name=name).name == name
+    assert BackboneConfig(name=name, weights="random").name == name
 
 
 # --- files and folders -----------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_recipe_runs_two_steps(path, pictures, four_classes, edited, tiny_weight
         overrides += ["seeds=[1]", f"data={edited}", "engine.precision=fp32"]
         overrides += ["task.contrast.steps=2"] if config.task.contrast else []
         if config.task.explanation:
-            overrides += ["backbone={name: hf:tiny-internvl3_5}", "task.explanation.steps=2"]
+            overrides += ["backbone={name: hf:tiny-internvl3_5, weights: random}", "task.explanation.steps=2"]
     elif getattr(config.task, "protocol", "all") == "base_to_novel":
         overrides.append(f"data={four_classes}")  # the pictures have too few classes for two halves
     elif config.data.type != "emoji_captions":

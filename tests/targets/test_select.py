@@ -109,6 +109,6 @@ def test_unsplit_attention_is_pointed_out_but_other_linears_are_found():
 
 
 def test_a_backbone_without_blocks_has_no_towers():
-    backbone = load_backbone("timm:resnet10t")
+    backbone = load_backbone("timm:resnet10t", "random")
     with pytest.raises(UserError, match="no known blocks"):
         select(backbone)

@@ -20,18 +20,10 @@ from ..attention.split import split_attention
 from ..backbones.adapted import adapted
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError
+from ..json_files import read_object
 from ..kernels.factored import FactoredLinear
-from .folder import (
-    CONFIG,
-    RECORD,
-    TENSORS,
-    attachment_of,
-    check_base,
-    check_outputs,
-    probe_outputs,
-    read_json,
-    read_tensors,
-)
+from .folder import CONFIG, attachment_of, check_base, check_outputs, probe_outputs, read_tensors
+from .record import COPY, TENSORS, read_record
 
 # PEFT's names of LoRA's tensors.
 PREFIX, DOWN, UP = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -44,7 +36,7 @@ def has_factors(folder: Path) -> bool:
     Raises:
         ArtefactError: its record is missing or damaged.
     """
-    factors = read_json(folder, RECORD).get("factors")
+    factors = read_record(folder)["factors"]
     return factors is not None and (folder / factors["file"]).is_file()
 
 
@@ -61,10 +53,10 @@ def load_factored(folder: Path, backbone: Backbone) -> Backbone:
     """
     if adapted(backbone) or getattr(backbone, "factored", None):
         raise UserError(f"'{backbone.name}' already carries an adapter: load it anew for another one.")
-    record = read_json(folder, RECORD)
-    check_base(attachment_of(record, folder), backbone, folder)
-    read_json(folder, CONFIG)
-    state = read_tensors(folder / TENSORS, record.get("sha256"))
+    record = read_record(folder)
+    check_base(attachment_of(record), backbone, folder)
+    read_object(folder / CONFIG, COPY)
+    state = read_tensors(folder / TENSORS, record["sha256"])
     factors = record["factors"]
     if factors["file"] != TENSORS:
         state = read_tensors(folder / factors["file"], factors["sha256"])
@@ -72,7 +64,7 @@ def load_factored(folder: Path, backbone: Backbone) -> Backbone:
     replaced = _replace(backbone, state, factors["scale"], folder)
     backbone.requires_grad_(False).eval()
     try:
-        check_outputs(record.get("probe", {}), probe_outputs(backbone), backbone, folder)
+        check_outputs(record["probe"], probe_outputs(backbone), backbone, folder)
     except Exception:
         for path, linear in replaced.items():
             backbone.set_submodule(path, linear)

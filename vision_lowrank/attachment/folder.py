@@ -17,7 +17,6 @@ adapter.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +30,9 @@ from torch import Tensor, nn
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError
 from ..targets.select import Layers
+from .record import COPY
 
-CONFIG, TENSORS, FACTORS = "adapter_config.json", "adapter_model.safetensors", "factors.safetensors"
-RECORD, CARD = "vision_lowrank.json", "README.md"
-FORMAT = 1
+CONFIG, CARD = "adapter_config.json", "README.md"
 # Relative difference of the probe outputs that other hardware and kernels may cause.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -62,54 +60,22 @@ class Attachment:
     options: dict[str, Any]
 
 
-def attachment_of(record: dict[str, Any], folder: Path) -> Attachment:
-    """Return where the adapter of `folder` sits, as its `record` says.
-
-    Raises:
-        ArtefactError: a record of another format, or damaged.
-    """
-    if record.get("format") != FORMAT:
-        raise ArtefactError(
-            f"'{folder / RECORD}' has format {record.get('format')}, not {FORMAT}: use the version that wrote it."
-        )
-    try:
-        fields = record["attachment"]
-        for name in ("towers", "modules"):
-            fields[name] = tuple(fields[name])
-        return Attachment(**fields)
-    except (KeyError, TypeError) as error:
-        raise ArtefactError(f"'{folder / RECORD}' is damaged ({error}): get a fresh copy.") from error
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """Read the JSON object in a file of the folder.
-
-    Raises:
-        ArtefactError: missing or damaged.
-    """
-    path = folder / name
-    if not path.is_file():
-        remedy = (
-            "load a plain PEFT adapter with peft.PeftModel.from_pretrained" if name == RECORD else "get a fresh copy"
-        )
-        raise ArtefactError(f"'{path}' is missing: {remedy}.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ArtefactError(f"'{path}' is damaged: {str(error).splitlines()[0]}; get a fresh copy.") from error
-    if not isinstance(values, dict):
-        raise ArtefactError(f"'{path}' is damaged: it is no JSON object; get a fresh copy.")
-    return values
+def attachment_of(record: Mapping[str, Any]) -> Attachment:
+    """Return where an adapter sits, as its `record` from :func:`.record.read_record` says."""
+    fields = record["attachment"]
+    return Attachment(**fields | {name: tuple(fields[name]) for name in ("towers", "modules")})
 
 
 def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file with this checksum.
+    """Read the tensors of a safetensors file with this checksum, the one that a record has for it.
 
     Raises:
-        ArtefactError: missing, damaged, or not what was saved.
+        ArtefactError: missing, in no record, damaged, not what was saved, or with numbers that are not finite.
     """
     if not path.is_file():
-        raise ArtefactError(f"'{path}' is missing: the adapter is incomplete; get a fresh copy.")
+        raise ArtefactError(f"'{path}' is missing: what it belongs to is incomplete; {COPY}.")
+    if sha256 is None:
+        raise ArtefactError(f"'{path}' is in no record, so nobody knows whether it is what was saved; {COPY}.")
     try:
         state = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -117,7 +83,20 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
         raise ArtefactError(f"'{path}' is damaged: {reason}; get a fresh copy.") from error
     if checksum(state) != sha256:
         raise ArtefactError(f"'{path}' is not what was saved: its checksum differs; get a fresh copy.")
+    for name, tensor in state.items():
+        if not _is_finite(tensor):
+            raise ArtefactError(
+                f"'{path}': '{name}' holds numbers that are not finite, as a training that diverged leaves: train anew."
+            )
     return state
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Tell whether no number is NaN or infinite; a sum says so at once, unless it overflows."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    wide = tensor if tensor.itemsize > 1 else tensor.float()  # types of 8 bits know few operations
+    return bool(wide.sum().isfinite()) or bool(wide.isfinite().all())
 
 
 def checksum(state: Mapping[str, Tensor]) -> str:

@@ -19,8 +19,7 @@ from typing import Any
 
 import peft
 import torch
-from peft import PeftConfig, PeftModel
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -28,31 +27,18 @@ from torch import Tensor, nn
 from ..adapters.peft_method import changes_base
 from ..adapters.tuner import tuner_layers
 from ..attention.split import split_attention
-from ..backbones.adapted import backbone_of
+from ..backbones.adapted import backbone_of, random_base
 from ..backbones.base import Backbone
-from ..errors import ArtefactError, UserError, near_miss
+from ..errors import ArtefactError, UserError
 from ..files import replaced
 from ..kernels.linear import Branch
 from ..modes import preserved
-from ..registry import registry
 from ..version import __version__
 from .attach import detach, inject
 from .factored import PREFIX, pack_factors
-from .folder import (
-    CARD,
-    CONFIG,
-    FACTORS,
-    FORMAT,
-    RECORD,
-    TENSORS,
-    attachment_of,
-    check_base,
-    check_outputs,
-    checksum,
-    probe_outputs,
-    read_json,
-    read_tensors,
-)
+from .folder import CARD, CONFIG, attachment_of, check_base, check_outputs, checksum, probe_outputs, read_tensors
+from .peft_config import read_config, write_config
+from .record import BASE, FACTORS, FORMAT, RECORD, TENSORS, read_record
 
 
 def save(model: PeftModel, folder: str | os.PathLike, adapter_name: str | None = None) -> Path:
@@ -64,11 +50,21 @@ def save(model: PeftModel, folder: str | os.PathLike, adapter_name: str | None =
         adapter_name: None for the active adapter.
 
     Returns:
-        The folder.
+        The folder. Beside the adapter it holds the base where its weights are random, as nobody can load them again.
 
     Raises:
         UserError: `model` was not made by attach, has no such adapter, or `folder` holds something else.
     """
+    return save_adapter(model, folder, adapter_name, random_base(model))
+
+
+def save_adapter(
+    model: PeftModel,
+    folder: str | os.PathLike,
+    adapter_name: str | None = None,
+    base: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Save one adapter, as :func:`save` does, with the tensors of a `base` that has no other place."""
     folder = Path(folder)
     name = model.active_adapters[0] if adapter_name is None else adapter_name
     if name not in getattr(model, "attachments", {}):
@@ -81,12 +77,15 @@ def save(model: PeftModel, folder: str | os.PathLike, adapter_name: str | None =
         "format": FORMAT,
         "attachment": asdict(model.attachments[name]),
         "sha256": checksum(state),
+        "base": checksum(base) if base else None,
         "factors": about_factors,
         "probe": probe(model, name),
         "versions": {"vision_lowrank": __version__, "peft": peft.__version__, "torch": torch.__version__},
     }
     with replaced(folder, CONFIG) as new:
         save_file(state, new / TENSORS, metadata={"format": "pt"})
+        if base:
+            save_file(dict(base), new / BASE)
         if factors:
             save_file(factors, new / FACTORS, metadata={"format": "pt"})
         write_config(model.peft_config[name], new)
@@ -111,18 +110,24 @@ def load(
             another shape, or the outputs differ from those at save. The backbone is left without the adapter.
     """
     folder = Path(folder)
-    record = read_json(folder, RECORD)
-    attachment = attachment_of(record, folder)
+    record = read_record(folder)
+    attachment = attachment_of(record)
     base = backbone_of(backbone)
     check_base(attachment, base, folder)
-    config = read_config(folder)
-    state = read_tensors(folder / TENSORS, record.get("sha256"))
+    state = read_tensors(folder / TENSORS, record["sha256"])
+    config = read_config(folder, state)
     config.inference_mode = not trainable
     split_attention(base)
-    model = inject(backbone, config, adapter_name)
+    try:
+        model = inject(backbone, config, adapter_name)
+    except UserError:
+        raise
+    except Exception as error:  # a config that no method can use fails anywhere inside
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ArtefactError(f"'{folder / CONFIG}' does not fit '{base.name}': {reason}; get a fresh copy.") from error
     try:
         _put(model, state, adapter_name, folder)
-        check_outputs(record.get("probe", {}), probe(model, adapter_name), model, folder)
+        check_outputs(record["probe"], probe(model, adapter_name), model, folder)
     except Exception:
         detach(model, adapter_name)
         raise
@@ -137,42 +142,6 @@ def adapter_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     places = {(tensor.data_ptr() or name, tensor.shape): name for name, tensor in reversed(state.items())}
     return {name: state[name] for name in reversed(places.values())}
-
-
-def write_config(config: PeftConfig, folder: Path) -> None:
-    """Write ``adapter_config.json``, ready for inference, the same for one config whatever the order of its sets."""
-    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    values["inference_mode"] = True
-    (folder / CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_config(folder: Path) -> PeftConfig:
-    """Read the config of an adapter folder.
-
-    Raises:
-        ArtefactError: missing, damaged, or of a method that is not known here.
-    """
-    values = read_json(folder, CONFIG)
-    kind = values.get("peft_type")
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        _import_method(str(kind))
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        known = [getattr(key, "value", key) for key in PEFT_TYPE_TO_CONFIG_MAPPING]
-        raise ArtefactError(f"'{folder / CONFIG}' names an unknown method '{kind}'.{near_miss(str(kind), known)}")
-    try:
-        return PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(folder))
-    except (TypeError, ValueError, UserError) as error:
-        raise ArtefactError(f"'{folder / CONFIG}' is not valid: {str(error).splitlines()[0]}") from error
-
-
-def _import_method(kind: str) -> None:
-    """Have a method of ours join PEFT's table, as it does when its module is imported: ``LOLDU`` is registered as
-    ``loldu``. All modules are imported for a type that is no registered name, such as ``OFFSET_LORA``.
-    """
-    if kind.lower() in {part.name for part in registry.list("adapter")}:
-        registry.get("adapter", kind.lower()).load()
-    else:
-        registry.load("adapter")
 
 
 def probe(model: PeftModel, adapter_name: str) -> dict[str, list[float]]:

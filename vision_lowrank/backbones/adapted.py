@@ -6,12 +6,15 @@ factors in its linears, which compute the same and need no PEFT (:mod:`vision_lo
 
 from __future__ import annotations
 
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..attention.split import fuse_attention
 from ..errors import UserError
+from .weights import RANDOM
 
 
 def adapted(model: nn.Module) -> bool:
@@ -22,6 +25,23 @@ def adapted(model: nn.Module) -> bool:
 def backbone_of(model: nn.Module) -> Any:
     """Return the backbone inside a model with adapters; a backbone, or any other module, itself."""
     return model.get_base_model() if adapted(model) else model
+
+
+def plain_copy(model: nn.Module) -> Any:
+    """Return a copy of the backbone alone, its attention fused, as ``load_backbone`` gives it."""
+    copied = copy.deepcopy(model)
+    return fuse_attention(copied.unload() if adapted(model) else copied)
+
+
+def random_base(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a base with random weights, by their names in what ``load_backbone`` gives.
+
+    Nobody can load them elsewhere, so they go with what is saved. Empty for any other base.
+    """
+    if getattr(backbone_of(model), "weights", None) != RANDOM:
+        return {}
+    state = plain_copy(model).state_dict()
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:

@@ -65,7 +65,9 @@ class Backbone(Identified):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What ``load_backbone(**spec)`` needs to build this backbone again; random weights come out different."""
+        """What ``load_backbone(**spec)`` needs to build this backbone again; random weights come out different, so
+        whatever is saved with them brings them along.
+        """
         return {"name": self.name, "weights": self.weights, **self.options}
 
     def tower_of(self, path: str) -> str | None:

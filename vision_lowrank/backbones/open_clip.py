@@ -104,14 +104,12 @@ class OpenClipBackbone(ImageEncoder, TextEncoder):
 
 
 @register("backbone", "open_clip", summary="CLIP-like models of open_clip, image and text towers: `open_clip:ViT-B-16`")
-def load_open_clip(
-    arch: str, weights: str | None = None, image_size: int | None = None, **options: Any
-) -> OpenClipBackbone:
+def load_open_clip(arch: str, weights: str, image_size: int | None = None, **options: Any) -> OpenClipBackbone:
     """Build the architecture `arch` of ``open_clip.list_models()``.
 
     Args:
         arch: such as ``ViT-B-16``.
-        weights: None or ``random``; a tag such as ``openai``; ``pretrained`` (``openai`` where it exists, else the
+        weights: ``random``; a tag such as ``openai``; ``pretrained`` (``openai`` where it exists, else the
             first tag that open_clip lists); or a local ``.safetensors`` or ``.pt`` file. A tag brings its own
             activation; with a file of OpenAI's weights, name the ``-quickgelu`` architecture.
         image_size: side of the input in pixels, open_clip's ``force_image_size``, to which position embeddings are
@@ -128,7 +126,7 @@ def load_open_clip(
         raise UserError(
             f"unknown open_clip architecture '{arch}'.{near_miss(arch, known)} See open_clip.list_models()."
         )
-    tag = None if weights is None or weights == RANDOM or is_file(weights) else _tag(arch, weights)
+    tag = None if weights == RANDOM or is_file(weights) else _tag(arch, weights)
     if tag and get_pretrained_cfg(arch, tag).get("quick_gelu"):
         options = {"force_quick_gelu": True, **options}
     given, options = options, {**options, **({} if image_size is None else {"force_image_size": image_size})}
@@ -139,14 +137,14 @@ def load_open_clip(
             raise UserError(f"open_clip '{arch}' does not accept these options: {error}.") from error
     patch_embed = getattr(getattr(model.visual, "trunk", model.visual), "patch_embed", model.visual)
     check_image_size(image_size, max(getattr(patch_embed, "patch_size", (1,))), arch)
-    if weights and is_file(weights):
+    if is_file(weights):
         with reading(weights):
             keys = load_checkpoint(model, weights, strict=False, weights_only=True)
         check_keys(keys.missing_keys, keys.unexpected_keys, weights)
     return wrap_open_clip(
         model,
         name=f"open_clip:{arch}",
-        weights=tag or weights or RANDOM,
+        weights=tag or weights,
         embed_dim=open_clip.get_model_config(arch)["embed_dim"],
         preprocess=open_clip.get_model_preprocess_cfg(model),
         tokenizer=_tokenizer(arch, options.get("force_context_length")),

@@ -59,7 +59,7 @@ class TimmBackbone(ImageEncoder):
 )  # fmt: skip
 def load_timm(
     arch: str,
-    weights: str | None = None,
+    weights: str,
     pooler: bool = False,
     image_size: int | None = None,
     **options: Any,
@@ -68,7 +68,7 @@ def load_timm(
 
     Args:
         arch: such as ``vit_small_patch16_224``, with or without a weight tag after a dot.
-        weights: None or ``random``; ``pretrained`` (the tag in `arch`, else timm's default tag); a tag such as
+        weights: ``random``; ``pretrained`` (the tag in `arch`, else timm's default tag); a tag such as
             ``lvd142m``; or a local ``.safetensors`` or ``.pt`` file, with or without a classifier, of timm or of
             Hugging Face's ViT.
         pooler: end with the tanh layer over the class token that Hugging Face's ``ViTModel`` calls ``pooler_output``,
@@ -87,8 +87,8 @@ def load_timm(
         raise UserError(f"unknown timm model '{base}'.{near_miss(base, known)} See timm.list_models().")
     if own_tag:
         _check_tag(base, own_tag)
-    file = weights if weights and is_file(weights) else None
-    download = not file and weights not in (None, RANDOM)
+    file = weights if is_file(weights) else None
+    download = not file and weights != RANDOM
     if download and weights != PRETRAINED:
         _check_tag(base, weights)
     if download and pooler:
@@ -114,7 +114,7 @@ def load_timm(
     return TimmBackbone(
         model,
         name=f"timm:{arch}",
-        weights=weights or RANDOM,
+        weights=weights,
         towers=timm_tower(model, "vision", "model"),
         preprocess=_preprocess(model),
         embed_dim=getattr(model, "head_hidden_size", model.num_features),

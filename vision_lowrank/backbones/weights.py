@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config.marks import WEIGHTS
@@ -16,6 +16,7 @@ from ..errors import ArtefactError, UserError
 
 RANDOM = "random"
 PRETRAINED = "pretrained"
+NEVER_TRAINED = "random weights: this base was never trained, so what an adapter makes of it proves nothing"
 
 
 def is_file(weights: str) -> bool:
@@ -107,8 +108,7 @@ def downloading(what: str) -> Iterator[None]:
         ) from error
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state dict of an unsplit model as fp16 safetensors; integer tensors keep their type."""
+def half_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of an unsplit model in fp16, on the CPU; integer tensors keep their type."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, path)
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}

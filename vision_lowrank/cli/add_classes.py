@@ -30,6 +30,7 @@ def add_classes_command(
     batch_size: int,
     json_path: Path | None,
     dry_run: bool,
+    trust: bool = False,
 ) -> None:
     """Add the classes in `pictures`, or take the last addition back; print what that does and write it to a file.
 
@@ -49,7 +50,13 @@ def add_classes_command(
         print(f"{'would take' if dry_run else 'took'} back {_counted(len(names), 'class', 'es')}: {', '.join(names)}")
     else:
         growth = add_classes(
-            artefact, pictures, min_pictures=min_pictures, batch_size=batch_size, dry_run=dry_run, show=_bar
+            artefact,
+            pictures,
+            min_pictures=min_pictures,
+            batch_size=batch_size,
+            dry_run=dry_run,
+            show=_bar,
+            trust=trust,
         )
         numbers = asdict(growth)
         _print(growth, artefact, dry_run)

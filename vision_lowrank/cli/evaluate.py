@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from ..engine.task import Task
 
 
-def evaluate_command(target: Path, overrides: list[str], json_path: Path | None) -> None:
+def evaluate_command(target: Path, overrides: list[str], json_path: Path | None, trust: bool = False) -> None:
     """Evaluate `target` on its test sets and print the table."""
     saved = target.is_dir()
     check = check_recorded if saved else check_recipe
     check(target, overrides)
     from ..engine.loop import Engine  # torch, only now
 
-    task, config = _saved_task(target, overrides) if saved else _recipe_task(target, overrides)
+    task, config = _saved_task(target, overrides, trust) if saved else _recipe_task(target, overrides)
     with tempfile.TemporaryDirectory() as scratch:
         settings = config.engine.model_copy(update={"tensorboard": False})  # nobody would see what is thrown away
         engine = Engine(settings, task, Path(scratch), seed=config.seed)
@@ -40,9 +40,9 @@ def _recipe_task(path: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
     return build_task(config, config.seed), config
 
 
-def _saved_task(folder: Path, overrides: list[str]) -> tuple[Task, RunConfig]:
+def _saved_task(folder: Path, overrides: list[str], trust: bool) -> tuple[Task, RunConfig]:
     """Load the saved model on the data it was trained for, or on other data given by overrides."""
     from ..tasks.saved import load_model
 
     config = recorded_config(folder, overrides)
-    return load_model(folder).on(config), config
+    return load_model(folder, trust=trust).on(config), config

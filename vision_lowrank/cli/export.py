@@ -19,7 +19,13 @@ FORMATS = {"lora": "peft", "diffusers": "diffusers", "kohya": "kohya", "merged":
 
 
 def export_command(
-    artefact: Path, out: Path, format: str, rank: int | None, tolerance: float | None, fuse_qkv: bool
+    artefact: Path,
+    out: Path,
+    format: str,
+    rank: int | None,
+    tolerance: float | None,
+    fuse_qkv: bool,
+    trust: bool = False,
 ) -> None:
     """Write `artefact` to `out` and say what was written and how exact it is.
 
@@ -38,7 +44,7 @@ def export_command(
     from ..export.onnx import export_onnx
     from ..tasks.saved import load_model
 
-    model = load_model(artefact, attach=True)
+    model = load_model(artefact, attach=True, trust=trust)
     if format not in model.exports:
         reason = f", as {model.export_limits[format]}" if format in model.export_limits else ""
         raise UserError(

@@ -20,6 +20,7 @@ def inspect_command(
     evaluate: bool,
     out: Path | None,
     json_path: Path | None,
+    trust: bool = False,
 ) -> None:
     """Inspect `target`: a folder is an artefact, a file a recipe.
 
@@ -37,7 +38,7 @@ def inspect_command(
         read_about(target)
         from .inspect_artefact import inspect_artefact  # torch, only now
 
-        inspect_artefact(target, top_k, epsilon, out, json_path, overrides if evaluate else None)
+        inspect_artefact(target, top_k, epsilon, out, json_path, overrides if evaluate else None, trust)
         return
     if out or json_path or evaluate:
         raise UserError(f"{target}: --evaluate, --out and --json are for artefact folders: a recipe is printed only.")

@@ -23,7 +23,7 @@ from ..analysis.layers import LayerPair, LayerReport, analyse, layer_pairs
 from ..analysis.trained_base import trained_pairs
 from ..backbones.adapted import adapted
 from ..backbones.load import load_backbone
-from ..backbones.weights import RANDOM
+from ..backbones.weights import NEVER_TRAINED, RANDOM
 from ..errors import UserError
 from ..files import write_text
 from ..tasks.about import read_about
@@ -45,6 +45,7 @@ def inspect_artefact(
     out: Path | None,
     json_path: Path | None,
     overrides: list[str] | None = None,
+    trust: bool = False,
 ) -> None:
     """Print the tables, write the page and, if asked, the numbers.
 
@@ -55,11 +56,12 @@ def inspect_artefact(
         out: the page; None for one inside `folder`.
         json_path: takes the numbers.
         overrides: settings of the data to evaluate on; None for weights only.
+        trust: as for ``load_model``.
 
     Raises:
         UserError: not an artefact; without `overrides` one whose change is no ΔW, with them one without data.
     """
-    model, spec = load_model(folder, attach=True), read_about(folder)["backbone"]
+    model, spec = load_model(folder, attach=True, trust=trust), read_about(folder)["backbone"]
     lost = bool(model.trained_base) and spec["weights"] == RANDOM
     if lost and overrides is not None:
         raise UserError(f"{folder}: was trained from random weights, which forgot nothing: use `vision-lowrank eval`.")
@@ -84,6 +86,8 @@ def inspect_artefact(
         numbers["forgetting"] = forgotten(run)
         numbers["mitigation"] = _or_reason(lambda: _mitigation(run, numbers))
         numbers["separation"] = _or_reason(lambda: separated(run))
+    if spec["weights"] == RANDOM:
+        print(f"{model.backbone.name}: {NEVER_TRAINED}")
     for table in tables(numbers):
         if isinstance(table, str):
             print(table)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from ..backbones.adapted import adapted
+from ..backbones.adapted import adapted, backbone_of
+from ..backbones.weights import NEVER_TRAINED, RANDOM
 from ..config import load_config
 from ..engine.cost import step_cost
 from ..engine.loop import Engine
@@ -30,6 +31,8 @@ def inspect_recipe(path: Path, overrides: list[str]) -> None:
     if adapted(model):
         print(coverage(model))
     table = Table(show_header=False)
+    if backbone_of(model).weights == RANDOM:
+        table.add_row("base", NEVER_TRAINED)
     total = count(task.parameters())
     trainable = count(p for p in task.parameters() if p.requires_grad)
     table.add_row("parameters", f"{total:,}")

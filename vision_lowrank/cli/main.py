@@ -40,6 +40,9 @@ Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer evaluates this on Python 3.10 too
     typer.Argument(help="settings to change, such as adapter.r=4 engine.steps=200", show_default=False),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="let the artefact choose what is opened and how large its base is")
+]
 Artefact = Annotated[Path, typer.Argument(help="artefact folder, such as runs/NAME/seed-1/artefact")]
 
 
@@ -71,11 +74,12 @@ def evaluate(
     target: Annotated[Path, typer.Argument(help="an artefact folder, or a recipe (then untrained)")],
     overrides: Overrides = None,
     json: Annotated[Optional[Path], typer.Option(help="also write the metrics to this file")] = None,  # noqa: UP045
+    trust: Trust = False,
 ) -> None:
     """Evaluate an artefact on its own test sets, or on other data given as data.… overrides."""
     from .evaluate import evaluate_command
 
-    evaluate_command(target, overrides or [], json)
+    evaluate_command(target, overrides or [], json, trust)
 
 
 @app.command()
@@ -87,12 +91,13 @@ def predict(
     top: Annotated[Optional[int], typer.Option(min=1, help="classes to report per picture; 3 if not given")] = None,  # noqa: UP045
     batch_size: Annotated[int, typer.Option(min=1, help="pictures per batch")] = 64,
     skip_broken: Annotated[bool, typer.Option(help="skip files that are not readable pictures")] = False,
+    trust: Trust = False,
 ) -> None:
     """Say what a saved model sees in pictures: classes, or whether and where they were edited."""
     from .predict import predict_command
 
     options = {} if top is None else {"top": top}  # what only some models know
-    predict_command(artefact, images, json, csv, options, batch_size, skip_broken)
+    predict_command(artefact, images, json, csv, options, batch_size, skip_broken, trust)
 
 
 @app.command("add-classes")
@@ -107,11 +112,12 @@ def add_classes(
     batch_size: Annotated[int, typer.Option(min=1, help="pictures per batch")] = 64,
     json: Annotated[Optional[Path], typer.Option(help="also write the numbers to this file")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="report, and leave the artefact as it is")] = False,
+    trust: Trust = False,
 ) -> None:
     """Add classes to a saved artefact from a handful of pictures, and say what changed on its old classes."""
     from .add_classes import add_classes_command
 
-    add_classes_command(artefact, folder, undo, min_pictures, batch_size, json, dry_run)
+    add_classes_command(artefact, folder, undo, min_pictures, batch_size, json, dry_run, trust)
 
 
 @app.command()
@@ -130,6 +136,7 @@ def inspect(
     ] = False,
     out: Annotated[Optional[Path], typer.Option(help="artefact: the page; ARTEFACT/inspect.html if not given")] = None,  # noqa: UP045
     json: Annotated[Optional[Path], typer.Option(help="artefact: also write the numbers to this file")] = None,  # noqa: UP045
+    trust: Trust = False,
 ) -> None:
     """Show what a recipe would train and cost, or what training did to the weights of an artefact.
 
@@ -137,7 +144,7 @@ def inspect(
     """
     from .inspect import inspect_command
 
-    inspect_command(target, overrides or [], top_k, epsilon, evaluate, out, json)
+    inspect_command(target, overrides or [], top_k, epsilon, evaluate, out, json, trust)
 
 
 @app.command()
@@ -156,11 +163,12 @@ def export(
         typer.Option(min=0, help="largest relative error of a layer; 0.01 without --rank"),
     ] = None,
     fuse_qkv: Annotated[bool, typer.Option("--fuse-qkv", help="q, k and v as one layer, as timm has them")] = False,
+    trust: Trust = False,
 ) -> None:
     """Write an artefact's adapter as a plain LoRA or merged into the base weights, or the classifier as ONNX."""
     from .export import export_command
 
-    export_command(artefact, out, format, rank, tolerance, fuse_qkv)
+    export_command(artefact, out, format, rank, tolerance, fuse_qkv, trust)
 
 
 app.command()(compare)
@@ -209,6 +217,7 @@ def scan(
         Optional[str],  # noqa: UP045
         typer.Option(help="edited, or uncertain (which includes edited): exit with code 2 if one is found"),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Look for edits in pictures: verdict, likelihood under the model, regions, heat map and signs of each.
 
@@ -220,7 +229,7 @@ def scan(
     written = (json, csv, html, npy)
     with _exit_code(1):  # 2 says that something was found
         scan_command(
-            paths, model, out, recursive, batch, device, threshold, overlay, explain, *written, resume, fail_on
+            paths, model, out, recursive, batch, device, threshold, overlay, explain, *written, resume, fail_on, trust
         )
 
 

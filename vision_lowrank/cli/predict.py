@@ -35,6 +35,7 @@ def predict_command(
     options: dict[str, Any],
     batch_size: int,
     skip_broken: bool,
+    trust: bool = False,
 ) -> None:
     """Predict, then print a table or write the files asked for.
 
@@ -48,7 +49,7 @@ def predict_command(
     with without_collection():
         from ..tasks.saved import load_model  # torch, only now
 
-    model = load_model(artefact)
+    model = load_model(artefact, trust=trust)
     model.check_options(options)
     found = _predicted(model, inputs.sources, batch_size, options, skip_broken)
     rows = [{"image": str(source.path), **row.to_row()} for source, row in found]

@@ -51,6 +51,7 @@ def scan_command(
     npy: bool,
     resume: bool,
     fail_on: str | None,
+    trust: bool = False,
 ) -> None:
     """Scan, write the results asked for (all three where none is), say what was found; see ``main.py`` for the options.
 
@@ -71,7 +72,7 @@ def scan_command(
         from ..inference.run import Options, scan
 
     place = compute_device(device)
-    looking = load_edit_model(folder, place)
+    looking = load_edit_model(folder, place, trust)
     _make_folder(out)
     if found.left_out:
         print(_plain(said(found.left_out)), file=sys.stderr)
@@ -95,8 +96,8 @@ def scan_command(
     _exit(header, fail_on)
 
 
-def load_edit_model(folder: Path, device: torch.device) -> EditModel:
-    """Load the model in a folder, on `device`.
+def load_edit_model(folder: Path, device: torch.device, trust: bool = False) -> EditModel:
+    """Load the model in a folder, on `device`; `trust` is that of ``load_model``.
 
     Raises:
         UserError: it does not look for edits.
@@ -104,7 +105,7 @@ def load_edit_model(folder: Path, device: torch.device) -> EditModel:
     with without_collection():
         from ..tasks.saved import load_model
 
-    model = load_model(folder)
+    model = load_model(folder, trust=trust)
     if not hasattr(model, "calibration"):
         raise UserError(f"{folder}: a model for {model.task} looks for no edits: use `vision-lowrank predict`.")
     return model.to(device)

@@ -16,6 +16,21 @@ from ..registry import registry
 
 # Endings of weight files: text without one and without a slash is a library's tag.
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+# The longest side of a model's input in pixels that is believed.
+MAX_SIDE = 4096
+
+
+def unsaid_weights(name: str, weights: str | None) -> str:
+    """Return why a backbone's `weights` are not said; empty where they are.
+
+    A model that ships with the package, whose name has no colon, has weights of its own.
+    """
+    if (weights is None and ":" not in name) or (weights and weights.strip()):
+        return ""
+    return (
+        f"backbone '{name}' needs its weights to be said: `pretrained`, the library's default; a tag of the library, "
+        f"such as `openai`; a file ({', '.join(WEIGHTS)}); or `random`, for a model that was never trained."
+    )
 
 
 @dataclass(frozen=True)

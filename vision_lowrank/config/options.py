@@ -75,7 +75,7 @@ def indexed_options(part: Part) -> dict[str, Option]:
 def dataclass_options(config: type) -> dict[str, Option]:
     """Return the options of a config dataclass: the names in its ``exposed``, or every field that is not hidden."""
     exposed = getattr(config, "exposed", None)
-    types = _types(config)
+    types = field_types(config)
     return {
         field.name: Option(
             types.get(field.name, Any),
@@ -139,10 +139,11 @@ def build(part: Part, given: Mapping[str, Any]) -> Any:
         raise ConfigError([f"adapter '{part.name}': {str(error).splitlines()[0]}"]) from error
 
 
-def _types(config: type) -> dict[str, Any]:
+def field_types(config: type) -> dict[str, Any]:
+    """Return the types of a config dataclass's fields by name; none where PEFT imports one for type checkers only."""
     try:
         return typing.get_type_hints(config)
-    except NameError:  # an annotation that PEFT imports for type checkers only
+    except NameError:
         return {}
 
 

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from ..errors import UserError
 from ..registry import registry
-from .marks import FileOrTag
+from .marks import MAX_SIDE, FileOrTag, unsaid_weights
 
 
 class Section(BaseModel):
@@ -30,13 +30,19 @@ class BackboneConfig(Section):
     name: str = Field(description="`tiny-clip`, `open_clip:<arch>`, `timm:<model>` or `hf:<multimodal LLM>`")
     weights: FileOrTag | None = Field(
         None,
-        description="library tag (`openai`), `pretrained`, `random` or a file; null = shipped (tiny-clip) or random",
+        description="`pretrained`, a library's tag (`openai`), a file, or `random`; only a shipped model has a default",
     )
     image_size: int | None = Field(
-        None, ge=1, description="side of the input in pixels, positions resampled to it; null = the model's own"
+        None,
+        ge=1,
+        le=MAX_SIDE,
+        description="side of the input in pixels, positions resampled to it; null = the model's own",
     )
     crop_pct: float | None = Field(
-        None, gt=0, le=1, description="evaluation resizes to size / this before its centre crop; null = the model's own"
+        None,
+        ge=0.1,
+        le=1,
+        description="evaluation resizes to size / this before its centre crop; null = the model's own",
     )
 
     options: Any = Field(
@@ -53,6 +59,12 @@ class BackboneConfig(Section):
         except UserError as error:
             raise PydanticCustomError("part", "{reason}", {"reason": str(error)}) from None
         return name
+
+    @model_validator(mode="after")
+    def _weights_said(self) -> BackboneConfig:
+        if reason := unsaid_weights(self.name, self.weights):
+            raise PydanticCustomError("part", "{reason}", {"reason": reason})
+        return self
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
 
-def _one_slot(templates: tuple[str, ...]) -> tuple[str, ...]:
+def check_templates(templates: Collection[str]) -> Collection[str]:
+    """Return prompt templates that ``template.format(class_name)`` can fill.
+
+    Raises:
+        ValueError: one has not exactly one ``{}``, or another brace beside it.
+    """
     for template in templates:
-        if template.replace("{}", "", 1).count("{") or template.count("{}") != 1:
-            raise ValueError(f"template '{template}' needs exactly one {{}} for the class name")
+        if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+            raise ValueError(f"template '{template}' needs exactly one {{}} for the class name, and no other brace")
     return templates
 
 
@@ -22,7 +28,7 @@ def _sum_to_one(fractions: tuple[float, float, float]) -> tuple[float, float, fl
 
 
 # Prompt templates, each with one {} for the class name.
-Templates = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_one_slot)]
+Templates = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_templates)]
 
 # Shares of train, val and test.
 Fractions = Annotated[tuple[float, float, float], AfterValidator(_sum_to_one)]

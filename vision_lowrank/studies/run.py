@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from ..backbones.adapted import adapted
+from ..backbones.adapted import adapted, backbone_of
+from ..backbones.weights import NEVER_TRAINED, RANDOM
 from ..config import RunConfig, environment, to_tree
 from ..engine.cost import peak_bytes
 from ..engine.loop import Engine
@@ -112,6 +113,9 @@ def run_seed(config: RunConfig, seed: int, folder: Path) -> dict[str, Any]:
         if seed == config.seeds[0]:
             for line in task.data_summary():
                 engine.display.say(line)
+        base = backbone_of(task.model.backbone)
+        if base.weights == RANDOM:
+            engine.display.say(f"{base.name}: {NEVER_TRAINED}")
         baseline = _baseline(engine, folder / "baseline.json")
         cost = _cost(engine)
         engine.fit()

@@ -6,44 +6,43 @@ artefact is a folder::
 
     artefact.json       the task, base model and its fingerprint, preprocessing, what the task adds, the run's record
     adapter/            PEFT's adapter folder (absent without an adapter)
-    base.safetensors    the base's tensors that were trained themselves (absent where none were)
+    base.safetensors    the base's tensors that were trained themselves, or all of a random base (else absent)
 
-and what the task saves beside them. It holds all that prediction needs but the untrained base weights, and refuses any
-other base. The folder of an adapter alone, as ``vl.save`` writes it, loads as a model without a head.
+and what the task saves beside them. Every tensor file but the adapter's own is in ``artefact.json`` with its SHA-256.
+It holds all that prediction needs but the pretrained base weights, and refuses any other base. The folder of an
+adapter alone, as ``vl.save`` writes it, loads as a model without a head.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..attachment.factored import has_factors, load_factored
-from ..attachment.folder import checksum
-from ..attention.split import fuse_attention
-from ..backbones.adapted import adapted, adapter_names, backbone_of
+from ..attachment.folder import checksum, read_tensors
+from ..attachment.record import BASE, COPY
+from ..backbones.adapted import adapted, adapter_names, backbone_of, plain_copy, random_base
 from ..backbones.load import load_backbone
 from ..data.images import PIXELS, batches, pixel_count, read_image, to_rgb
 from ..data.transforms import Preprocess
 from ..errors import ArtefactError, UserError, near_miss
 from ..registry import register, registry
-from .about import check_about, read_about
+from .about import ARTEFACT, About, read_about
+from .trust import check_trust
 
 if TYPE_CHECKING:
     from ..config.schema import RunConfig
     from ..engine.task import Task
-
-BASE = "base.safetensors"
 
 
 class Row(Protocol):
@@ -64,7 +63,7 @@ class AdaptedModel(nn.Module):
 
     Attributes:
         task: what ``artefact.json`` and the registry call this kind of model.
-        keys: what ``artefact.json`` must say beside what all must.
+        about_model: the type of what ``artefact.json`` says.
         takes: what it can be given: ``pictures``.
         exports: formats that it can be written in.
         export_limits: format -> why it cannot be written in that one, where people would ask.
@@ -75,7 +74,7 @@ class AdaptedModel(nn.Module):
     """
 
     task: ClassVar[str] = "adapter"
-    keys: ClassVar[tuple[str, ...]] = ()
+    about_model: ClassVar[type[About]] = About
     takes: ClassVar[tuple[str, ...]] = ("pictures",)
     exports: ClassVar[tuple[str, ...]] = ("lora", "diffusers", "kohya", "merged")
     export_limits: ClassVar[Mapping[str, str]] = {}
@@ -139,14 +138,15 @@ class AdaptedModel(nn.Module):
 
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the model; `record` is kept beside it (config, versions, metrics), where the folder has a place."""
-        self._save_adapter(folder)
+        self._save_adapter(folder, random_base(self.backbone))
 
     @classmethod
-    def load(cls, folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False) -> AdaptedModel:
+    def load(
+        cls, folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False, trust: bool = False
+    ) -> AdaptedModel:
         """Read back what :meth:`save` wrote; arguments and errors are those of :func:`load_model`."""
         folder = Path(folder)
-        backbone, _ = restore_backbone(folder, cls.read(folder), backbone, attach)
-        return cls(backbone).eval()
+        return cls(restore_backbone(folder, cls.read(folder), backbone, attach=attach, trust=trust)).eval()
 
     @classmethod
     def read(cls, folder: Path) -> dict[str, Any]:
@@ -162,54 +162,72 @@ class AdaptedModel(nn.Module):
             raise ArtefactError(
                 f"{folder}: holds {held}, not a model for {cls.task}: `vision-lowrank inspect` says more of it."
             )
-        check_about(folder, about, cls.keys)
-        return about
+        return about if about["task"] == AdaptedModel.task else read_about(folder, cls.about_model)
 
-    def save_model(self, folder: Path, about: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        """Write adapter, trained base weights and ``artefact.json``.
+    def restore(self, about: Mapping[str, Any]) -> None:
+        """Take over what an artefact says of the training that made it."""
+        self.fingerprint, self.trained_base = about["fingerprint"], set(about["trained_base"])
+        self.record = about["record"]
+
+    def save_model(
+        self,
+        folder: Path,
+        about: Mapping[str, Any],
+        record: Mapping[str, Any],
+        parts: Mapping[str, Mapping[str, Tensor]] = {},
+    ) -> None:
+        """Write adapter, trained base weights, the task's tensors and ``artefact.json``.
 
         Args:
             folder: created where it is missing.
             about: what the task adds to ``artefact.json``.
             record: config, versions and metrics of the run, kept beside it.
+            parts: file -> tensors, such as those of a head.
 
         Raises:
             UserError: it was loaded for prediction alone.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if base := self._base_state():
-            save_file(base, folder / BASE)
         has_adapter = adapted(self.backbone) or self.backbone.factored
+        base = self._base_state()
         if has_adapter:
-            self._save_adapter(folder / "adapter")
+            self._save_adapter(folder / "adapter", {})
         everything = {
             **about,
             "backbone": self.backbone.spec,
             "fingerprint": self.fingerprint,
             "preprocess": self.backbone.preprocess.to_dict(),
             "adapter": bool(has_adapter),
-            "base": checksum(base) if base else None,
+            "trained_base": sorted(self.trained_base),
+            "tensors": save_parts(folder, {BASE: base} | dict(parts)),
             "record": dict(record),
         }
-        (folder / "artefact.json").write_text(json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
+        write_about(folder, everything)
 
-    def _save_adapter(self, folder: Path) -> None:
-        from ..attachment.store import save  # where an adapter is attached, PEFT has been imported
+    def _save_adapter(self, folder: Path, base: Mapping[str, Tensor]) -> None:
+        """Write the adapter, with the tensors of a base that has no other place."""
+        from ..attachment.store import save_adapter  # where an adapter is attached, PEFT has been imported
 
         if not adapted(self.backbone):
             raise UserError("the model was loaded for prediction: load it with attach=True to save it.")
-        save(self.backbone, folder)
+        save_adapter(self.backbone, folder, base=base)
 
     def _base_state(self) -> dict[str, Tensor]:
-        """Return the base's trained tensors, by their names in a backbone as ``load_backbone`` gives it."""
+        """Return the base's tensors that nobody can load elsewhere, by their names in a backbone of ``load_backbone``.
+
+        They are those that were trained, and all of a base with random weights.
+        """
+        if not adapted(self.backbone) and self.backbone.factored:
+            return {}  # it is refused before anything is written
+        everything = random_base(self.backbone)
         if not self.trained_base:
-            return {}
-        plain = self.backbone
-        if adapted(plain):
-            plain = fuse_attention(copy.deepcopy(plain).unload())  # an adapter has split attention and wrapped layers
+            return everything
+        plain = plain_copy(self.backbone)
+        if adapted(self.backbone):
             plain.take_identity()
             self._belongs_to(plain.fingerprint)
-        return {n: t.detach().contiguous() for n, t in plain.state_dict().items() if n in self.trained_base}
+        trained = {n: t.detach().cpu().contiguous() for n, t in plain.state_dict().items() if n in self.trained_base}
+        return everything or trained
 
     def _belongs_to(self, weights: str) -> None:
         """Let the adapters say that they belong to a base of the fingerprint `weights`: the one trained beside them."""
@@ -222,7 +240,9 @@ def _pixels(picture: str | Path | Image.Image) -> int:
     return picture.width * picture.height if isinstance(picture, Image.Image) else pixel_count(Path(picture))
 
 
-def load_model(folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False) -> AdaptedModel:
+def load_model(
+    folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False, trust: bool = False
+) -> AdaptedModel:
     """Load a saved model of any task, in evaluation mode.
 
     Args:
@@ -230,32 +250,41 @@ def load_model(folder: str | Path, backbone: nn.Module | None = None, *, attach:
         backbone: the base model, if it is loaded already; otherwise it is loaded by the name in the artefact.
         attach: attach the adapter with PEFT, so that it can be switched off, merged, exported and trained on. Without
             it an adapter that has factors is put into the linears, which is quicker and computes the same.
+        trust: let the artefact choose which files are opened and how large its base is, see :mod:`.trust`.
 
     Raises:
-        ArtefactError: not an artefact, damaged, or made for another base model.
+        ArtefactError: not an artefact, damaged, made for another base model, or it asks for what needs trust.
     """
     folder = Path(folder)
-    about = read_about(folder)
-    check_about(folder, about, ("task",))
-    return registry.get("model", about["task"]).target.load(folder, backbone, attach=attach)
+    task = read_about(folder)["task"]
+    return registry.get("model", task).target.load(folder, backbone, attach=attach, trust=trust)
 
 
 def restore_backbone(
-    folder: Path, about: Mapping[str, Any], backbone: nn.Module | None, attach: bool
-) -> tuple[nn.Module, set[str]]:
-    """Return the backbone of an artefact with its adapter, and the names of its base's trained tensors.
+    folder: Path, about: Mapping[str, Any], backbone: nn.Module | None, *, attach: bool, trust: bool
+) -> nn.Module:
+    """Return the backbone of an artefact with its adapter.
 
     Args:
         folder: the artefact.
         about: its ``artefact.json``.
         backbone: as for :func:`load_model`.
         attach: likewise.
+        trust: likewise.
 
     Raises:
-        ArtefactError: damaged, or made for another base model.
+        ArtefactError: damaged, made for another base model, or it asks for what needs trust.
     """
+    if not trust:
+        check_trust(folder, about, build=backbone is None)
+    with _fitting(folder, about["backbone"]):
+        return _restored(folder, about, backbone, attach)
+
+
+def _restored(folder: Path, about: Mapping[str, Any], backbone: nn.Module | None, attach: bool) -> nn.Module:
+    """Do what :func:`restore_backbone` is for, with an artefact that may choose what it does."""
     backbone = backbone if backbone is not None else load_backbone(**about["backbone"])
-    base = _read_base(folder / BASE, about["base"]) if about.get("base") else {}
+    base = read_tensors(folder / BASE, about["tensors"][BASE]) if BASE in about["tensors"] else {}
     is_whole = base.keys() >= backbone.state_dict().keys()  # then nothing is left of whatever base there was
     if not is_whole and backbone.fingerprint != about["fingerprint"]:
         raise ArtefactError(
@@ -263,11 +292,33 @@ def restore_backbone(
             f"'{backbone.name}' has {backbone.fingerprint}: load the base it was trained on."
         )
     if about["preprocess"]:
-        backbone.preprocess = Preprocess.from_dict(about["preprocess"])
+        _use_preprocess(folder, backbone, Preprocess.from_dict(about["preprocess"]))
     if base:
         _put_base(base, backbone, folder / BASE)
     place = folder if about["task"] == AdaptedModel.task else folder / "adapter"
-    return _with_adapter(place, backbone, attach) if about["adapter"] else backbone, set(base)
+    return _with_adapter(place, backbone, attach) if about["adapter"] else backbone
+
+
+@contextmanager
+def _fitting(folder: Path, spec: Mapping[str, Any]) -> Iterator[None]:
+    """Turn whatever a library says of options, sizes or values that do not go together into one line."""
+    try:
+        yield
+    except (UserError, ImportError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ArtefactError(f"{folder}: does not fit its base '{spec['name']:.200}' ({reason}); {COPY}.") from error
+
+
+def _use_preprocess(folder: Path, backbone: nn.Module, preprocess: Preprocess) -> None:
+    """Let the backbone see pictures as the artefact did; their side is the backbone's own."""
+    if preprocess.size != backbone.preprocess.size:
+        raise ArtefactError(
+            f"{folder}: looks at pictures of {preprocess.size} pixels, and '{backbone.name}' takes "
+            f"{backbone.preprocess.size}: load the base it was trained on."
+        )
+    backbone.preprocess = preprocess
 
 
 def _with_adapter(folder: Path, backbone: nn.Module, attach: bool) -> nn.Module:
@@ -291,33 +342,38 @@ def adapter_checksums(model: nn.Module) -> list[str]:
     return [checksum(adapter_state(model, name)) for name in adapter_names(model)]
 
 
-def save_part(module: nn.Module, path: Path) -> None:
-    """Write a head, or another part of a task, as safetensors; :func:`load_part` reads it."""
-    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, path)
+def save_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """Write file -> tensors as safetensors, but for those without any; return file -> SHA-256, for the record."""
+    for name, state in parts.items():
+        if state:
+            save_file({key: tensor.detach().contiguous() for key, tensor in state.items()}, folder / name)
+    return {name: checksum(state) for name, state in parts.items() if state}
 
 
-def load_part(module: nn.Module, path: Path, what: str) -> None:
-    """Fill a head, or another part that a task saved as safetensors, called `what` in messages.
+def add_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write further tensor files into an artefact, and into its record."""
+    about = read_about(folder)
+    about["tensors"] |= save_parts(folder, parts)
+    write_about(folder, about)
+
+
+def write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write ``artefact.json``."""
+    text = json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / ARTEFACT).write_text(text + "\n", encoding="utf-8")
+
+
+def load_part(module: nn.Module, path: Path, about: Mapping[str, Any], what: str) -> None:
+    """Fill a head, or another part that a task saved, called `what` in messages; `about` is the artefact's record.
 
     Raises:
-        ArtefactError: the file cannot be read or does not fit.
+        ArtefactError: the file cannot be read, is not what was saved, or does not fit.
     """
-    try:
-        module.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtefactError(f"{path}: the {what} cannot be read ({reason}): the artefact is damaged.") from None
-
-
-def _read_base(path: Path, expected: str) -> dict[str, Tensor]:
-    """Read the base's trained tensors."""
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get a fresh copy.") from None
-    if checksum(state) != expected:
-        raise ArtefactError(f"{path}: is not what was saved, its checksum differs: get a fresh copy.")
-    return state
+    state = read_tensors(path, about["tensors"].get(path.name))
+    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if own != {name: tensor.shape for name, tensor in state.items()}:
+        raise ArtefactError(f"'{path}': its tensors are not those of the {what} that artefact.json describes; {COPY}.")
+    module.load_state_dict(state)
 
 
 def _put_base(state: Mapping[str, Tensor], backbone: nn.Module, path: Path) -> None:

@@ -306,8 +306,8 @@ def test_merged_is_the_librarys_own_model(arch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "weights", "says"),
     [
-        ("hf:tiny-internvl35", None, "Did you mean 'tiny-internvl3_5'"),
-        ("hf:OpenGVLab/InternVL3_5-1B", None, "Did you mean 'OpenGVLab/InternVL3_5-1B-HF'"),
+        ("hf:tiny-internvl35", "random", "Did you mean 'tiny-internvl3_5'"),
+        ("hf:OpenGVLab/InternVL3_5-1B", "random", "Did you mean 'OpenGVLab/InternVL3_5-1B-HF'"),
         ("hf:Qwen/Qwen2.5-VL-3B", "pretrained", "could not be fetched.*Did you mean 'Qwen/Qwen2.5-VL-3B-Instruct'"),
         ("hf", None, "backbone 'hf' lacks a model, as in 'hf:"),
     ],

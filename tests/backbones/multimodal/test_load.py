@@ -45,7 +45,7 @@ def test_saved_and_loaded_it_gives_the_same_and_generates(backbone, tmp_path):
 
 
 def test_options():
-    own = load_backbone("hf:tiny-internvl3_5", dtype="bfloat16", gradient_checkpointing=True, image_size=112)
+    own = load_backbone("hf:tiny-internvl3_5", "random", dtype="bfloat16", gradient_checkpointing=True, image_size=112)
     assert own.spec == {
         "name": "hf:tiny-internvl3_5",
         "weights": "random",
@@ -85,7 +85,7 @@ def test_a_blank_tile_is_a_tile(backbone):
 )
 def test_what_cannot_be_loaded_is_said(name, options, message):
     with pytest.raises(UserError, match=message):
-        load_backbone(name, **options)
+        load_backbone(name, "random", **options)
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path):
@@ -184,7 +184,7 @@ def test_tied_weights_are_in_no_file_and_an_adapter_finds_its_base(monkeypatch, 
     size = TINY["tiny-qwen2-vl"]
     tied = dataclasses.replace(size, top={"tie_word_embeddings": True})
     monkeypatch.setitem(multimodal_load.SIZES, "tiny-qwen2-vl", tied)
-    base = load_backbone("hf:tiny-qwen2-vl")
+    base = load_backbone("hf:tiny-qwen2-vl", "random")
     base.model.save_pretrained(tmp_path / "base")
     weights = tmp_path / "base" / "model.safetensors"
     one, other = (load_backbone("hf:tiny-qwen2-vl", weights=weights) for _ in range(2))

@@ -15,7 +15,8 @@ from vision_lowrank.errors import ArtefactError, DataError, UserError
 from vision_lowrank.tasks.classification import growing
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 from vision_lowrank.tasks.classification.growing import add_classes, undo
-from vision_lowrank.tasks.classification.reference import PER_CLASS, load_reference, save_reference
+from vision_lowrank.tasks.classification.reference import FILE, PER_CLASS, load_reference, reference_of
+from vision_lowrank.tasks.saved import add_parts, save_parts
 
 OLD, NEW, MORE = ("cat face", "heart"), ("keycap", "plant flower"), ("time",)
 SHOTS = 4
@@ -66,7 +67,7 @@ def saved(folder, head, emoji, *, adapter=False, reference=True):
             classifier.head.prototypes.copy_(torch.stack([own[labels == c].mean(dim=0) for c in range(len(OLD))]))
     classifier.save(folder, {"note": "é", "lr": 1e-3})
     if reference:
-        save_reference(folder, own, labels)
+        add_parts(folder, {FILE: reference_of(own, labels)})
     return folder
 
 
@@ -140,7 +141,7 @@ def test_history_says_what_was_added(artefact, folders):
 
 
 def test_report_agrees_with_the_saved_classifiers(artefact, folders):
-    h, labels = load_reference(artefact, 2)
+    h, labels = load_reference(artefact, ImageClassifier.read(artefact), 2)
     told = add_classes(artefact, folders / "new").old
     assert (told.classes, told.pictures) == (2, 16)
     grown = ImageClassifier.load(artefact)
@@ -167,24 +168,24 @@ def test_without_reference_features_nothing_is_said_of_old_classes(tmp_path, emo
 
 def test_reference_keeps_the_first_twenty_of_a_class(tmp_path):
     h, labels = torch.randn(50, 3), torch.arange(50) % 2
-    save_reference(tmp_path, h, labels)
-    kept, own = load_reference(tmp_path, 2)
+    about = {"tensors": save_parts(tmp_path, {FILE: reference_of(h, labels)})}
+    kept, own = load_reference(tmp_path, about, 2)
     assert torch.equal(kept, h[: 2 * PER_CLASS])
     assert torch.equal(own, labels[: 2 * PER_CLASS])
-    assert load_reference(tmp_path / "nowhere", 2) is None
+    assert load_reference(tmp_path, {"tensors": {}}, 2) is None
 
 
 @pytest.mark.parametrize(("classes", "width"), [(1, 3), (2, 4)])
 def test_reference_of_another_artefact_is_refused(tmp_path, classes, width):
-    save_reference(tmp_path, torch.randn(4, 3), torch.arange(4) % 2)
+    about = {"tensors": save_parts(tmp_path, {FILE: reference_of(torch.randn(4, 3), torch.arange(4) % 2)})}
     with pytest.raises(ArtefactError, match="another artefact"):
-        load_reference(tmp_path, classes, width)
+        load_reference(tmp_path, about, classes, width)
 
 
 def test_damaged_reference_is_named(artefact, folders):
     (artefact / "reference.safetensors").write_bytes(b"x" * 40)
     before = content(artefact)
-    with pytest.raises(ArtefactError, match=r"reference\.safetensors: cannot be read"):
+    with pytest.raises(ArtefactError, match=r"reference\.safetensors' is damaged"):
         add_classes(artefact, folders / "new")
     assert content(artefact) == before
 
@@ -231,9 +232,9 @@ def test_history_that_does_not_fit_is_named(artefact, folders):
 
 
 def test_head_of_another_length_is_not_cut(artefact, folders):
-    head = (artefact / "head.safetensors").read_bytes()
+    head = load_file(artefact / "head.safetensors")
     add_classes(artefact, folders / "new")
-    (artefact / "head.safetensors").write_bytes(head)
+    add_parts(artefact, {"head.safetensors": head})  # with the checksum it has
     with pytest.raises(ArtefactError, match="does not have 4 rows"):
         undo(artefact)
 
@@ -351,7 +352,7 @@ def test_killed_between_the_renames_is_put_right_by_the_next_call(artefact, fold
     assert content(artefact) == before
 
 
-@pytest.mark.parametrize("name", ["save_file", "save_reference"])
+@pytest.mark.parametrize("name", ["save_parts", "write_about"])
 def test_a_full_disk_leaves_the_old_artefact(artefact, folders, monkeypatch, name):
     before = content(artefact)
     monkeypatch.setattr(growing, name, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))

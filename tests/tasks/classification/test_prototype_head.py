@@ -139,12 +139,14 @@ def test_text_rows_predict_as_zero_shot_does():
         torch.testing.assert_close(model.logit_scale * cosines, zero_shot)
     torch.testing.assert_close(text_rows(model, names, templates, scale=3.0), 3 * rows)
     with pytest.raises(UserError, match="has no text tower"):
-        text_rows(load_backbone("timm:resnet10t"), names, templates)
+        text_rows(load_backbone("timm:resnet10t", "random"), names, templates)
 
 
 def test_merging_the_adapter_leaves_the_logits_as_they_were():
     sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    model = attach(load_backbone("timm:vit_tiny_patch16_224", **sizes), LoraConfig(r=2, dropout=0.1), check=False)
+    model = attach(
+        load_backbone("timm:vit_tiny_patch16_224", "random", **sizes), LoraConfig(r=2, dropout=0.1), check=False
+    )
     own, batch = PrototypeHead(5, 32), pixels(model)
     moved(model)
     with torch.no_grad():

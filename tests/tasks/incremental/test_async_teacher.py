@@ -25,7 +25,7 @@ class Student(Task):
     def __init__(self, adapter="lora", l_ft=1):
         super().__init__()
         torch.manual_seed(0)
-        base = split_attention(load_backbone("timm:vit_tiny_patch16_224", **SMALL).double().eval())
+        base = split_attention(load_backbone("timm:vit_tiny_patch16_224", "random", **SMALL).double().eval())
         self.pixels = pixels(base)
         with torch.no_grad():
             self.pretrained = base.encode_image(self.pixels)
@@ -192,7 +192,7 @@ def test_a_checkpoint_puts_it_back():
 
 
 def test_a_backbone_without_adapter_can_be_copied_too():
-    backbone = load_backbone("timm:vit_tiny_patch16_224", **SMALL).double().requires_grad_(False)
+    backbone = load_backbone("timm:vit_tiny_patch16_224", "random", **SMALL).double().requires_grad_(False)
     teacher, batch = AsynchronousTeacher(m=0.5), pixels(backbone)
     parts = SessionParameters.of(backbone, PrototypeHead(2, 32), 2)
     teacher.hold(parts.encoder)

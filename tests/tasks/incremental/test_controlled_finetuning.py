@@ -16,7 +16,7 @@ EMBEDDINGS = {"patch_embed", "cls_token", "pos_embed", "class_embedding", "posit
 
 def vit(**options):
     sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}
-    return load_backbone("timm:vit_tiny_patch16_224", **(sizes | options))
+    return load_backbone("timm:vit_tiny_patch16_224", "random", **(sizes | options))
 
 
 def clip():
@@ -59,7 +59,7 @@ def test_the_whole_encoder_is_the_image_tower_without_the_text_tower():
 
 
 def test_the_counts_of_the_paper():
-    wide = load_backbone("timm:vit_base_patch16_224", img_size=32, depth=2, pooler=True)
+    wide = load_backbone("timm:vit_base_patch16_224", "random", img_size=32, depth=2, pooler=True)
     model = attach(wide, LoraConfig(r=16), modules=("q", "v"), check=False)
     head = PrototypeHead(10, 768)
     for l_ft in (0, 1):
@@ -135,7 +135,7 @@ def test_lower_blocks_stay_while_the_encoder_trains():
 def test_impossible_blocks_are_refused():
     with pytest.raises(UserError, match=r"l_ft=-2: give the index of a block"):
         encoder_parameters(vit(), -2)
-    convolutional = load_backbone("timm:resnet10t")
+    convolutional = load_backbone("timm:resnet10t", "random")
     with pytest.raises(UserError, match=r"'timm:resnet10t' has no known blocks; set l_ft=-1"):
         encoder_parameters(convolutional, 0)
     whole = encoder_parameters(convolutional, -1)

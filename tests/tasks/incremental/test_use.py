@@ -48,7 +48,7 @@ def test_classes_are_added_to_what_was_trained_and_taken_back(sessions, colours,
     )
     run(config)
     artefact = tmp_path / "runs" / config.name / "seed-1" / "artefact"
-    features, labels = load_reference(artefact, 3)
+    features, labels = load_reference(artefact, ImageClassifier.read(artefact), 3)
     assert labels.bincount().tolist() == [4, 4, 3]
     assert features.shape == (11, ImageClassifier.load(artefact).backbone.embed_dim)
     before = ImageClassifier.read(artefact)

@@ -103,4 +103,4 @@ def test_captions_are_needed():
 
 def test_patches_cannot_be_left_out_of_a_plain_vit():
     with pytest.raises(UserError, match="patch_dropout=0"):
-        drop_patches(vl.load_backbone("timm:vit_tiny_patch16_224", img_size=32), 0.5)
+        drop_patches(vl.load_backbone("timm:vit_tiny_patch16_224", "random", img_size=32), 0.5)

@@ -27,7 +27,7 @@ from .sizes import PUBLISHED, SIZES, TINY, Size
 )  # fmt: skip
 def load_multimodal(
     arch: str,
-    weights: str | None = None,
+    weights: str,
     image_size: int | None = None,
     dtype: str | None = None,
     gradient_checkpointing: bool = False,
@@ -37,7 +37,7 @@ def load_multimodal(
     Args:
         arch: a repository of the Hugging Face hub with a model of one of the six families, such as
             ``OpenGVLab/InternVL3_5-1B-HF``; or a tiny model for tests, such as ``tiny-internvl3_5``.
-        weights: None or ``random``, for names in :data:`.sizes.SIZES`; ``pretrained``, the hub's; a local
+        weights: ``random``, for names in :data:`.sizes.SIZES`; ``pretrained``, the hub's; a local
             folder that ``save_pretrained`` wrote; or a local ``.safetensors`` or ``.pt`` file for those names.
         image_size: side of a tile in pixels; None for what the weights were made for, 448 for Qwen.
         dtype: ``float32``, ``bfloat16`` or ``float16`` for all weights; None for float32.
@@ -53,7 +53,6 @@ def load_multimodal(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}'.{near_miss(dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
     kind = getattr(torch, dtype or "float32")
-    weights = weights or RANDOM
     if weights != RANDOM and (weights == PRETRAINED or Path(weights).is_dir()):
         model, text, native, images, tile = _published(arch, weights, kind)
     else:

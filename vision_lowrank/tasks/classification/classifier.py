@@ -16,11 +16,42 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ...data.options import check_templates
+from ...json_files import Strict
 from ...registry import register
-from ..saved import AdaptedModel, load_part, restore_backbone, save_part
+from ..about import About, Text
+from ..saved import AdaptedModel, load_part, restore_backbone
 from .heads import HeadName, TextHead, make_head
+
+HEAD = "head.safetensors"
+
+
+class Addition(Strict):
+    """Classes that were added after the training."""
+
+    classes: list[str]
+
+
+class ClassifierAbout(About):
+    """What ``artefact.json`` says of a classifier."""
+
+    head: HeadName
+    classes: list[Text] = Field(min_length=1)
+    templates: list[Text]
+    history: list[Addition] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _prompts(self) -> ClassifierAbout:
+        if len(self.classes) * len(self.templates) > MOST_PROMPTS:
+            raise ValueError(f"{len(self.classes)} classes x {len(self.templates)} templates are too many prompts")
+        check_templates(self.templates)
+        return self
+
+
+MOST_PROMPTS = 10**6  # more would fill the memory of whoever loads them
 
 
 @dataclass(frozen=True)
@@ -55,7 +86,7 @@ class ImageClassifier(AdaptedModel):
     """
 
     task: ClassVar[str] = "classification"
-    keys: ClassVar[tuple[str, ...]] = ("head", "classes", "templates")
+    about_model: ClassVar[type[About]] = ClassifierAbout
     exports: ClassVar[tuple[str, ...]] = (*AdaptedModel.exports, "onnx")
 
     def __init__(self, model: nn.Module, head: HeadName, classes: Sequence[str], templates: Sequence[str]) -> None:
@@ -94,30 +125,30 @@ class ImageClassifier(AdaptedModel):
             "classes": self.classes,
             "templates": self.templates,
         }
-        self.save_model(folder, about, record)
-        if self.head.state_dict():
-            save_part(self.head, folder / "head.safetensors")
+        self.save_model(folder, about, record, {HEAD: self.head.state_dict()})
 
     @classmethod
-    def load(cls, folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False) -> ImageClassifier:
+    def load(
+        cls, folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False, trust: bool = False
+    ) -> ImageClassifier:
         """Read an artefact back, in evaluation mode.
 
         Args:
             folder: what :meth:`save` wrote.
             backbone: the base model, if it is loaded already; otherwise it is loaded by the name in the artefact.
             attach: as for :func:`~vision_lowrank.tasks.saved.load_model`.
+            trust: likewise.
 
         Raises:
-            ArtefactError: not an artefact, damaged, or made for another base model.
+            ArtefactError: not an artefact, damaged, made for another base model, or it asks for what needs trust.
         """
         folder = Path(folder)
         about = cls.read(folder)
-        model, base = restore_backbone(folder, about, backbone, attach)
+        model = restore_backbone(folder, about, backbone, attach=attach, trust=trust)
         classifier = cls(model, about["head"], about["classes"], about["templates"])
-        classifier.fingerprint, classifier.trained_base = about["fingerprint"], base
-        classifier.record = about.get("record", {})
+        classifier.restore(about)
         if classifier.head.state_dict():
-            load_part(classifier.head, folder / "head.safetensors", "head")
+            load_part(classifier.head, folder / HEAD, about, "head")
         classifier.eval()
         classifier.freeze_text()
         return classifier

@@ -14,7 +14,6 @@ three files change together (:mod:`.renewal`).
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -23,21 +22,22 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ...attachment.folder import read_tensors
 from ...data.base import ImageSet
 from ...data.folder import read_tree
 from ...data.options import class_name
 from ...errors import ArtefactError, DataError, UserError
-from .classifier import ImageClassifier
+from ..about import ARTEFACT
+from ..saved import save_parts, write_about
+from .classifier import HEAD, ImageClassifier
 from .growth import Growth, averaged, new_classes, old_classes
 from .heads import PROTOTYPES, make_head
 from .reference import FILE as REFERENCE
-from .reference import load_reference, picture_features, save_reference
+from .reference import load_reference, picture_features, reference_of
 from .renewal import recover, renewed
 
-ARTEFACT, HEAD = "artefact.json", "head.safetensors"
 GROWS = (*PROTOTYPES, "cosine", "text")
 
 
@@ -49,6 +49,7 @@ def add_classes(
     batch_size: int = 64,
     dry_run: bool = False,
     show: Callable[[range], Iterable[int]] = iter,
+    trust: bool = False,
 ) -> Growth:
     """Add the classes in `pictures` to an artefact.
 
@@ -59,6 +60,7 @@ def add_classes(
         batch_size: pictures per pass of the model.
         dry_run: only report.
         show: gives the starts of the batches back one by one, perhaps with a progress bar.
+        trust: as for ``load_model``.
 
     Raises:
         ArtefactError: no artefact, damaged, or changed by somebody else meanwhile.
@@ -74,8 +76,8 @@ def add_classes(
     _check_names(images.classes, about["classes"], folder)
     _check_numbers(images, pictures, min_pictures)
 
-    classifier, before = ImageClassifier.load(folder), len(about["classes"])
-    reference = load_reference(folder, before, classifier.backbone.embed_dim)
+    classifier, before = ImageClassifier.load(folder, trust=trust), len(about["classes"])
+    reference = load_reference(folder, about, before, classifier.backbone.embed_dim)
     features = picture_features(classifier.backbone, images, batch_size, show)
     labels = torch.tensor(images.labels) + before
     classes = [*about["classes"], *images.classes]
@@ -123,8 +125,8 @@ def undo(folder: Path, *, dry_run: bool = False) -> tuple[str, ...]:
     before = len(classes) - len(names)
     if classes[before:] != names:
         raise ArtefactError(f"{folder / ARTEFACT}: its history does not fit its classes: the artefact is damaged.")
-    rows = {} if about["head"] == "text" else _read_rows(folder / HEAD, len(classes))
-    reference = load_reference(folder, len(classes))
+    rows = {} if about["head"] == "text" else _read_rows(folder, about)
+    reference = load_reference(folder, about, len(classes))
     if not dry_run:
         if reference is not None:
             old = reference[1] < before
@@ -171,14 +173,11 @@ def _check_numbers(images: ImageSet, root: Path, least: int) -> None:
             )
 
 
-def _read_rows(path: Path, classes: int) -> dict[str, Tensor]:
+def _read_rows(folder: Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
     """Read the head's tensors, each with one row per class."""
-    try:
-        rows = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{path}: cannot be read ({str(error).splitlines()[0]}): get a fresh copy.") from None
-    if any(len(tensor) != classes for tensor in rows.values()):
-        raise ArtefactError(f"{path}: does not have {classes} rows, as artefact.json says: get a fresh copy.")
+    rows, classes = read_tensors(folder / HEAD, about["tensors"].get(HEAD)), len(about["classes"])
+    if any(tensor.ndim == 0 or len(tensor) != classes for tensor in rows.values()):
+        raise ArtefactError(f"{folder / HEAD}: does not have {classes} rows, as artefact.json says: get a fresh copy.")
     return rows
 
 
@@ -214,11 +213,10 @@ def _write(
     """Replace the three files; `read` is what ``artefact.json`` held when `about` was made from it."""
     try:
         with renewed(folder, without=(ARTEFACT, HEAD, REFERENCE)) as new:
-            if rows:
-                save_file({name: tensor.contiguous() for name, tensor in rows.items()}, new / HEAD)
-            if reference is not None and len(reference[1]):
-                save_reference(new, *reference)
-            (new / ARTEFACT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+            kept = reference_of(*reference) if reference is not None and len(reference[1]) else {}
+            others = {name: digest for name, digest in about["tensors"].items() if name not in (HEAD, REFERENCE)}
+            hashes = others | save_parts(new, {HEAD: rows, REFERENCE: kept})
+            write_about(new, {**about, "tensors": hashes})
             if ImageClassifier.read(folder)["classes"] != read["classes"]:
                 raise ArtefactError(f"{folder}: somebody else changed its classes meanwhile: run the command again.")
     except (OSError, SafetensorError) as error:

@@ -10,14 +10,15 @@ A class has at most 20 pictures there, its first; classes may have none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ...attachment.folder import read_tensors
+from ...attachment.record import COPY
 from ...data.base import ImageSet
 from ...errors import ArtefactError
 from ...modes import preserved
@@ -48,21 +49,26 @@ def picture_features(
     return torch.cat(parts)
 
 
-def save_reference(folder: Path, features: Tensor, labels: Tensor) -> None:
-    """Keep the `features` (N, d) of the first 20 pictures of every class in `labels` (N,), in the order they have."""
+def reference_of(features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return the `features` (N, d) of the first 20 pictures of every class in `labels` (N,), in the order they have,
+    as the tensors of the file.
+    """
     labels = labels.cpu().long()
     kept = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         kept[(labels == label).nonzero()[:PER_CLASS, 0]] = True
     features = features.detach().cpu().float()[kept]
-    save_file({"features": features.contiguous(), "labels": labels[kept]}, folder / FILE)
+    return {"features": features.contiguous(), "labels": labels[kept]}
 
 
-def load_reference(folder: Path, classes: int, width: int | None = None) -> tuple[Tensor, Tensor] | None:
+def load_reference(
+    folder: Path, about: Mapping[str, Any], classes: int, width: int | None = None
+) -> tuple[Tensor, Tensor] | None:
     """Load features (N, d) and labels (N,) that an artefact keeps; None where it keeps none.
 
     Args:
         folder: the artefact.
+        about: its ``artefact.json``, which says whether it keeps any.
         classes: how many it has.
         width: d; None = any.
 
@@ -70,15 +76,12 @@ def load_reference(folder: Path, classes: int, width: int | None = None) -> tupl
         ArtefactError: the file is damaged, or belongs to another artefact.
     """
     path = folder / FILE
-    if not path.is_file():
+    if FILE not in about["tensors"]:
         return None
-    try:
-        state = load_file(path)
-        features, labels = state["features"], state["labels"]
-    except (OSError, SafetensorError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtefactError(f"{path}: cannot be read ({reason}): remove it or get a fresh copy.") from None
+    state = read_tensors(path, about["tensors"][FILE])
+    features, labels = (state.get(name, torch.empty(())) for name in ("features", "labels"))
     fits = features.ndim == 2 and labels.shape == features.shape[:1] and width in (None, *features.shape[1:])
+    fits = fits and not labels.is_floating_point()
     if not fits or (len(labels) and not 0 <= labels.min() <= labels.max() < classes):
-        raise ArtefactError(f"{path}: belongs to another artefact: remove it or get a fresh copy.")
+        raise ArtefactError(f"'{path}' belongs to another artefact; {COPY}.")
     return features, labels

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from ...config.schema import RunConfig, Section
+from ...data.options import Templates
 from ...engine.task import Stage
 from ...registry import register
 from .base import ClassificationTask, load_frozen, load_splits
@@ -17,7 +18,7 @@ class ZeroShotConfig(Section):
     """Options of ``task: {type: zeroshot}``."""
 
     type: Literal["zeroshot"] = "zeroshot"
-    templates: tuple[str, ...] | None = Field(None, description="prompt templates instead of the data set's own")
+    templates: Templates | None = Field(None, description="prompt templates instead of the data set's own")
 
 
 @register("task", "zeroshot", summary="class prompts of a two-tower model, nothing trains", config=ZeroShotConfig)

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from ...config.schema import RunConfig, Section
 from ...data.augmentation import Augmentation
+from ...data.options import Templates
 from ...data.sessions import SessionOptions
 from ...errors import UserError
 from ...regularizers.base import alters_base
@@ -34,7 +35,7 @@ class IncrementalConfig(Section):
         "prototype", description="rows of new classes start as class means, at random, or as embeddings of prompts"
     )
     cosine: bool = Field(False, description="compare features with rows by their cosine, not by their dot product")
-    templates: tuple[str, ...] | None = Field(None, description="prompt templates instead of the data set's own")
+    templates: Templates | None = Field(None, description="prompt templates instead of the data set's own")
     mask_unseen: bool = Field(True, description="predict classes of past sessions only; false: as the paper's code")
 
     epochs: int | None = Field(None, ge=0, description="epochs of the base session; null = engine.steps")

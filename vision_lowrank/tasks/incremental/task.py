@@ -48,8 +48,9 @@ from ..classification.base import ClassificationTask, load_frozen, load_splits, 
 from ..classification.classifier import ImageClassifier
 from ..classification.heads import text_rows
 from ..classification.prototypes import PrototypeHead
-from ..classification.reference import PER_CLASS, picture_features, save_reference
+from ..classification.reference import FILE, PER_CLASS, picture_features, reference_of
 from ..classification.views import training_images
+from ..saved import add_parts
 from .config import IncrementalConfig
 from .guides import Guides
 from .record import SessionRecord
@@ -283,7 +284,8 @@ class Incremental(ClassificationTask):
         super().save_artefact(folder, record)
         members = [index for each in self.splits.train.by_class() for index in each[:PER_CLASS]]
         images = self.splits.train.subset(members)
-        save_reference(folder, picture_features(self.model.backbone, images), torch.tensor(images.labels))
+        features = picture_features(self.model.backbone, images)
+        add_parts(folder, {FILE: reference_of(features, torch.tensor(images.labels))})
 
     def describe(self) -> dict[str, Any]:
         """Return the base class's facts, the sessions with what was drawn, and the counts of every session."""

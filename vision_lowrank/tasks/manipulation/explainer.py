@@ -58,10 +58,10 @@ def explainer_active(model: nn.Module) -> Iterator[None]:
 
 def save_explainer(model: nn.Module, folder: Path) -> None:
     """Write the language model's adapter, which rests."""
-    from ...attachment.store import save  # where an adapter is attached, PEFT has been imported
+    from ...attachment.store import save_adapter  # where an adapter is attached, PEFT has been imported
 
     with explainer_active(model):  # what an adapter at rest gives proves nothing
-        save(model, folder, EXPLAIN)
+        save_adapter(model, folder, EXPLAIN)  # a random base lies in the artefact
 
 
 def load_explainer(folder: Path, model: nn.Module) -> nn.Module:

@@ -28,7 +28,9 @@ from ...data.manipulation.framing import Framing, heat_map
 from ...errors import UserError
 from ...metrics.calibration import Calibration
 from ...registry import register
-from ..saved import AdaptedModel, adapter_checksums, load_part, restore_backbone, save_part
+from ..about import About
+from ..saved import AdaptedModel, adapter_checksums, load_part, restore_backbone
+from .about import ManipulationAbout, check_decoder
 from .decoders import Decoded, decode_boxes, make_decoder
 from .explainer import EXPLAIN, deactivate_explainer, explainer_active, load_explainer, save_explainer
 from .explanation import question, reconcile, template
@@ -36,6 +38,7 @@ from .finding import Finding
 from .frames import Frames, Sample, stacked, tiles_of
 
 CUE_THRESHOLD = 0.5
+DECODER = "decoder.safetensors"
 EXPLANATION = "explanation"  # folder of the language model's adapter
 
 
@@ -53,7 +56,7 @@ class ManipulationModel(AdaptedModel):
     """
 
     task: ClassVar[str] = "manipulation"
-    keys: ClassVar[tuple[str, ...]] = ("decoder", "framing", "layer", "cues", "calibration", "about")
+    about_model: ClassVar[type[About]] = ManipulationAbout
     export_limits: ClassVar[Mapping[str, str]] = {
         "onnx": "pictures of any size are cut into tiles before the network, and boxes are read off after it"
     }
@@ -177,13 +180,14 @@ class ManipulationModel(AdaptedModel):
             "about": self.about,
             "tower_adapter": any(name != EXPLAIN for name in adapter_names(self.backbone)),
         }
-        self.save_model(folder, about, record)
-        save_part(self.decoder, folder / "decoder.safetensors")
+        self.save_model(folder, about, record, {DECODER: self.decoder.state_dict()})
         if self.explains:
             save_explainer(self.backbone, folder / EXPLANATION)
 
     @classmethod
-    def load(cls, folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False) -> ManipulationModel:
+    def load(
+        cls, folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False, trust: bool = False
+    ) -> ManipulationModel:
         """Read an artefact back, in evaluation mode.
 
         Args:
@@ -191,20 +195,24 @@ class ManipulationModel(AdaptedModel):
             backbone: the base model, if it is loaded already; otherwise it is loaded by the name in the artefact.
             attach: as for :func:`~vision_lowrank.tasks.saved.load_model`; a language model that was taught to explain
                 always has its adapters attached, as it must switch them.
+            trust: as there.
 
         Raises:
-            ArtefactError: not an artefact of this kind, damaged, or made for another base model.
+            ArtefactError: not an artefact of this kind, damaged, made for another base model, or it asks for what
+                needs trust.
         """
         folder = Path(folder)
         about, explains = cls.read(folder), (folder / EXPLANATION).is_dir()
         # Where only the language model has an adapter, it lies in `adapter` as well as in `explanation`.
-        own = about["adapter"] and about.get("tower_adapter", True)
-        backbone, base = restore_backbone(folder, about | {"adapter": own}, backbone, attach or explains)
+        own = about["adapter"] and about["tower_adapter"]
+        attach = attach or explains
+        backbone = restore_backbone(folder, about | {"adapter": own}, backbone, attach=attach, trust=trust)
         backbone = load_explainer(folder / EXPLANATION, backbone) if explains else backbone
         framing = Framing.from_dict(about["framing"])
+        check_decoder(folder / DECODER, backbone.state_width, about)
         model = cls(backbone, about["decoder"], framing, about["layer"], about["cues"])
-        load_part(model.decoder, folder / "decoder.safetensors", "decoder")
-        model.fingerprint, model.trained_base, model.record = about["fingerprint"], base, about.get("record", {})
+        load_part(model.decoder, folder / DECODER, about, "decoder")
+        model.restore(about)
         model.calibration = Calibration.from_dict(about["calibration"])
         model.about = about["about"]
         return model.eval().requires_grad_(False)

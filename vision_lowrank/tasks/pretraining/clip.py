@@ -29,16 +29,18 @@ from torch.utils.data import Dataset
 from ...backbones.base import Backbone
 from ...backbones.load import load_backbone
 from ...backbones.roles import TextEncoder
-from ...backbones.weights import save_weights
+from ...backbones.weights import half_state
 from ...config.schema import RunConfig, Section
 from ...data.base import ImageSet
 from ...data.loading import TransformedImages
+from ...data.options import Templates
 from ...engine.task import Batch, Stage
 from ...errors import UserError
 from ...files import write_text
 from ...registry import register
 from ..classification.base import ClassificationTask, load_splits
 from ..classification.classifier import ImageClassifier
+from ..saved import add_parts
 
 MAX_SCALE = 100.0
 
@@ -47,7 +49,7 @@ class PretrainClipConfig(Section):
     """Options of ``task: {type: pretrain_clip}``."""
 
     type: Literal["pretrain_clip"] = "pretrain_clip"
-    templates: tuple[str, ...] = Field(
+    templates: Templates = Field(
         ("{}", "a picture of {}", "a drawing of {}", "an emoji of {}"),
         description="templates drawn for training captions",
     )
@@ -172,7 +174,7 @@ class PretrainClip(ClassificationTask):
         record as ``record.json``.
         """
         super().save_artefact(folder, record)
-        save_weights(self.model.backbone.model, folder / "model.safetensors")
+        add_parts(folder, {"model.safetensors": half_state(self.model.backbone.model)})
         write_text(folder / "record.json", json.dumps(dict(record), indent=1, ensure_ascii=False) + "\n")
 
     def describe(self) -> dict[str, Any]:
