@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
-import yaml
 from rich.table import Table
 
+from ..config.yaml_text import parse_yaml
 from ..errors import UserError, near_miss
 from .tables import print_table
 
@@ -65,7 +65,10 @@ class Launch:
             from ..studies.cluster import Submitit  # torch, only now
 
             pairs = [each.partition("=") for each in self.settings]
-            return Submitit(folder / "submitit", {key: yaml.safe_load(value) for key, _, value in pairs})
+            try:
+                return Submitit(folder / "submitit", {key: parse_yaml(value) for key, _, value in pairs})
+            except ValueError as error:
+                raise UserError(f"--cluster {' '.join(self.settings)}: {error}.") from None
         from ..studies.processes import local
 
         return local(self.jobs)

@@ -133,8 +133,9 @@ class Findings:
 def _resolved(tree: Mapping[str, Any], source: str) -> Tree:
     try:
         resolved = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError([f"{source}: {str(error).splitlines()[0]}"]) from None
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise ConfigError([f"{source}: {reason}"]) from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 

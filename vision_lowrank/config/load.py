@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError, UserError, near_miss
 from .check import Tree, check_settings, validate
 from .paths import check_paths
 from .schema import RunConfig
 from .sections import KINDS, LISTS, known_keys
+from .yaml_text import parse_yaml
+
+MOST_FILES = 64  # that one recipe may be made of
 
 
 class Recipe(NamedTuple):
@@ -69,7 +70,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: a file is missing or no YAML, or an override is malformed.
     """
     origins: dict[str, str] = {}
-    tree = apply_overrides(_read(Path(path), origins, ()), overrides)
+    tree = apply_overrides(_read(Path(path), origins, (), []), overrides)
     origins |= {override.partition("=")[0].strip(): f"override '{override}'" for override in overrides}
     tree.setdefault("name", Path(path).stem)
     return Recipe(tree, origins, str(path))
@@ -99,26 +100,41 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path, origins: dict[str, str], chain: tuple[Path, ...]) -> Tree:
-    """Read one file with its bases merged below it; `origins` learns which file set which key."""
+def _read(path: Path, origins: dict[str, str], chain: tuple[Path, ...], read: list[Path]) -> Tree:
+    """Read one file with its bases merged below it.
+
+    `origins` learns which file set which key, `read` every file that was read: bases that name bases tenfold grow
+    beyond any measure.
+    """
     if path.resolve() in chain:
         raise ConfigError([f"{path}: base files form a circle ({' -> '.join(p.name for p in chain)} -> {path.name})"])
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError([f"{path}: no such config file.{near_miss(path.name, siblings)}"])
+    read.append(path)
+    if len(read) > MOST_FILES:
+        raise ConfigError([f"{chain[0]}: is made of more than {MOST_FILES} files: name every base once"])
     try:
-        own = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        own = parse_yaml(path.read_text(encoding="utf-8")) or {}
+    except (ValueError, OSError) as error:  # of which text that is no UTF-8 is one
         raise ConfigError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(own, dict):
         raise ConfigError([f"{path}: a config is a mapping of keys to values, found {type(own).__name__}"])
-    bases = own.pop("base", [])
     tree: Tree = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        tree = _merge(tree, _read(path.parent / str(base), origins, (*chain, path.resolve())))
+    for base in _bases(path, own.pop("base", None)):
+        tree = _merge(tree, _read(path.parent / Path(base).expanduser(), origins, (*chain, path.resolve()), read))
     for key in _leaves(own):
         origins[key] = str(path)
     return _merge(tree, {str(key): value for key, value in own.items()})
+
+
+def _bases(path: Path, named: Any) -> list[str]:
+    """Return the files that a config names under ``base``."""
+    bases = named if isinstance(named, list) else [] if named is None else [named]
+    for base in bases:
+        if not isinstance(base, str) or not base.strip():
+            raise ConfigError([f"{path}: base: {base!r:.60} is no file: name one, or a list of them"])
+    return bases
 
 
 def _merge(below: Tree, above: Tree) -> Tree:
@@ -136,9 +152,9 @@ def _merge(below: Tree, above: Tree) -> Tree:
     return merged
 
 
-def _known_keys(name: str, type_name: str) -> set[str]:
+def _known_keys(name: str, type_name: Any) -> set[str]:
     try:
-        return known_keys(name, type_name)
+        return known_keys(name, str(type_name))
     except UserError:  # an unknown type is reported once, by validate
         return set()
 
@@ -150,23 +166,17 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     if not equals or not all(parts):
         raise ConfigError([f"override '{text}': write key.path=value, such as engine.steps=200"])
     try:
-        return parts, yaml.safe_load(_yaml_float(value))
-    except yaml.YAMLError:
-        raise ConfigError([f"override '{text}': the value is not valid YAML"]) from None
+        return parts, parse_yaml(value)
+    except ValueError as error:
+        shown = " ".join(text.split())
+        shown = shown if len(shown) < 100 else f"{shown[:97]}..."
+        raise ConfigError([f"override '{shown}': the value is not valid YAML: {error}"]) from None
 
 
 def _nested(path: Sequence[str], value: Any) -> Tree:
     for part in reversed(path):
         value = {part: value}
     return value
-
-
-def _yaml_float(value: str) -> str:
-    """Write ``1e-3``, which YAML 1.1 reads as text, the way it reads as a number."""
-    try:
-        return repr(float(value)) if "e" in value.lower() else value
-    except ValueError:
-        return value
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

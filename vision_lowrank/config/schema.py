@@ -120,7 +120,9 @@ class EngineConfig(Section):
 class RunConfig(Section):
     """One run: a backbone, a task on data, perhaps an adapter, and the loop's settings."""
 
-    name: str = Field("run", pattern=r"^[\w.\-]+$", description="name of the run folder under `out`")
+    name: str = Field(
+        "run", pattern=r"^[\w\-][\w.\-]*$", max_length=200, description="name of the run folder under `out`"
+    )
     out: str = Field("runs", description="folder that run folders are created in")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (1,), min_length=1, description="a training each, drawn data included; `seed: 3` is short for `seeds: [3]`"

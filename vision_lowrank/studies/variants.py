@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
-import yaml
-
 from ..config import RunConfig, to_tree
+from ..config.yaml_text import parse_yaml
 from ..errors import UserError, near_miss
 from ..registry import registry
 
@@ -103,8 +102,8 @@ def assignments(vary: Iterable[str]) -> list[tuple[str, list[str]]]:
     for text in vary:
         key, equals, values = text.partition("=")
         try:
-            found = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError:
+            found = parse_yaml(f"[{values}]")
+        except ValueError:
             found = []
         if not equals or not found:
             raise UserError(f"--vary {text}: give a key and values with commas between, such as adapter.r=2,4,8.")

@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from ..config.yaml_text import parse_yaml
 from ..errors import ArtefactError, UserError
 from ..files import write_text
 from ..metrics.names import is_share, sign
@@ -77,8 +78,8 @@ def _section_of(run: Path) -> type[ReportSection]:
 def _config(path: Path) -> dict[str, Any]:
     """Read the config as far as it can be read."""
     try:
-        found = yaml.safe_load(_text(path))
-    except yaml.YAMLError:
+        found = parse_yaml(_text(path))
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
