@@ -42,7 +42,7 @@ class Study(NamedTuple):
     @property
     def result(self) -> Result:
         """What was committed."""
-        return json.loads((self.folder / "results.json").read_text())
+        return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
 
     def load_tables(self) -> ModuleType:
         """Load the study's ``tables.py`` by path, since all have the same file name."""
@@ -63,7 +63,7 @@ class Study(NamedTuple):
         """Write the figure, where the study has one."""
         draw_figure = getattr(self.load_tables(), "draw_figure", None)
         if draw_figure:
-            (self.folder / "figure.svg").write_text(draw_figure(self.result))
+            (self.folder / "figure.svg").write_text(draw_figure(self.result), encoding="utf-8")
 
 
 def describe_machine(result: Result) -> str:
@@ -80,12 +80,12 @@ def main() -> None:
     studies = [Study(path.parent) for path in sorted(STUDIES.rglob("results.json"))]
     rendered = {study.name: study.render() for study in studies}
     for path in (ROOT / "README.md", *(study.folder / "README.md" for study in studies)):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         new = PLACE.sub(lambda place: f"{place[1]}{rendered[place[2]]}{place[3]}", text)
         if check and new != text:
             sys.exit(f"{path.relative_to(ROOT)} differs from the committed results: run benchmarks/render.py")
         if not check:
-            path.write_text(new)
+            path.write_text(new, encoding="utf-8")
     if not check:
         for study in studies:
             study.draw()

@@ -90,7 +90,7 @@ def best_level(detector: FeatureDetector, pictures: ManipulationSet) -> float:
 def baselines(study: Conditions) -> dict[str, Any]:
     """Return ``methods``: name -> metrics; ``audit``: set -> AUC of metadata."""
     path, splits = study.folder / "baselines.json", study.splits()
-    done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if done.get("train_hash") != splits.train.hash:
         done = {"train_hash": splits.train.hash, "methods": {}, "audit": {}}
     for name in SIGNALS:

@@ -57,7 +57,7 @@ class Curves:
     def at(self, pictures: ManipulationSet, degradation: Degradation | None) -> Values:
         """Compute the metrics of a set under a degradation, or read them from the file if they are there."""
         key = f"{self.detector.identity} {pictures.name} {pictures.hash} {_name(degradation)}"
-        done: dict[str, Values] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        done: dict[str, Values] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         if key not in done:
             say(f"robustness: {key}")
             outputs, calibration = outputs_of(self.detector, pictures, degradation), self.detector.calibration

@@ -214,7 +214,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     names = [name for name in known if name in arguments.methods or name == "floor"]
-    entries = json.loads(arguments.out.read_text())["entries"] if arguments.out.exists() else {}
+    entries = json.loads(arguments.out.read_text(encoding="utf-8"))["entries"] if arguments.out.exists() else {}
     console = Console()
     for model in arguments.models:
         for batch in arguments.batches:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -348,6 +349,9 @@ def _exit_code(code: int) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; user mistakes become one line each on stderr and exit code 2."""
     open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale without ± prints ?, and ends nothing
     try:
         with terminable(), _exit_code(2):
             app(arguments)

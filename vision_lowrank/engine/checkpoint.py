@@ -167,7 +167,7 @@ class CheckpointStore:
         _sync(folder)
 
     def _read(self, folder: Path, identity: Mapping[str, Any]) -> Checkpoint:
-        state = json.loads((folder / "state.json").read_text())
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         contents = {name: (folder / name).read_bytes() for name in state["files"]}
         for name, digest in state["files"].items():
             if hashlib.sha256(contents[name]).hexdigest() != digest:
@@ -196,7 +196,7 @@ class CheckpointStore:
 def _order(folder: Path) -> tuple[int, int, bool]:
     """Return a checkpoint folder's order; an unreadable one counts as newest, so that reading it tells of damage."""
     try:
-        return Position(**json.loads((folder / "state.json").read_text())["position"]).order
+        return Position(**json.loads((folder / "state.json").read_text(encoding="utf-8"))["position"]).order
     except (OSError, ValueError, KeyError, TypeError):
         return 2**63, 0, False
 

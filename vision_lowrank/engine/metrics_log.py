@@ -54,7 +54,7 @@ class MetricsLog:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("w" if self._fresh else "a") as file:
+            with self.path.open("w" if self._fresh else "a", encoding="utf-8") as file:
                 file.write(json.dumps({**head, **finite}) + "\n")
         except OSError as error:
             raise UserError(

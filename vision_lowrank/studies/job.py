@@ -80,7 +80,7 @@ class Training:
         config, own = validate(self.config), Path(self.folder) / "baseline.json"
         shared = self._shared_baseline(config)
         if shared and shared.is_file() and not own.is_file():
-            write_text(own, shared.read_text())
+            write_text(own, shared.read_text(encoding="utf-8"))
         with locked(Path(self.folder)):
             result = run_seed(config, self.seed, Path(self.folder))
         if shared and not shared.is_file():

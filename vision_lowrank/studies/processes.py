@@ -93,7 +93,7 @@ class _Worker:
             [sys.executable, "-m", WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             env=self._environment,
             start_new_session=True,  # an interrupt from the keyboard reaches the parent alone, which passes it on once
         )

@@ -182,7 +182,7 @@ def _cost(engine: Engine) -> dict[str, Any]:
 
 def _step_seconds(path: Path) -> dict[str, float]:
     """Compute the median time of a training step, from the log."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     seconds = [line["seconds"] for line in lines if "seconds" in line]
     return {"step_seconds": median(seconds)} if seconds else {}
 
@@ -199,6 +199,6 @@ def read_result(path: Path) -> Any:
         ArtefactError: the file is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ArtefactError(f"{path}: not valid JSON: remove the file to compute it again.") from None

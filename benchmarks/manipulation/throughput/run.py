@@ -118,7 +118,7 @@ def timed(call: Callable[[], object]) -> float:
 def memory(name: str) -> int | None:
     """Read VmRSS or VmHWM of this process in bytes; None where the system does not tell (not Linux)."""
     path = Path("/proc/self/status")
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
@@ -167,7 +167,7 @@ def main() -> None:
         "layer": detector.layer,
         "layers": detector.backbone.state_layers,
     }
-    found = json.loads(given.out.read_text()) if given.out.is_file() else {}
+    found = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else {}
     kept = {key: found.get(key) for key in wanted} == wanted
     shown = ["ARTEFACT" if word == str(given.artefact) else word for word in sys.argv[1:]]
     result = wanted | {

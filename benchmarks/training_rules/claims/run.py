@@ -59,7 +59,7 @@ def main() -> None:
         return
     result: dict[str, Any] = {"command": COMMAND, "environment": environment() | {"threads": 1}, "entries": {}}
     if OUT.is_file():
-        result["entries"] = json.loads(OUT.read_text())["entries"]
+        result["entries"] = json.loads(OUT.read_text(encoding="utf-8"))["entries"]
     for name in arguments.only:
         if name in result["entries"]:
             continue

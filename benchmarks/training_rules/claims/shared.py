@@ -96,7 +96,7 @@ def scores(engine: Engine) -> dict[str, float]:
     path = engine.folder / "scores.json"
     if not path.is_file():
         write_text(path, json.dumps(accuracies(engine)) + "\n")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def untrained(budget: Budget) -> dict[str, float]:
@@ -108,12 +108,12 @@ def untrained(budget: Budget) -> dict[str, float]:
         engine.display = Display(enabled=False)
         with engine.task.untrained():
             write_text(path, json.dumps(accuracies(engine)) + "\n")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def logged(engine: Engine, name: str) -> list[float]:
     """Read a value of every training step of the last stage."""
-    lines = map(json.loads, (engine.folder / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (engine.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return [line[name] for line in lines if line["stage"] == engine.stage.name and "split" not in line]
 
 
