@@ -1,10 +1,17 @@
 """Writing files and folders so that a crash leaves the old one or the new one, never half of it; and which name was
 probably meant where a file is missing.
+
+A folder is replaced by two renames, old → away and new → in. A process that is killed between them leaves no folder of
+that name, and both complete beside it: whoever reads or writes the folder next puts the old one back
+(:func:`recover`). Temporary folders carry the name of the machine and the number of the process that made them, so
+that the next call clears those of dead ones. They never lie inside an artefact, which people copy.
 """
 
 from __future__ import annotations
 
+import glob
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,11 +21,13 @@ from pathlib import Path
 
 from .errors import UserError, near_miss
 
+MARKS = ("artefact.json", "vision_lowrank.json")  # of folders that are one thing
+
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text to a temporary name, force it to disk, and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _workplace(path) / f".{path.name}.{os.getpid()}"
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
@@ -41,36 +50,108 @@ def replaced(folder: Path, mark: str) -> Iterator[Path]:
     Raises:
         UserError: `folder` is a file, or holds other things.
     """
+    recover(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file: give a folder.")
     if folder.exists() and any(folder.iterdir()) and not (folder / mark).exists():
         raise UserError(f"'{folder}' holds other things (no {mark}): give a new or an empty folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with temporary_folder(folder) as work:
+        new = work / "new"
         if folder.exists():
-            shutil.copytree(folder, new, dirs_exist_ok=True)
-        yield new
-        for path in new.rglob("*"):
-            if path.is_file():
-                flush(path)
-        new.chmod(0o777 & ~umask())
-        flush(new)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old / "previous")
-            try:
-                os.replace(new, folder)
-            except BaseException:  # an interrupt too
-                os.replace(old / "previous", folder)
-                old.rmdir()
-                raise
-            shutil.rmtree(old)
+            shutil.copytree(folder, new)
         else:
-            os.replace(new, folder)
-        flush(folder.parent)
+            new.mkdir()
+        yield new
+        swap(new, folder, work)
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder near `target`, on its disk and in no artefact, that is gone after the block."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clear(target)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.{_process()}.", dir=_workplace(target)))
+    try:
+        yield work
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        recover(target)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def swap(new: Path, folder: Path, work: Path) -> None:
+    """Force `new` to the disk and give it the name of `folder`, which goes away; `work` is a temporary folder."""
+    for path in (*new.rglob("*"), new):
+        if not path.is_symlink():
+            flush(path)
+    if folder.exists():
+        os.replace(folder, work / "old")
+    os.replace(new, folder)
+    flush(folder.parent)
+
+
+def recover(folder: Path) -> None:
+    """Put `folder` back where a process was killed while it had no name; nothing where it exists."""
+    home = folder.resolve()
+    if home.exists():
+        return
+    for work in _temporary(home):
+        if (work / "old").exists() and (_is_ours(work) or not _is_alive(work)):
+            os.replace(work / "old", home)
+            shutil.rmtree(work, ignore_errors=True)
+            return
+
+
+def _clear(target: Path) -> None:
+    """Remove what dead processes left beside `target`."""
+    recover(target)
+    for work in _temporary(target.resolve()):
+        if not _is_alive(work) and not _is_ours(work):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _temporary(target: Path) -> list[Path]:
+    """List the temporary folders that this machine made for `target`; others may be at work elsewhere."""
+    pattern = f".{glob.escape(target.name)}.{glob.escape(_machine())}-*.*"
+    return sorted(path for path in _workplace(target).glob(pattern) if path.is_dir())
+
+
+def _workplace(target: Path) -> Path:
+    """Return the nearest folder above `target` that belongs to no artefact."""
+    home = target.parent
+    while home.parent != home and any((home / mark).exists() for mark in MARKS):
+        home = home.resolve().parent
+    return home
+
+
+def _machine() -> str:
+    return platform.node().replace(".", "_").replace("-", "_") or "here"
+
+
+def _process() -> str:
+    return f"{_machine()}-{os.getpid()}"
+
+
+def _number(work: Path) -> int:
+    """Return the number of the process that made a temporary folder; 0 where it has none."""
+    digits = work.name.rpartition(".")[0].rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _is_ours(work: Path) -> bool:
+    return _number(work) == os.getpid()
+
+
+def _is_alive(work: Path) -> bool:
+    number = _number(work)
+    if not number or os.name == "nt":  # Windows' kill ends what it asks
+        return True
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def flush(path: Path) -> None:
@@ -82,13 +163,6 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def umask() -> int:
-    """Return the permissions that new files of this process do not get; there is no way to ask but to set them."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def sibling(path: Path) -> str:

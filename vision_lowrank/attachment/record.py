@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ..errors import ArtefactError
+from ..files import recover
 from ..json_files import Closed, Strict, check_object, read_object
 
 TENSORS, FACTORS, RECORD, BASE = (
@@ -59,6 +60,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         ArtefactError: missing or damaged, or of another format.
     """
+    recover(folder)
     path = folder / RECORD
     if not path.is_file():
         raise ArtefactError(f"'{path}' is missing: load a plain PEFT adapter with peft.PeftModel.from_pretrained.")

@@ -20,8 +20,8 @@ from typer.core import TyperCommand
 from ..errors import UserError
 from ..registry import PACKAGES
 from ..version import __version__
-from .output import lasting_output, open_standard_streams
-from .stopping import Commands, memory_shortage, terminable
+from .output import drop_output, flush_output, lasting_output, open_standard_streams
+from .stopping import Commands, memory_shortage, system_refusal, terminable
 from .study_commands import compare, incremental
 
 app = typer.Typer(
@@ -331,18 +331,21 @@ def new(
 
 @contextmanager
 def _exit_code(code: int) -> Iterator[None]:
-    """End with `code`, and one line per mistake on stderr, where the user made one, or memory was short."""
+    """End with `code`, and one line per mistake on stderr, where the user made one or the machine refused something."""
     try:
         yield
     except UserError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(code)
+    except BrokenPipeError:
+        raise
     except Exception as error:
-        shortage = memory_shortage(error)
-        if shortage is None:
+        reason = memory_shortage(error) or system_refusal(error)
+        if reason is None:
             raise
-        print(f"error: {shortage}", file=sys.stderr)
+        print(f"error: {reason}", file=sys.stderr)
+        drop_output()
         sys.exit(code)
 
 
@@ -354,7 +357,10 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a locale without ± prints ?, and ends nothing
     try:
         with terminable(), _exit_code(2):
-            app(arguments)
+            try:
+                app(arguments)
+            finally:
+                flush_output()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 
@@ -58,3 +58,17 @@ def open_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+
+
+def flush_output() -> None:
+    """Write out what was printed: a full disk is said here, not by the interpreter on its way out."""
+    with suppress(BrokenPipeError, ValueError):  # who reads has left, or stdout is closed: nothing is missing
+        sys.stdout.flush()
+
+
+def drop_output() -> None:
+    """Drop what stdout could not write, so that the interpreter does not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,8 @@
-"""How commands end that cannot go on: interrupted, or out of memory. One line says what to do."""
+"""How commands end that cannot go on: interrupted, out of memory, or refused a file. One line says what to do."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
@@ -67,3 +68,15 @@ def memory_shortage(error: Exception) -> str | None:
         f"not enough memory{detail}: end other programs, or do with smaller parts: engine.accumulate of a training, "
         "engine.eval_batch_size, --batch-size of a command, smaller pictures."
     )
+
+
+def system_refusal(error: Exception) -> str | None:
+    """Return one line for people where the system has something against a file; None for any other error."""
+    full = "make room and give the same command again; what was saved before is whole"
+    if isinstance(error, OSError) and error.strerror:
+        name = next((f"'{each}'" for each in (error.filename2, error.filename) if each), "the output")
+        remedy = full if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the place and its permissions"
+        return f"{name}: {error.strerror}: {remedy}."
+    if type(error).__name__ == "SafetensorError" and "No space left" in str(error):
+        return f"a file of tensors cannot be written: No space left on device: {full}."
+    return None

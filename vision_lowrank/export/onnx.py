@@ -15,7 +15,6 @@ import copy
 import importlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from ..attachment.merge import merge
 from ..backbones.adapted import adapted
 from ..errors import UserError
+from ..files import temporary_folder
 from .tensors import file_in
 
 MODEL = "classifier.onnx"
@@ -72,13 +72,12 @@ def export_onnx(classifier: nn.Module, out: str | os.PathLike, opset: int = OPSE
             raise UserError(f"ONNX export needs {package}: pip install 'vision-lowrank[onnx]'.") from error
     path = file_in(Path(out), MODEL, ".onnx")
     plain = _merged(classifier)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".onnx.") as folder:
-        new = Path(folder) / path.name
+    with temporary_folder(path) as folder:
+        new = folder / path.name
         _trace(plain, new, opset)
         _describe(plain, new)
         difference = _compare(plain, new)
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # weights first, then the graph that needs them
+        for file in sorted(folder.iterdir(), reverse=True):  # weights first, then the graph that needs them
             os.replace(file, path.parent / file.name)
     return OnnxReport(path, opset, difference)
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ..attachment.record import BASE, COPY, RECORD, Fingerprint, Hash, Text, read_record
 from ..errors import ArtefactError
-from ..files import sibling
+from ..files import recover, sibling
 from ..json_files import Closed, Strict, check_object, read_object
 
 ARTEFACT = "artefact.json"
@@ -82,6 +82,7 @@ def read_about(folder: Path, model: type[About] = About) -> dict[str, Any]:
     Raises:
         ArtefactError: the file is missing or not valid.
     """
+    recover(folder)
     path = folder / ARTEFACT
     if not path.is_file() and (folder / RECORD).is_file():
         return _about_adapter(folder)

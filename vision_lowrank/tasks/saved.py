@@ -36,6 +36,7 @@ from ..backbones.load import load_backbone
 from ..data.images import PIXELS, batches, pixel_count, read_image, to_rgb
 from ..data.transforms import Preprocess
 from ..errors import ArtefactError, UserError, near_miss
+from ..files import replaced, write_text
 from ..registry import register, registry
 from .about import ARTEFACT, About, read_about
 from .trust import check_trust
@@ -187,11 +188,8 @@ class AdaptedModel(nn.Module):
         Raises:
             UserError: it was loaded for prediction alone.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         has_adapter = adapted(self.backbone) or self.backbone.factored
         base = self._base_state()
-        if has_adapter:
-            self._save_adapter(folder / "adapter", {})
         everything = {
             **about,
             "backbone": self.backbone.spec,
@@ -199,10 +197,14 @@ class AdaptedModel(nn.Module):
             "preprocess": self.backbone.preprocess.to_dict(),
             "adapter": bool(has_adapter),
             "trained_base": sorted(self.trained_base),
-            "tensors": save_parts(folder, {BASE: base} | dict(parts)),
             "record": dict(record),
         }
-        write_about(folder, everything)
+        with replaced(folder, ARTEFACT) as new:
+            for path in new.glob("*.safetensors"):
+                path.unlink()  # of what was saved here before
+            if has_adapter:
+                self._save_adapter(new / "adapter", {})
+            write_about(new, everything | {"tensors": save_parts(new, {BASE: base} | dict(parts))})
 
     def _save_adapter(self, folder: Path, base: Mapping[str, Tensor]) -> None:
         """Write the adapter, with the tensors of a base that has no other place."""
@@ -359,8 +361,7 @@ def add_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
     """Write ``artefact.json``."""
-    text = json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / ARTEFACT).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / ARTEFACT, json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def load_part(module: nn.Module, path: Path, about: Mapping[str, Any], what: str) -> None:

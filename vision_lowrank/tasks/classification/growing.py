@@ -36,7 +36,7 @@ from .growth import Growth, averaged, new_classes, old_classes
 from .heads import PROTOTYPES, make_head
 from .reference import FILE as REFERENCE
 from .reference import load_reference, picture_features, reference_of
-from .renewal import recover, renewed
+from .renewal import renewed
 
 GROWS = (*PROTOTYPES, "cosine", "text")
 
@@ -142,7 +142,6 @@ def undo(folder: Path, *, dry_run: bool = False) -> tuple[str, ...]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    recover(folder)
     return ImageClassifier.read(folder)
 
 

@@ -1,21 +1,18 @@
 """A folder of which some files change together: a killed process leaves the old ones or the new ones, never a mix.
 
-The new folder is made beside the old one and on the disk before the names change; files that stay are hard links, so
-their bytes are not written again. Between the two renames, old → away and new → in, the folder has no name for some
-microseconds: a process killed just there leaves both complete, and :func:`recover` puts the old one back.
+The new folder is made beside the old one and swapped with it (:mod:`vision_lowrank.files`); files that stay are hard
+links, so their bytes are not written again.
 """
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...files import flush
+from ...files import swap, temporary_folder
 
 
 @contextmanager
@@ -31,9 +28,8 @@ def renewed(folder: Path, without: Collection[str]) -> Iterator[Path]:
         OSError: something cannot be written.
     """
     home = folder.resolve()
-    work = Path(tempfile.mkdtemp(prefix=f".{home.name}.renewal.", dir=home.parent))
-    new, old = work / "new", work / "old"
-    try:
+    with temporary_folder(home) as work:
+        new = work / "new"
         left_out = {str(home): list(without)}
         shutil.copytree(
             home, new, symlinks=True, copy_function=_link, ignore=lambda where, _: left_out.get(str(where), [])
@@ -42,24 +38,7 @@ def renewed(folder: Path, without: Collection[str]) -> Iterator[Path]:
         for name in without:
             if (home / name).exists() and (new / name).exists():
                 shutil.copymode(home / name, new / name)
-        for path in (*new.rglob("*"), new):
-            flush(path)
-        os.replace(home, old)
-        os.replace(new, home)
-        flush(home.parent)
-    finally:
-        recover(folder)
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def recover(folder: Path) -> None:
-    """Put `folder` back if a process was killed while it had no name."""
-    home = folder.resolve()
-    if not home.exists():
-        for old in home.parent.glob(f".{glob.escape(home.name)}.renewal.*/old"):
-            os.replace(old, home)
-            shutil.rmtree(old.parent, ignore_errors=True)
-            return
+        swap(new, home, work)
 
 
 def _link(source: str, target: str) -> None:
