@@ -1,5 +1,6 @@
 """Folders that change as one: killed processes, full disks, and where temporary things lie."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -132,3 +133,70 @@ def test_a_full_disk_is_one_line_with_the_file(tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
     assert "mine.yaml': No space left on device: make room" in error[0]
+
+
+# --- places to write to ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "x", "y", "--json", "{}"], ["predict", "x", "y", "--csv", "{}"], ["eval", "x", "--json", "{}"],
+        ["export", "x", "{}"], ["inspect", "x", "--out", "{}"], ["inspect", "x", "--json", "{}"],
+        ["add-classes", "x", "y", "--json", "{}"], ["data", "validate", "x", "--json", "{}"],
+        ["data", "check", "x", "--json", "{}"], ["data", "convert", "folders", "x", "{}"], ["make-edits", "x", "{}"],
+        ["compare", "x.yaml", "--out", "{}"],
+    ],
+    ids=lambda command: " ".join(command),
+)  # fmt: skip
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(tmp_path, command, capsys):
+    (tmp_path / "file").write_text("a file")
+    place = tmp_path / "file" / "found"
+    with pytest.raises(SystemExit) as stop:
+        main([each.format(place) for each in command])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert f"'{place}' cannot be written (Not a directory): give another place." in error
+    assert len(error.splitlines()) == 1
+
+
+def test_places_that_will_be_made_are_fine_and_left_alone(tmp_path):
+    assert files.check_output(tmp_path / "new" / "deep" / "x.json") == tmp_path / "new" / "deep" / "x.json"
+    (tmp_path / "old.json").write_text("before")
+    files.check_output(tmp_path / "old.json")
+    assert files.check_output(None) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "before"
+
+
+@pytest.mark.parametrize("form", ["--out=~", "~"])
+def test_the_users_folder_is_expanded_where_a_shell_leaves_it(tmp_path, monkeypatch, form, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main_code(["new", "recipe", "my-birds", *([form] if "=" in form else ["--out", form])])
+    assert (tmp_path / "my-birds.yaml").is_file()
+    main_code(["train", "~/my-bird.yaml"], 2)
+    assert "Did you mean 'my-birds.yaml'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("adapter", "my-method"), ("recipe", "../x"), ("recipe", ".x"), ("recipe", "")]
+)
+def test_names_that_are_none(tmp_path, kind, name):
+    main_code(["new", kind, name, "--out", str(tmp_path)], 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def main_code(arguments, code=0):
+    """Run a command and check how it ends."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert (stop.value.code or 0) == code
+
+
+def test_data_that_is_not_where_it_was_is_named_with_its_setting(tmp_path, capsys):
+    shutil.copytree(SHIPPED, tmp_path / "artefact")
+    main_code(["eval", str(tmp_path / "artefact")], 2)
+    error = capsys.readouterr().err
+    path = json.loads((SHIPPED / "artefact.json").read_text())["record"]["config"]["data"]["path"]
+    assert f"'{path}' does not exist." in error
+    assert "give data.path=… for where it is now" in error

@@ -9,6 +9,7 @@ that the next call clears those of dead ones. They never lie inside an artefact,
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import platform
@@ -37,6 +38,29 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_output(path: Path | None) -> Path | None:
+    """Return where results will be written, after trying that it can be: before the work, not after it.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    if path is None:
+        return None
+    home = path if path.is_dir() else path.parent
+    while not home.exists() and home.parent != home:
+        home = home.parent
+    try:
+        if not home.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=home):
+            pass
+        if path.is_file():
+            os.close(os.open(path, os.O_WRONLY))
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written ({error.strerror}): give another place.") from None
+    return path
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def save_adapter(
     base: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Save one adapter, as :func:`save` does, with the tensors of a `base` that has no other place."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     name = model.active_adapters[0] if adapter_name is None else adapter_name
     if name not in getattr(model, "attachments", {}):
         raise UserError(
@@ -109,7 +109,7 @@ def load(
         ArtefactError: a file is missing or damaged, the base is another one, a tensor is missing, left over or of
             another shape, or the outputs differ from those at save. The backbone is left without the adapter.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     record = read_record(folder)
     attachment = attachment_of(record)
     base = backbone_of(backbone)

@@ -16,7 +16,8 @@ def check_recorded(folder: Path, overrides: list[str]) -> None:
         UserError: as :func:`recorded_recipe`; or every problem found, one line each.
     """
     recipe = recorded_recipe(folder, overrides)
-    check_paths(check_settings(*recipe), recipe.origins, recipe.source)
+    remedy = " Where it was trained it was there: give {key}=… for where it is now."
+    check_paths(check_settings(*recipe), recipe.origins, recipe.source, remedy)
 
 
 def recorded_config(folder: Path, overrides: list[str]) -> RunConfig:

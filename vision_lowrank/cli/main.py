@@ -8,8 +8,6 @@ to go on).
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -17,11 +15,11 @@ from typing import Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
-from ..errors import UserError
 from ..registry import PACKAGES
 from ..version import __version__
-from .output import drop_output, flush_output, lasting_output, open_standard_streams
-from .stopping import Commands, memory_shortage, system_refusal, terminable
+from .door import exit_code, expanded, output, target_path
+from .output import flush_output, lasting_output, open_standard_streams
+from .stopping import Commands, terminable
 from .study_commands import compare, incremental
 
 app = typer.Typer(
@@ -74,7 +72,7 @@ def train(
 def evaluate(
     target: Annotated[Path, typer.Argument(help="an artefact folder, or a recipe (then untrained)")],
     overrides: Overrides = None,
-    json: Annotated[Optional[Path], typer.Option(help="also write the metrics to this file")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], output(help="also write the metrics to this file")] = None,  # noqa: UP045
     trust: Trust = False,
 ) -> None:
     """Evaluate an artefact on its own test sets, or on other data given as data.… overrides."""
@@ -87,8 +85,8 @@ def evaluate(
 def predict(
     artefact: Artefact,
     images: Annotated[list[Path], typer.Argument(help="pictures, folders or globs")],
-    json: Annotated[Optional[Path], typer.Option(help="write the predictions to this JSON file")] = None,  # noqa: UP045
-    csv: Annotated[Optional[Path], typer.Option(help="write the predictions to this CSV file")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], output(help="write the predictions to this JSON file")] = None,  # noqa: UP045
+    csv: Annotated[Optional[Path], output(help="write the predictions to this CSV file")] = None,  # noqa: UP045
     top: Annotated[Optional[int], typer.Option(min=1, help="classes to report per picture; 3 if not given")] = None,  # noqa: UP045
     batch_size: Annotated[int, typer.Option(min=1, help="pictures per batch")] = 64,
     skip_broken: Annotated[bool, typer.Option(help="skip files that are not readable pictures")] = False,
@@ -111,7 +109,7 @@ def add_classes(
     undo: Annotated[bool, typer.Option("--undo", help="take the last addition back")] = False,
     min_pictures: Annotated[int, typer.Option(min=1, help="refuse new classes with fewer pictures")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="pictures per batch")] = 64,
-    json: Annotated[Optional[Path], typer.Option(help="also write the numbers to this file")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], output(help="also write the numbers to this file")] = None,  # noqa: UP045
     dry_run: Annotated[bool, typer.Option("--dry-run", help="report, and leave the artefact as it is")] = False,
     trust: Trust = False,
 ) -> None:
@@ -135,8 +133,8 @@ def inspect(
             "--evaluate", help="artefact: also what it forgot, its intruders scaled down, and how features separate"
         ),
     ] = False,
-    out: Annotated[Optional[Path], typer.Option(help="artefact: the page; ARTEFACT/inspect.html if not given")] = None,  # noqa: UP045
-    json: Annotated[Optional[Path], typer.Option(help="artefact: also write the numbers to this file")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], output(help="artefact: the page; ARTEFACT/inspect.html if not given")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], output(help="artefact: also write the numbers to this file")] = None,  # noqa: UP045
     trust: Trust = False,
 ) -> None:
     """Show what a recipe would train and cost, or what training did to the weights of an artefact.
@@ -151,7 +149,7 @@ def inspect(
 @app.command()
 def export(
     artefact: Artefact,
-    out: Annotated[Path, typer.Argument(help="folder or file to write")],
+    out: Annotated[Path, target_path(help="folder or file to write")],
     format: Annotated[
         str,
         typer.Option(
@@ -195,7 +193,7 @@ def scan(
         Optional[Path],  # noqa: UP045
         typer.Option(help="artefact folder of a model that finds edits; the shipped one if not given"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the results; heat maps mirror the input tree in it")] = Path(
+    out: Annotated[Path, output(help="folder for the results; heat maps mirror the input tree in it")] = Path(
         "scan-results"
     ),
     recursive: Annotated[bool, typer.Option("--recursive", help="look into sub-folders too")] = False,
@@ -228,7 +226,7 @@ def scan(
     from .scan import scan_command
 
     written = (json, csv, html, npy)
-    with _exit_code(1):  # 2 says that something was found
+    with exit_code(1):  # 2 says that something was found
         scan_command(
             paths, model, out, recursive, batch, device, threshold, overlay, explain, *written, resume, fail_on, trust
         )
@@ -237,7 +235,7 @@ def scan(
 @app.command("make-edits")
 def make_edits(
     photos: Annotated[str, typer.Argument(help="folder of photographs, or builtin for scikit-image's")],
-    out: Annotated[Path, typer.Argument(help="folder for the data set; call again to go on")],
+    out: Annotated[Path, target_path(help="folder for the data set; call again to go on")],
     per_photo: Annotated[int, typer.Option(min=1, help="edits per real picture")] = 4,
     kinds: Annotated[Optional[str], typer.Option(help="kinds of edit with commas between; all if not given")] = None,  # noqa: UP045
     exclude: Annotated[Optional[str], typer.Option(help="kinds to leave out")] = None,  # noqa: UP045
@@ -281,7 +279,7 @@ def check_data(
         Optional[list[str]],  # noqa: UP045
         typer.Argument(help="such as dtd eurosat imagenet; all if not given", show_default=False),
     ] = None,
-    json: Annotated[Optional[Path], typer.Option(help="also write what was found to this file")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], output(help="also write what was found to this file")] = None,  # noqa: UP045
     download: Annotated[bool, typer.Option("--download", help="let torchvision download what it can first")] = False,
 ) -> None:
     """Say which of the few-shot data sets are complete, and what is missing; exit code 2 unless all are."""
@@ -294,7 +292,7 @@ def check_data(
 @data.command("validate")
 def validate_data(
     path: Annotated[Path, typer.Argument(help="FILE.jsonl in ManipBench's schema, or a folder of such files")],
-    json: Annotated[Optional[Path], typer.Option(help="also write what was found to this file")] = None,  # noqa: UP045
+    json: Annotated[Optional[Path], output(help="also write what was found to this file")] = None,  # noqa: UP045
     pictures: Annotated[bool, typer.Option(help="open pictures and masks too")] = True,
 ) -> None:
     """Check a data set of edited pictures: all problems in one pass; exit code 2 if there are any."""
@@ -308,7 +306,7 @@ def validate_data(
 def convert_data(
     form: Annotated[str, typer.Argument(help="imdl-json, imdl-folder, sid-set, folders, coco or magicbrush")],
     source: Annotated[Path, typer.Argument(help="data set to read")],
-    target: Annotated[Path, typer.Argument(help="data set to write; FILE.jsonl for ManipBench's schema")],
+    target: Annotated[Path, target_path(help="data set to write; FILE.jsonl for ManipBench's schema")],
     derive: Annotated[bool, typer.Option("--derive", help="also boxes from masks, and masks from pairs")] = False,
 ) -> None:
     """Convert a data set of edited pictures to ManipBench's schema, or from it."""
@@ -329,26 +327,6 @@ def new(
     new_command(kind, name, out)
 
 
-@contextmanager
-def _exit_code(code: int) -> Iterator[None]:
-    """End with `code`, and one line per mistake on stderr, where the user made one or the machine refused something."""
-    try:
-        yield
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(code)
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        reason = memory_shortage(error) or system_refusal(error)
-        if reason is None:
-            raise
-        print(f"error: {reason}", file=sys.stderr)
-        drop_output()
-        sys.exit(code)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; user mistakes become one line each on stderr and exit code 2."""
     open_standard_streams()
@@ -356,9 +334,9 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a locale without ± prints ?, and ends nothing
     try:
-        with terminable(), _exit_code(2):
+        with terminable(), exit_code(2):
             try:
-                app(arguments)
+                app([expanded(each) for each in (sys.argv[1:] if arguments is None else arguments)])
             finally:
                 flush_output()
     except KeyboardInterrupt:

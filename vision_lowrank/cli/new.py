@@ -79,13 +79,15 @@ def new_command(kind: str, name: str, out: Path) -> None:
     """Write the scaffold and say what to do next.
 
     Raises:
-        UserError: unknown kind, a name that is not snake case, or a file that exists.
+        UserError: unknown kind, a name that is not snake case or cannot be a file's, or a file that exists.
     """
     kinds = ("recipe", "adapter")
     if kind not in kinds:
         raise UserError(f"unknown scaffold '{kind}'.{near_miss(kind, kinds)} Known: {', '.join(kinds)}.")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"'{name}' is not snake case: use small letters, digits and underscores, such as my_{kind}.")
+    if kind == "adapter" and not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"'{name}' is not snake case: use small letters, digits and underscores, such as my_adapter.")
+    if not re.fullmatch(r"\w[\w.\-]*", name):
+        raise UserError(f"'{name}' names no file: use letters, digits, hyphens and underscores, such as my-recipe.")
     path = out / (f"{name}.yaml" if kind == "recipe" else f"{name}.py")
     template = RECIPE if kind == "recipe" else ADAPTER
     if path.exists():

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from .door import output
 from .output import lasting_output
 
 Jobs = Annotated[int, typer.Option(min=1, help="run this many jobs at a time, in processes of this machine")]
@@ -47,7 +48,7 @@ def compare(
     data_root: Annotated[Optional[str], typer.Option(help="folder that holds the data sets of CoOp")] = None,  # noqa: UP045
     protocol: Annotated[str, typer.Option(help="all, base_to_novel or transfer")] = "all",
     lr: Annotated[Optional[str], typer.Option(help="learning rates to choose from on validation data")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="folder; runs/compare-RECIPE[-BUDGET] if not given")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], output(help="folder; runs/compare-RECIPE[-BUDGET] if not given")] = None,  # noqa: UP045
     jobs: Jobs = 1,
     launcher: Launcher = "local",
     cluster: Cluster = None,
@@ -70,7 +71,7 @@ def incremental(
     recipes: Annotated[list[str], typer.Argument(help="class-incremental recipes; KEY=VALUE changes them all")],
     seeds: Annotated[Optional[str], typer.Option(help="such as 1,2,3; the recipes' if not given")] = None,  # noqa: UP045
     lr: Annotated[Optional[str], typer.Option(help="learning rates to choose from on validation data")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="folder; runs/incremental-NAME if not given")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], output(help="folder; runs/incremental-NAME if not given")] = None,  # noqa: UP045
     jobs: Jobs = 1,
     launcher: Launcher = "local",
     cluster: Cluster = None,

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, model_serializer, model_validator
 
 from ..registry import Part, registry
+from .marks import check_range
 from .options import build, check_options, indexed_options
 from .schema import Section
 
@@ -42,6 +43,8 @@ class AdapterSection(Section):
         given = {key: value for key, value in values.items() if key not in own}
         part = registry.get("adapter", str(values["type"]))
         known = indexed_options(part)
+        for value in given.values():
+            check_range(value)
         check_options(part.name, known, given, more=_open(part))
         own.setdefault("modules", places(part))
         defaults = {

@@ -6,6 +6,7 @@ found wherever the type is.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,22 @@ from ..registry import registry
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 # The longest side of a model's input in pixels that is believed.
 MAX_SIDE = 4096
+# No number of a setting is larger, whatever it means: beyond are mistakes, or memory that nobody has.
+LARGEST = 10**12
+# What NumPy takes for a seed.
+MAX_SEED = 2**32 - 1
+
+
+def check_range(value: Any) -> Any:
+    """Return a setting's plain value, or a list of them; mappings are sections, whose own settings are checked.
+
+    Raises:
+        ValueError: a number that no setting can mean.
+    """
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, int | float) and not abs(each) <= LARGEST:  # NaN too
+            raise ValueError(f"no setting goes beyond {LARGEST:.0e}")
+    return value
 
 
 def unsaid_weights(name: str, weights: str | None) -> str:
@@ -42,6 +59,10 @@ class OnDisk:
     """
 
     kind: Literal["folder", "file", "either", "weights"]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let ``~`` be the user's own folder."""
+        return core_schema.no_info_after_validator_function(os.path.expanduser, handler(source))
 
 
 Folder = Annotated[str, OnDisk("folder")]

@@ -20,13 +20,16 @@ from .schema import BackboneConfig
 from .sections import Key, first_model, typed_sections
 
 
-def check_paths(settings: Mapping[str, Any], origins: Mapping[str, str] | None = None, source: str = "config") -> None:
+def check_paths(
+    settings: Mapping[str, Any], origins: Mapping[str, str] | None = None, source: str = "config", remedy: str = ""
+) -> None:
     """Look for all folders and files that checked settings name.
 
     Args:
         settings: what :func:`.check.check_settings` returned, or ``to_tree`` of a config.
         origins: key path -> where it was set, for messages.
         source: named in messages for keys without an origin.
+        remedy: ends every message; ``{key}`` in it is the setting's key.
 
     Raises:
         ConfigError: every one that is missing, one line each, with the name beside it that was probably meant.
@@ -39,7 +42,7 @@ def check_paths(settings: Mapping[str, Any], origins: Mapping[str, str] | None =
         for place, mark, text in named_paths(model, content):
             reason = _missing(mark, text)
             if reason:
-                found.add((*key, *place), reason)
+                found.add((*key, *place), reason + remedy.format(key=".".join((*key, *place))))
     found.stop()
 
 

@@ -15,13 +15,23 @@ from pydantic_core import PydanticCustomError
 
 from ..errors import UserError
 from ..registry import registry
-from .marks import MAX_SIDE, FileOrTag, unsaid_weights
+from .marks import MAX_SEED, MAX_SIDE, FileOrTag, check_range, unsaid_weights
+
+Steps = Annotated[int, Field(ge=0, le=10**9)]
+Rate = Annotated[float, Field(ge=0, le=1e3)]
+Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
 
 
 class Section(BaseModel):
     """Base of every config section: unknown keys are errors, values are checked, instances are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _within_range(cls, value: Any) -> Any:
+        """Refuse numbers that no setting can mean; options have narrower ranges of their own."""
+        return check_range(value)
 
 
 class BackboneConfig(Section):
@@ -76,18 +86,18 @@ class BackboneConfig(Section):
 class EngineConfig(Section):
     """The training loop."""
 
-    steps: int = Field(300, ge=0, description="optimiser steps")
-    batch_size: int = Field(32, ge=1, description="samples per optimiser step, over all processes")
-    accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step; batch_size is divided among them")
-    lr: float = Field(2e-4, gt=0, description="peak learning rate")
-    min_lr: float = Field(1e-6, ge=0, description="learning rate of the last step of the cosine")
+    steps: Steps = Field(300, description="optimiser steps")
+    batch_size: int = Field(32, ge=1, le=10**6, description="samples per optimiser step, over all processes")
+    accumulate: int = Field(1, ge=1, le=10**6, description="micro-batches per step; batch_size is divided among them")
+    lr: float = Field(2e-4, gt=0, le=1e3, description="peak learning rate")
+    min_lr: Rate = Field(1e-6, description="learning rate of the last step of the cosine")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="what steps, unless the `rule` brings its own")
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay; SGD's is coupled")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
+    weight_decay: Rate = Field(1e-2, description="AdamW's decoupled weight decay; SGD's is coupled")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="AdamW's betas")
     momentum: float = Field(0.0, ge=0, lt=1, description="SGD's momentum")
     nesterov: bool = Field(False, description="SGD's momentum in Nesterov's form")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after warm-up")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up from 0")
+    warmup_steps: Steps = Field(0, description="steps of linear warm-up from 0")
     clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm to this; null = off")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type; trained weights stay fp32")
     recompute_dropout: bool = Field(
@@ -97,13 +107,13 @@ class EngineConfig(Section):
         "none", description="fsdp2: several processes divide the weights of every block among them"
     )
     compile: bool = Field(False, description="torch.compile the training step")
-    eval_every: int = Field(0, ge=0, description="evaluate on the validation split every N steps; 0 = only at the end")
-    patience: int = Field(0, ge=0, description="stop after N evaluations without a better validation metric; 0 = never")
-    checkpoint_every: int = Field(100, ge=0, description="write a checkpoint every N steps; 0 = only between stages")
-    log_every: int = Field(10, ge=1, description="write a metrics line every N steps")
-    eval_batch_size: int = Field(256, ge=1, description="samples per evaluation batch")
-    workers: int = Field(0, ge=0, description="data-loading worker processes")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; null = torch's default")
+    eval_every: Steps = Field(0, description="evaluate on the validation split every N steps; 0 = only at the end")
+    patience: Steps = Field(0, description="stop after N evaluations without a better validation metric; 0 = never")
+    checkpoint_every: Steps = Field(100, description="write a checkpoint every N steps; 0 = only between stages")
+    log_every: int = Field(10, ge=1, le=10**9, description="write a metrics line every N steps")
+    eval_batch_size: int = Field(256, ge=1, le=10**6, description="samples per evaluation batch")
+    workers: int = Field(0, ge=0, le=1024, description="data-loading worker processes")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch; null = torch's default")
     tensorboard: bool = Field(True, description="write TensorBoard event files beside metrics.jsonl")
 
     @model_validator(mode="after")
@@ -123,8 +133,8 @@ class RunConfig(Section):
     name: str = Field(
         "run", pattern=r"^[\w\-][\w.\-]*$", max_length=200, description="name of the run folder under `out`"
     )
-    out: str = Field("runs", description="folder that run folders are created in")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    out: str = Field("runs", min_length=1, description="folder that run folders are created in")
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(
         (1,), min_length=1, description="a training each, drawn data included; `seed: 3` is short for `seeds: [3]`"
     )
     backbone: BackboneConfig

@@ -27,6 +27,17 @@ def _sum_to_one(fractions: tuple[float, float, float]) -> tuple[float, float, fl
     return fractions
 
 
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"the range {pair[0]:g} to {pair[1]:g} is empty: give the smaller end first")
+    return pair
+
+
+_Share = Annotated[float, Field(gt=0, le=1)]
+
+# Smallest and largest share of a picture's area.
+AreaRange = Annotated[tuple[_Share, _Share], AfterValidator(_rising)]
+
 # Prompt templates, each with one {} for the class name.
 Templates = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_templates)]
 

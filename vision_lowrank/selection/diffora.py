@@ -33,7 +33,7 @@ from peft import PeftConfig, PeftModel
 from pydantic import Field
 
 from ..backbones.adapted import backbone_of
-from ..config.schema import RunConfig
+from ..config.schema import Decay, RunConfig
 from ..errors import UserError
 from ..registry import register
 from .base import Selection
@@ -48,7 +48,7 @@ class Diffora(Selection):
     type: Literal["diffora"] = "diffora"
     steps: int = Field(300, ge=1, description="optimiser steps of the search, warm-up included")
     warmup: int = Field(100, ge=0, description="steps in which the adapter trains alone")
-    betas: tuple[float, float] = Field((0.5, 0.999), description="Adam's betas for the logits")
+    betas: tuple[Decay, Decay] = Field((0.5, 0.999), description="Adam's betas for the logits")
     relaxation: Literal["sigmoid", "row_softmax"] = Field("sigmoid", description="from logits to entries of Γ")
     unit_start: bool = Field(True, description="`sigmoid`: twice σ, so that entries start at 1")
     rho: float = Field(0.5, gt=0, le=1, description="share of the modules that is chosen")

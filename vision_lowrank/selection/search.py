@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import default_collate
 
-from ..config.schema import Section
+from ..config.schema import Decay, Section
 from ..errors import UserError
 from ..modes import preserved
 from ..optim.base import Closure, Groups, StepContext, Steps, norm
@@ -49,7 +49,7 @@ class SearchOptions(Section):
     steps: int = Field(200, ge=1, description="optimiser steps of the search, before those of `engine.steps`")
     holdout: float = Field(0.2, gt=0, lt=1, description="share of each class's training pictures for the outer problem")
     lr: float = Field(0.01, gt=0, description="Adam's learning rate of the logits")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's betas for the logits")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Adam's betas for the logits")
     inner_steps: int = Field(1, ge=1, description="optimiser steps of the adapter per step of the logits")
     val_batches: int = Field(1, ge=1, description="held-out batches per step of the logits")
     hypergrad: Literal["first_order", "unrolled"] = Field(

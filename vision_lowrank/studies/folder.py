@@ -24,7 +24,7 @@ BEFORE_TRAINING = ("baseline.json", "metrics.jsonl")
 
 def run_folder(config: RunConfig) -> Path:
     """Return where the results of `config` go, unless they go on elsewhere."""
-    return Path(config.out) / config.name
+    return Path(config.out).expanduser() / config.name
 
 
 @contextmanager

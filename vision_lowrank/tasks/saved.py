@@ -257,7 +257,7 @@ def load_model(
     Raises:
         ArtefactError: not an artefact, damaged, made for another base model, or it asks for what needs trust.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     task = read_about(folder)["task"]
     return registry.get("model", task).target.load(folder, backbone, attach=attach, trust=trust)
 

@@ -33,7 +33,7 @@ from ...config.schema import RunConfig, Section
 from ...data.augmentation import Augmentation, training_transform
 from ...data.base import ImageSet, Splits
 from ...data.loading import TransformedImages
-from ...data.options import Templates
+from ...data.options import AreaRange, Templates
 from ...data.protocols import base_to_novel, with_transfer
 from ...data.samplers import draw_shots
 from ...engine.keep import Best, Last
@@ -67,7 +67,7 @@ class FewShotConfig(Section):
         "text", description="text prompts (two-tower models), a linear layer or cosine prototypes"
     )
     templates: Templates | None = Field(None, description="prompt templates instead of the data set's own")
-    crop: tuple[float, float] = Field((0.08, 1.0), description="area range of the random crop in training")
+    crop: AreaRange = Field((0.08, 1.0), description="area range of the random crop in training")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip in training")
     augmentation: Augmentation = Field(
         "basic", description="what comes on top of crop and flip; `none` has neither: pictures as in evaluation"

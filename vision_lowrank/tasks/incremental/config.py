@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from ...config.schema import RunConfig, Section
 from ...data.augmentation import Augmentation
-from ...data.options import Templates
+from ...data.options import AreaRange, Templates
 from ...data.sessions import SessionOptions
 from ...errors import UserError
 from ...regularizers.base import alters_base
@@ -69,7 +69,7 @@ class IncrementalConfig(Section):
         "base", description="consistent with the model after the base session, or after the session before"
     )
 
-    crop: tuple[float, float] = Field((0.08, 1.0), description="area range of the random crop in training")
+    crop: AreaRange = Field((0.08, 1.0), description="area range of the random crop in training")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip in training")
     augmentation: Augmentation = Field("basic", description="what comes on top of crop and flip")
 

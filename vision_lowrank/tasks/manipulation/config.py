@@ -70,7 +70,7 @@ class ManipulationConfig(Section):
 
     type: Literal["manipulation"] = "manipulation"
     framing: Mode = Field("resize", description="how pictures meet the square input: resize, pad or tile")
-    max_tiles: int = Field(6, ge=1, description="tile: most tiles beside the whole picture")
+    max_tiles: int = Field(6, ge=1, le=1024, description="tile: most tiles beside the whole picture")
     override_framing: bool = Field(False, description="`eval`: use this framing although the detector learnt another")
     augmentation: Literal["twins", "imdl", "none"] = Field(
         "twins", description="flips and re-encoding, alike for twins; or IMDL-BenCo's; or none"
@@ -81,9 +81,9 @@ class ManipulationConfig(Section):
     layer: Literal["lds", "last"] | int = Field("lds", description="whose states the decoders read; lds is stage B")
     selection: LayerOptions = Field(default_factory=lambda: LayerOptions(), description="stage B")
     decoder: Kind = Field("query", description="linear: detection alone")
-    boxes: int = Field(10, ge=1, description="K: most boxes that are found in a picture")
-    width: int = Field(256, ge=8, description="of the query decoder")
-    heads: int = Field(8, ge=1, description="of its attention")
+    boxes: int = Field(10, ge=1, le=10_000, description="K: most boxes that are found in a picture")
+    width: int = Field(256, ge=8, le=65_536, description="of the query decoder")
+    heads: int = Field(8, ge=1, le=1024, description="of its attention")
     dropout: float = Field(0.1, ge=0, lt=1, description="of the query decoder")
     losses: StageWeights = Field(default_factory=lambda: StageWeights(), description="stage C")
     adapter_lr_factor: float = Field(
