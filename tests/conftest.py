@@ -24,11 +24,18 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _trusting(request, monkeypatch):
-    """Trust artefacts that a test made itself on weights of a file: `--trust` has tests of its own."""
-    if "tiny_weights" in request.fixturenames or "mllm_weights" in request.fixturenames:
-        monkeypatch.setattr("vision_lowrank.tasks.saved.check_trust", lambda *_, **__: None)
+@pytest.fixture(scope="session", autouse=True)
+def _trusting(tmp_path_factory):
+    """Trust artefacts on weights that the tests wrote to a file themselves: `--trust` has tests of its own."""
+    from vision_lowrank.tasks.trust import check_trust
+
+    def check(folder, about, **options):
+        if not str(about["backbone"]["weights"]).startswith(str(tmp_path_factory.getbasetemp())):
+            check_trust(folder, about, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vision_lowrank.tasks.saved.check_trust", check)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,15 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     return values
 
 
+def finite(value: Any) -> Any:
+    """Return `value` with None in place of numbers that are not finite, such as a metric without a case to count."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     """Read the shapes of the tensors in a safetensors file, by name, and nothing else of it.
 

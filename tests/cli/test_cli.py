@@ -336,7 +336,7 @@ def test_unknown_option_exits_with_2(capsys):
 
 
 def test_scaffold_refuses_bad_names_and_existing_files(tmp_path, capsys):
-    assert "not snake case" in one_line(capsys, "new", "recipe", "My-Recipe", "--out", tmp_path)
+    assert "not snake case" in one_line(capsys, "new", "adapter", "My-Method", "--out", tmp_path)
     assert "Did you mean 'recipe'?" in one_line(capsys, "new", "recepe", "x", "--out", tmp_path)
     run("new", "recipe", "x", "--out", tmp_path)
     assert "exists already" in one_line(capsys, "new", "recipe", "x", "--out", tmp_path)

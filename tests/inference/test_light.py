@@ -44,7 +44,7 @@ def results(tmp_path_factory, tiny_weights):
     ImageClassifier(model, "text", ["cat", "dog"], ["a {}."]).save(here / "classifier", {})
     picture, detector = str(here / "picture.png"), str(shipped("data") / "manipulation_detector")
     commands = {
-        "predict classes": ["predict", str(here / "classifier"), picture],
+        "predict classes": ["predict", str(here / "classifier"), picture, "--trust"],
         "predict edits": ["predict", detector, picture],
         "scan": ["scan", picture, "--out", str(here / "out"), "--overlay"],
     }

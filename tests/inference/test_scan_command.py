@@ -34,7 +34,7 @@ OPTIONS = {
 @pytest.fixture
 def run(edit_model, monkeypatch, tmp_path):
     """Exit code of a scan with the test's edit_model; 0 where it just returns."""
-    monkeypatch.setattr(command, "load_edit_model", lambda model, device: edit_model)
+    monkeypatch.setattr(command, "load_edit_model", lambda model, device, trust: edit_model)
 
     def go(*paths, out=tmp_path / "out", **changes):
         try:

@@ -146,3 +146,13 @@ def test_an_adapters_record_that_is_damaged_is_named(tmp_path):
         ArtefactError, match=r"vision_lowrank\.json' is damaged: it lacks attachment.*attachment\.weights"
     ):
         vl.load_model(tmp_path)
+
+
+def test_a_metric_that_is_not_finite_is_null_in_the_record(trained, tmp_path):
+    classifier, _ = trained
+    metrics = {"val/auc": float("nan"), "val/loss": float("inf"), "val/accuracy": 0.5, "confusion": [[1, float("nan")]]}
+    classifier.save(tmp_path / "copy", {"config": None, "metrics": metrics})
+    about = json.loads((tmp_path / "copy" / "artefact.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    expected = {"val/auc": None, "val/loss": None, "val/accuracy": 0.5, "confusion": [[1, None]]}
+    assert about["record"]["metrics"] == expected
+    vl.load_model(tmp_path / "copy")

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from ..adapters.base import Factors
-from ..attachment.folder import CARD, CONFIG, TENSORS
-from ..attachment.store import write_config
+from ..attachment.folder import CARD, CONFIG
+from ..attachment.peft_config import write_config
+from ..attachment.record import TENSORS
 from ..errors import UserError, near_miss
 from ..files import replaced
 from .tensors import file_in, save_tensors

@@ -37,6 +37,7 @@ from ..data.images import PIXELS, batches, pixel_count, read_image, to_rgb
 from ..data.transforms import Preprocess
 from ..errors import ArtefactError, UserError, near_miss
 from ..files import replaced, write_text
+from ..json_files import finite
 from ..registry import register, registry
 from .about import ARTEFACT, About, read_about
 from .trust import check_trust
@@ -360,8 +361,9 @@ def add_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write ``artefact.json``."""
-    write_text(folder / ARTEFACT, json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write ``artefact.json``; a metric that is not finite is null there."""
+    text = json.dumps(finite(about), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / ARTEFACT, text + "\n")
 
 
 def load_part(module: nn.Module, path: Path, about: Mapping[str, Any], what: str) -> None:

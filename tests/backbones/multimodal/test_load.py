@@ -85,7 +85,7 @@ def test_a_blank_tile_is_a_tile(backbone):
 )
 def test_what_cannot_be_loaded_is_said(name, options, message):
     with pytest.raises(UserError, match=message):
-        load_backbone(name, "random", **options)
+        load_backbone(name, **{"weights": "random"} | options)
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path):
