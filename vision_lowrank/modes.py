@@ -10,21 +10,36 @@ from torch import nn
 _rows_count = True
 
 
+class Modes:
+    """Which modules of a model are in training mode and which parameters train, as they are now.
+
+    Args:
+        model: any; what it holds when the modes are put back but not now stays as it is.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def put_back(self) -> None:
+        """Make them what they were."""
+        for module, mode in self._modes:
+            module.training = mode
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+
+
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Put back at the end which modules are in training mode and which parameters train.
 
     PEFT lets everything of an adapter train whenever it switches to it or back.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = Modes(model)
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        modes.put_back()
 
 
 @contextmanager

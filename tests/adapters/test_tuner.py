@@ -198,7 +198,7 @@ def test_layers_that_share_a_weight_are_not_merged():
     host = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     host[1].weight = host[0].weight
     model = peft.get_peft_model(host, SoraConfig(r=2, target_modules=["0", "1"]))
-    with pytest.raises(UserError, match="share a weight"):
+    with pytest.raises(UserError, match="shares its weight"):
         model.merge_adapter()
 
 

@@ -103,7 +103,9 @@ def changes_base(config: PeftConfig) -> str | None:
     start = getattr(config, "init_lora_weights", None)
     if isinstance(start, str) and start.startswith(_ALTERING):
         return start
-    return "kasa" if getattr(config, "kasa_config", None) is not None else None
+    if getattr(config, "kasa_config", None) is not None:
+        return "kasa"
+    return "osf" if config.peft_type == PeftType.OSF else None
 
 
 def _resolve(name: str) -> tuple[type[PeftConfig], dict[str, Any]]:

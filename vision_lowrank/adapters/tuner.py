@@ -28,6 +28,7 @@ from ..errors import UserError
 from ..kernels.layers import dropout_of, forward_together, is_plain
 from ..kernels.linear import Branch, fused_linear
 from .base import Factors, MethodConfig, WeightUpdate
+from .ownership import check_owned
 
 try:
     from peft.mapping import (
@@ -259,12 +260,9 @@ class AdapterTuner(BaseTuner):
     def _check_merge_allowed(self) -> None:
         """Refuse before the first layer is merged, where any layer cannot be."""
         super()._check_merge_allowed()
-        owners: dict[int, str] = {}
         for name, layer in adapter_layers(self.model):
             layer.check_mergeable(name)
-            for weight in layer.base_layer.parameters():
-                if (first := owners.setdefault(id(weight), name)) != name:
-                    raise UserError(f"'{first}' and '{name}' share a weight, so neither adapter can be merged into it.")
+        check_owned(self.model)
 
     def _target_weights(self, model: nn.Module, config: MethodConfig) -> dict[str, Tensor]:
         """Return the weights (out, in) of the linears that `config` targets, by name."""

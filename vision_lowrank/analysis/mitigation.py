@@ -35,6 +35,7 @@ from ..adapters.base import Factors
 from ..adapters.lora import OffsetLoraConfig
 from ..adapters.tuner import AdapterLayer, AdapterTuner, layer_factors, tuner_layers
 from ..attention.split import fuse_attention
+from ..backbones.adapted import without_adapter
 from ..backbones.base import Backbone
 from ..errors import UserError, near_miss
 from ..export.lora import truncate
@@ -161,7 +162,7 @@ def with_changes(model: PeftModel, deltas: Mapping[str, Tensor]) -> Iterator[Non
     changed = _changed(model, deltas)
     weights = [base.weight for base, _ in changed]
     # Written to under no_grad, not through .data: whoever keeps results of the model must be able to notice.
-    with preserved(model), model.disable_adapter(), restored(weights):
+    with preserved(model), without_adapter(model), restored(weights):
         with torch.no_grad():
             for base, weight in changed:
                 base.weight.copy_(weight)

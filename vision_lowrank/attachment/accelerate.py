@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..kernels.layers import dropout_of, forward_together, is_plain
 from ..kernels.linear import Branch, fused_linear
+from .exact import ExactLayer, exact
 
 
-class FusedLoraLinear(PeftLoraLinear):
+class FusedLoraLinear(ExactLayer, PeftLoraLinear):
     """PEFT's LoRA layer with the fused kernel for what it covers."""
 
     forward_together = staticmethod(forward_together)
@@ -74,7 +75,8 @@ def accelerate_peft(model: nn.Module) -> int:
 
 def fuse_loras(model: nn.Module) -> int | None:
     """Do as :func:`accelerate_peft`, but return None where there is no LoRA layer."""
-    layers = [module for module in model.modules() if type(module) in (PeftLoraLinear, FusedLoraLinear)]
+    kinds = (PeftLoraLinear, exact(PeftLoraLinear), FusedLoraLinear)
+    layers = [module for module in model.modules() if type(module) in kinds]
     covered = [layer for layer in layers if any(name not in layer.lora_variant for name in layer.lora_A)]
     for layer in covered:
         layer.__class__ = FusedLoraLinear

@@ -8,25 +8,30 @@ adapter is called and receives a gradient.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import peft
 from peft import PeftConfig, PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 
 from ..adapters.base import check_rank
 from ..adapters.lora import LoraConfig
+from ..adapters.peft_method import changes_base
 from ..adapters.tuner import PREFIX, tuner_layers
 from ..attention.split import split_attention
-from ..backbones.adapted import adapted, backbone_of
+from ..backbones.adapted import Acting, adapted, backbone_of
 from ..backbones.base import Backbone
 from ..config.adapter import PLACES
 from ..errors import UserError
 from ..initializers.base import Initializer
 from ..initializers.initialize import Losses, initialize
+from ..modes import Modes
 from ..targets.coverage import coverage
 from ..targets.select import Layers, select
 from .accelerate import fuse_loras
+from .exact import make_exact
 from .folder import Attachment
 
 
@@ -76,15 +81,12 @@ def attach(
         beyond = getattr(config, "beyond_linears", ())
         config.target_modules = set(select(base, towers, layers, modules, beyond))
         _check_lora_rank(base, config)
-    model = inject(backbone, config, adapter_name)
-    try:
+    with all_or_nothing(backbone, adapter_name):
+        model = inject(backbone, config, adapter_name)
         if initializer is not None:
             initialize(model, initializer, losses, adapter_name)
         if check:
             coverage(model)
-    except Exception:
-        detach(model, adapter_name)
-        raise
     model.attachments[adapter_name] = Attachment(
         backbone=base.name,
         weights=base.weights,
@@ -98,36 +100,48 @@ def attach(
 
 
 def inject(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str) -> PeftModel:
-    """Have PEFT put the adapter in and activate it; a refusal leaves the backbone as it was.
+    """Have PEFT put the adapter in and activate it, within :func:`all_or_nothing`.
 
     Raises:
         UserError: PEFT or the method refuses; the message is theirs.
     """
     try:
         if adapted(backbone):
-            backbone.add_adapter(adapter_name, config)
-            backbone.set_adapter(adapter_name)
-            fuse_loras(backbone)
-            return backbone
-        model = peft.get_peft_model(backbone, config, adapter_name)
-    except Exception as error:
-        if not adapted(backbone):
-            _take_off(backbone)
-        if isinstance(error, UserError) or not isinstance(error, (ValueError, TypeError, NotImplementedError)):
+            model = backbone
+            model.add_adapter(adapter_name, config)
+            model.set_adapter(adapter_name, inference_mode=config.inference_mode)
+        else:
+            model = peft.get_peft_model(backbone, config, adapter_name)
+            model.attachments = {}
+    except (ValueError, TypeError, NotImplementedError) as error:
+        if isinstance(error, UserError):
             raise
         raise UserError(f"PEFT refuses {_kind(config)} here: {str(error).splitlines()[0]}") from error
-    fuse_loras(model)
-    model.attachments = {}
+    _finish(model)
     return model
 
 
-def detach(model: PeftModel, adapter_name: str) -> None:
-    """Take an adapter off; with the last one the backbone inside `model` is as before."""
-    if len(model.peft_config) > 1:
-        model.delete_adapter(adapter_name)
-        model.set_adapter(next(iter(model.peft_config)))
-    else:
-        model.unload()
+def _finish(model: PeftModel) -> None:
+    """Put PEFT's own layers on the fused kernel, and under the promises that ours keep."""
+    fuse_loras(model)
+    make_exact(model)
+
+
+@contextmanager
+def all_or_nothing(backbone: Backbone | PeftModel, adapter_name: str) -> Iterator[None]:
+    """Where the block fails, leave `backbone` without the adapter, and all that acts and trains as it was."""
+    modes, before = Modes(backbone), Acting(backbone) if adapted(backbone) else None
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            _take_off(backbone)
+        else:
+            if adapter_name in backbone.peft_config:
+                backbone.delete_adapter(adapter_name)
+            before.put_back()
+        modes.put_back()
+        raise
 
 
 def _check_arguments(backbone: Any, base: Any, config: PeftConfig, adapter_name: str) -> None:
@@ -154,6 +168,11 @@ def _check_arguments(backbone: Any, base: Any, config: PeftConfig, adapter_name:
             f"the model carries {_kind(backbone.active_peft_config)}, and PEFT cannot mix it with {_kind(config)}: "
             "use another backbone, or merge first."
         )
+    elif culprit := next(filter(None, map(changes_base, (config, *backbone.peft_config.values()))), None):
+        raise UserError(
+            f"{culprit} changes the frozen weights as it attaches, and every adapter of the model stands on them: use "
+            "another backbone, or merge first."
+        )
 
 
 def _check_lora_rank(base: Backbone, config: PeftConfig) -> None:
@@ -166,8 +185,12 @@ def _check_lora_rank(base: Backbone, config: PeftConfig) -> None:
 
 
 def _take_off(backbone: Backbone) -> None:
+    """Put back what is inside PEFT's layers and inside the modules that it trains in full."""
     for name, layer in tuner_layers(backbone):
         backbone.set_submodule(name, layer.get_base_layer())
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            backbone.set_submodule(name, module.original_module)
 
 
 def _kind(config: PeftConfig) -> str:

@@ -11,6 +11,7 @@ import copy
 import torch
 from peft import PeftModel
 
+from ..adapters.ownership import check_owned
 from ..adapters.tuner import AdapterTuner, tuner_layers
 from ..attention.split import fuse_attention
 from ..backbones.adapted import adapted
@@ -38,9 +39,9 @@ def merge(model: PeftModel, in_place: bool = False) -> Backbone:
     method = getattr(model.peft_type, "value", model.peft_type)
     if isinstance(model.base_model, AdapterTuner):
         model.base_model._check_merge_allowed()
-    types = [(layer, layer.get_base_layer().weight.dtype) for _, layer in tuner_layers(model)]
-    bases = [(layer.get_base_layer(), dtype) for layer, dtype in types]
-    for layer, dtype in types:
+    check_owned(model)
+    bases = [(layer.get_base_layer(), layer.get_base_layer().weight.dtype) for _, layer in tuner_layers(model)]
+    for (_, layer), (_, dtype) in zip(tuner_layers(model), bases, strict=True):
         layer.to(torch.promote_types(dtype, torch.float32))
     try:
         backbone = model.merge_and_unload(safe_merge=True)

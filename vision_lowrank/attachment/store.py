@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,14 @@ from torch import Tensor, nn
 from ..adapters.peft_method import changes_base
 from ..adapters.tuner import tuner_layers
 from ..attention.split import split_attention
-from ..backbones.adapted import backbone_of, random_base
+from ..backbones.adapted import acting, backbone_of, random_base
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError
 from ..files import replaced
 from ..kernels.linear import Branch
-from ..modes import preserved
+from ..modes import eval_mode
 from ..version import __version__
-from .attach import detach, inject
+from .attach import all_or_nothing, inject
 from .factored import PREFIX, pack_factors
 from .folder import CARD, CONFIG, attachment_of, check_base, check_outputs, checksum, probe_outputs, read_tensors
 from .peft_config import read_config, write_config
@@ -118,19 +117,18 @@ def load(
     config = read_config(folder, state)
     config.inference_mode = not trainable
     split_attention(base)
-    try:
-        model = inject(backbone, config, adapter_name)
-    except UserError:
-        raise
-    except Exception as error:  # a config that no method can use fails anywhere inside
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise ArtefactError(f"'{folder / CONFIG}' does not fit '{base.name}': {reason}; get a fresh copy.") from error
-    try:
+    with all_or_nothing(backbone, adapter_name):
+        try:
+            model = inject(backbone, config, adapter_name)
+        except UserError:
+            raise
+        except Exception as error:  # a config that no method can use fails anywhere inside
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise ArtefactError(
+                f"'{folder / CONFIG}' does not fit '{base.name}': {reason}; get a fresh copy."
+            ) from error
         _put(model, state, adapter_name, folder)
         check_outputs(record["probe"], probe(model, adapter_name), model, folder)
-    except Exception:
-        detach(model, adapter_name)
-        raise
     model.attachments[adapter_name] = attachment
     return model if trainable else model.eval()
 
@@ -146,7 +144,7 @@ def adapter_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
 
 def probe(model: PeftModel, adapter_name: str) -> dict[str, list[float]]:
     """Compute :func:`.folder.probe_outputs` with one adapter active."""
-    with _evaluating(model, adapter_name):
+    with eval_mode(model), acting(model, [adapter_name]):
         return probe_outputs(backbone_of(model))
 
 
@@ -160,14 +158,13 @@ def _factors(
     """
     config = model.peft_config[adapter_name]
     trains_more = getattr(config, "modules_to_save", None) or getattr(config, "bias", "none") != "none"
-    with torch.no_grad(), _evaluating(model, adapter_name):
+    with torch.no_grad(), eval_mode(model), acting(model, [adapter_name]):
         branches = {
             path.removeprefix(PREFIX): _branch(layer)
             for path, layer in tuner_layers(model)
             if adapter_name in layer._get_available_adapters()
         }
-        alone = len(model.active_adapters) == 1
-    if trains_more or changes_base(config) or not alone or None in branches.values():
+    if trains_more or changes_base(config) or None in branches.values():
         return {}, None
     scale, *others = {branch.scale for branch in branches.values()}
     if others:
@@ -233,18 +230,3 @@ def _put(model: PeftModel, state: dict[str, Tensor], adapter_name: str, folder: 
             shapes = f"{tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
             raise ArtefactError(f"'{folder / TENSORS}': '{key}' has the shape {shapes}.")
     peft.set_peft_model_state_dict(model, state, adapter_name=adapter_name)
-
-
-@contextmanager
-def _evaluating(model: PeftModel, adapter_name: str) -> Iterator[None]:
-    """Put `model` in evaluation mode with one adapter active; everything is put back as it was."""
-    active = model.active_adapters[0]
-    with preserved(model):
-        model.eval()
-        if active != adapter_name:
-            model.set_adapter(adapter_name)
-        try:
-            yield
-        finally:
-            if active != adapter_name:
-                model.set_adapter(active)

@@ -7,7 +7,8 @@ factors in its linears, which compute the same and need no PEFT (:mod:`vision_lo
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,10 +57,59 @@ def without_adapter(model: nn.Module) -> AbstractContextManager[Any]:
         UserError: its adapters cannot be switched off.
     """
     if adapted(model):
-        return model.disable_adapter()
+        return acting(model, ())
     if getattr(model, "factored", None):
         raise UserError(
             "the adapter was loaded for prediction, with its factors inside the linears, and cannot be switched off: "
             "load it with attach=True."
         )
     return nullcontext()
+
+
+class Acting:
+    """Which adapters of a ``PeftModel`` are active, switched off or merged, layer by layer, as they are now."""
+
+    def __init__(self, model: Any) -> None:
+        self._tops = [(top, top.active_adapter) for top in (model, model.base_model)]
+        self._model, self._disabled = model, model._adapters_disabled
+        self._parts = [
+            (part, part._disable_adapters, _copied(part._active_adapter), list(part.merged_adapters))
+            for part in model.modules()
+            if hasattr(part, "merged_adapters") and hasattr(part, "_active_adapter")
+        ]
+
+    def choose(self, names: Sequence[str]) -> None:
+        """Let exactly the adapters `names` act, none merged. What trains stays, unlike by PEFT's ``set_adapter``."""
+        for part, _, _, merged in self._parts:
+            if merged:
+                part.unmerge()
+            part._disable_adapters = not names
+            part._active_adapter = list(names) or part._active_adapter
+        self._model._adapters_disabled = not names
+        if names:
+            self._model.active_adapter, self._model.base_model.active_adapter = names[0], list(names)
+
+    def put_back(self) -> None:
+        """Make everything what it was; an adapter that was taken off meanwhile is not missed."""
+        for part, disabled, active, merged in self._parts:
+            part._disable_adapters, part._active_adapter = disabled, _copied(active)
+            if merged and not part.merged_adapters:
+                part.merge(adapter_names=merged)
+        self._model._adapters_disabled = self._disabled
+        for top, active in self._tops:
+            top.active_adapter = active
+
+
+@contextmanager
+def acting(model: Any, names: Sequence[str]) -> Iterator[None]:
+    """Let exactly the adapters `names` of a ``PeftModel`` act inside; afterwards all is as before, merged ones too."""
+    before = Acting(model)
+    try:
+        before.choose(names)
+        yield
+    finally:
+        before.put_back()
+
+
+def _copied(active: str | list[str]) -> str | list[str]:
+    return active if isinstance(active, str) else list(active)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..adapters.base import WeightUpdate
 from ..adapters.tuner import AdapterLayer, adapter_layers
+from ..backbones.adapted import without_adapter
 from ..errors import UserError
 from ..modes import preserved
 from .base import Initializer, Site
@@ -74,7 +75,7 @@ def weight_gradients(model: nn.Module, layers: dict[str, AdapterLayer], losses: 
     sums: dict[str, Tensor] = {}
     handles = []
     try:
-        with preserved(model), model.disable_adapter(), torch.enable_grad(), _bar() as bar:  # type: ignore[operator]
+        with preserved(model), without_adapter(model), torch.enable_grad(), _bar() as bar:
             model.requires_grad_(False).eval()
             for name, layer in layers.items():
                 weight = layer.base_layer.weight.requires_grad_()

@@ -7,18 +7,17 @@ compute layers again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from ...backbones.adapted import adapter_names
+from ...backbones.adapted import acting, adapter_names
 from ...data.manipulation.base import REAL, ManipulationSet
 from ...errors import UserError
-from ...modes import preserved
 from .explanation import answer, question
 from .frames import tiles_of
 
@@ -42,26 +41,19 @@ def activate_explainer(model: nn.Module) -> None:
     model.base_model.set_adapter(list(adapter_names(model)))
 
 
-@contextmanager
-def explainer_active(model: nn.Module) -> Iterator[None]:
-    """Activate the explainer for a block: :func:`activate_explainer`, then :func:`deactivate_explainer` at its end.
+def explainer_active(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which all adapters act, the explainer too; afterwards they do or rest as before.
 
     What requires a gradient stays.
     """
-    with preserved(model):
-        activate_explainer(model)
-        try:
-            yield
-        finally:
-            deactivate_explainer(model)
+    return acting(model, adapter_names(model))
 
 
 def save_explainer(model: nn.Module, folder: Path) -> None:
     """Write the language model's adapter, which rests."""
     from ...attachment.store import save_adapter  # where an adapter is attached, PEFT has been imported
 
-    with explainer_active(model):  # what an adapter at rest gives proves nothing
-        save_adapter(model, folder, EXPLAIN)  # a random base lies in the artefact
+    save_adapter(model, folder, EXPLAIN)  # a random base lies in the artefact
 
 
 def load_explainer(folder: Path, model: nn.Module) -> nn.Module:
