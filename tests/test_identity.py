@@ -70,10 +70,7 @@ def test_an_adapter_and_an_artefact_name_the_base_as_it_was_loaded(base, own, tm
     lambda b, folder: copy.deepcopy(b).fingerprint,
     lambda b, folder: b.double().fingerprint,
     lambda b, folder: split_attention(b).fingerprint,
-    lambda b, folder: vl.attach(b, vl.LoraConfig(r=2)),
-    lambda b, folder: vl.load(folder / "adapter", b),
     lambda b, folder: ImageClassifier(b, "text", *CLASSES),
-    lambda b, folder: ImageClassifier.load(folder / "artefact", b),
 ])  # fmt: skip
 def test_weights_that_changed_unasked_are_given_no_identity(tiny_weights, tmp_path, ask):
     model = vl.attach(load_backbone("tiny-clip", str(tiny_weights)), vl.LoraConfig(r=2))
@@ -82,6 +79,74 @@ def test_weights_that_changed_unasked_are_given_no_identity(tiny_weights, tmp_pa
     changed = change(load_backbone("tiny-clip", str(tiny_weights)))
     with pytest.raises(UserError, match=r"changed before their fingerprint was asked for.*take_identity\(\)"):
         ask(changed, tmp_path)
+
+
+ARRIVALS = {
+    "copied": lambda base, state: base.model.load_state_dict(state),
+    "assigned": lambda base, state: base.model.load_state_dict(state, assign=True),
+    "written through .data": lambda base, state: [
+        tensor.data.copy_(state[name]) for name, tensor in base.model.state_dict(keep_vars=True).items()
+    ],
+}
+BEFORE = {
+    "nothing": lambda base: base,
+    "asked": lambda base: base.fingerprint and base,
+    "asked and changed": lambda base: base.fingerprint and change(base),
+}
+LOADERS = {
+    "attach": lambda base, folder: vl.attach(base, vl.LoraConfig(r=2)),
+    "load": lambda base, folder: vl.load(folder / "adapter", base),
+    "load an artefact": lambda base, folder: ImageClassifier.load(folder / "artefact", base),
+    "load it attached": lambda base, folder: ImageClassifier.load(folder / "artefact", base, attach=True),
+}
+
+
+@pytest.fixture
+def saved(tiny_weights, tmp_path):
+    """A folder with an adapter and an artefact of `base`."""
+    model = vl.attach(load_backbone("tiny-clip", str(tiny_weights)), vl.LoraConfig(r=2))
+    vl.save(model, tmp_path / "adapter")
+    ImageClassifier(model, "text", *CLASSES).save(tmp_path / "artefact", {})
+    return tmp_path
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("arrival", ARRIVALS)
+def test_the_right_base_is_right_whenever_its_weights_arrived(base, own, saved, arrival, before, loader):
+    state = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    other = BEFORE[before](load_backbone("tiny-clip", "random"))
+    ARRIVALS[arrival](other, state)
+    model = LOADERS[loader](other, saved)
+    assert getattr(model, "backbone", model).fingerprint == own
+
+
+@pytest.mark.parametrize("loader", [name for name in LOADERS if name != "attach"])
+@pytest.mark.parametrize("changes", [
+    lambda b: change(b),
+    lambda b: b.fingerprint and change(b),
+    lambda b: change(split_attention(b)),
+])  # fmt: skip
+def test_a_base_that_changed_is_another_one_to_whoever_loads(base, saved, loader, changes):
+    with pytest.raises(ArtefactError, match="load th"):
+        LOADERS[loader](changes(base), saved)
+
+
+def test_an_adapter_belongs_to_the_weights_that_it_was_attached_to(base, own):
+    split = change(split_attention(copy.deepcopy(base)))
+    assert vl.attach(split, vl.LoraConfig(r=2)).fingerprint == vl.attach(change(base), vl.LoraConfig(r=2)).fingerprint
+    assert split.fingerprint != own
+
+
+@pytest.mark.parametrize("lay", [
+    lambda b: b.double(),
+    lambda b: split_attention(b).half(),
+    lambda b: split_attention(b.half()),
+    lambda b: copy.deepcopy(split_attention(b.half())),
+])  # fmt: skip
+def test_a_base_that_was_only_cast_or_split_keeps_its_identity_where_an_adapter_comes(base, own, lay):
+    laid = lay(base)
+    assert vl.attach(laid, vl.LoraConfig(r=2), check=False).attachments["default"].fingerprint == own
 
 
 def test_changed_weights_can_be_made_the_base(base, own, tiny_weights, tmp_path):

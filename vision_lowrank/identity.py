@@ -3,6 +3,7 @@
 A fingerprint is the SHA-256 over (name, type, shape, bytes) of all tensors, in the library's own layout. Hashing takes
 about a second per gigabyte, so nothing is hashed until somebody asks. Whoever changes weights, types or layout calls
 :func:`keep_identity` before; if weights changed all the same, asking is an error rather than another identity.
+Attaching and loading adapters are no such questions: they take the identity of the weights that are there.
 """
 
 from __future__ import annotations
@@ -70,6 +71,16 @@ class Identified(nn.Module):
         """Make the weights as they are now the ones that fingerprints belong to."""
         self._fingerprints: dict[str, str] = {}
         self._marks = marks(self.model)
+        self._held: dict[str, Mark] | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the weights, cast or laid out anew since, are surely still those that the fingerprint belongs to."""
+        return self._held is not None and marks(self.model) == self._held
+
+    def hold_identity(self) -> None:
+        """Let the fingerprint that was taken belong to the weights in their present type and layout."""
+        self._held = marks(self.model) if "" in self._fingerprints else None
 
     def keep_identity(self) -> None:
         """Take the fingerprint now, as something is about to change; nothing where something changed already."""
@@ -86,29 +97,39 @@ class Identified(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Identified:
         """Apply `fn` for ``to``, ``half`` and the like: another type is other bytes, another device is not."""
-        unchanged = self._unchanged()
+        unchanged, held = self._unchanged(), self.holds
         kinds = {tensor.dtype for tensor in self.model.state_dict().values()}
-        if unchanged and any(fn(torch.empty(0, dtype=kind)).dtype != kind for kind in kinds):
+        casts = any(fn(torch.empty(0, dtype=kind)).dtype != kind for kind in kinds)
+        if unchanged and casts:
             self.fingerprint_of("")
         super()._apply(fn, recurse)
         if unchanged:
             self._marks = marks(self.model)  # tensors that moved count their changes anew
+        if held or (unchanged and casts):
+            self.hold_identity()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_marks": self._unchanged()}
+        return self.__dict__ | {"_marks": self._unchanged(), "_held": self.holds}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy, whose tensors count changes anew; what had changed before has no identity there either."""
         super().__setstate__(state)
         self._marks = marks(self.model) if state["_marks"] else {}
+        self._held = marks(self.model) if state["_held"] else None
 
 
-def keep_identity(module: nn.Module) -> None:
-    """Take the fingerprints inside `module` that nobody asked for yet: its weights, types or layout will change."""
-    for child in module.modules():
-        if isinstance(child, Identified):
-            child.keep_identity()
+def keep_identity(module: nn.Module) -> list[Identified]:
+    """Take the fingerprints inside `module` that nobody asked for yet: its weights, types or layout will change.
+
+    Returns:
+        The models inside whose fingerprint is that of their present weights.
+    """
+    inside = [child for child in module.modules() if isinstance(child, Identified)]
+    known = [child for child in inside if child.holds or child._unchanged()]
+    for child in inside:
+        child.keep_identity()
+    return known
 
 
 def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:

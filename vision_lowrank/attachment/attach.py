@@ -20,7 +20,7 @@ from ..adapters.base import check_rank
 from ..adapters.lora import LoraConfig
 from ..adapters.peft_method import changes_base
 from ..adapters.tuner import PREFIX, tuner_layers
-from ..attention.split import split_attention
+from ..attention.split import renew_identity, split_attention
 from ..backbones.adapted import Acting, adapted, backbone_of
 from ..backbones.base import Backbone
 from ..config.adapter import PLACES
@@ -70,6 +70,8 @@ def attach(
     """
     base = backbone_of(backbone)
     _check_arguments(backbone, base, config, adapter_name)
+    if base is backbone:
+        renew_identity(base)
     split_attention(base)
     towers = tuple(base.towers) if towers is None else tuple(towers)
     modules = getattr(config, "places", PLACES) if modules is None else modules

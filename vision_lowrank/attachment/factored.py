@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..attention.split import split_attention
+from ..attention.split import renew_identity, split_attention
 from ..backbones.adapted import adapted
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError
@@ -54,6 +54,8 @@ def load_factored(folder: Path, backbone: Backbone) -> Backbone:
     if adapted(backbone) or getattr(backbone, "factored", None):
         raise UserError(f"'{backbone.name}' already carries an adapter: load it anew for another one.")
     record = read_record(folder)
+    if isinstance(backbone, Backbone):
+        renew_identity(backbone)
     check_base(attachment_of(record), backbone, folder)
     read_object(folder / CONFIG, COPY)
     state = read_tensors(folder / TENSORS, record["sha256"])

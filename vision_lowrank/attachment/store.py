@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..adapters.peft_method import changes_base
 from ..adapters.tuner import tuner_layers
-from ..attention.split import split_attention
+from ..attention.split import renew_identity, split_attention
 from ..backbones.adapted import acting, backbone_of, random_base
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError
@@ -112,6 +112,8 @@ def load(
     record = read_record(folder)
     attachment = attachment_of(record)
     base = backbone_of(backbone)
+    if base is backbone and isinstance(base, Backbone):
+        renew_identity(base)
     check_base(attachment, base, folder)
     state = read_tensors(folder / TENSORS, record["sha256"])
     config = read_config(folder, state)

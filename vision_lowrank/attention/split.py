@@ -23,6 +23,7 @@ a ``core`` around the library's own function, see :mod:`.library_core`.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -35,9 +36,9 @@ from timm.models.vision_transformer import Attention as TimmAttention
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..identity import keep_identity
+from ..identity import Identified, keep_identity
 from .core import DotProductAttention
-from .fused_qkv import fuse_qkv, linear_of, owns_qkv, split_qkv, split_qkvs, stack, thirds
+from .fused_qkv import SplitQkv, fuse_qkv, linear_of, owns_qkv, split_qkv, split_qkvs, stack, thirds
 from .library_core import give_cores, library_cores, take_cores
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -58,7 +59,7 @@ def split_attention(module: nn.Module) -> nn.Module:
         reason = _obstacle(path, child)
         if reason:
             raise UserError(f"attention '{path or type(child).__name__}' cannot be split: {reason}.")
-    keep_identity(module)
+    known = keep_identity(module)
     split_qkv(module)
     give_cores(module)
     module = _swap(module, can_split, lambda child: SPLITS[type(child)](child))
@@ -66,7 +67,25 @@ def split_attention(module: nn.Module) -> nn.Module:
         # Its nested-tensor path hands the layers an input that only nn.MultiheadAttention's own fast path takes.
         encoder.__dict__.setdefault("_nested_before_split", encoder.use_nested_tensor)
         encoder.use_nested_tensor = False
+    for child in known:
+        child.hold_identity()
     return module
+
+
+def renew_identity(backbone: Identified) -> None:
+    """Let the fingerprint of a backbone without adapters be that of its weights as they are now.
+
+    Of weights that were only cast or split since it was taken, it stays that of the weights as they were loaded.
+    """
+    if backbone.holds:
+        return
+    if not any(isinstance(child, SplitAttention | SplitQkv) for child in backbone.modules()):
+        backbone.take_identity()
+        return
+    plain = fuse_attention(copy.deepcopy(backbone))
+    plain.take_identity()
+    backbone.fingerprint = plain.fingerprint
+    backbone.hold_identity()
 
 
 def fuse_attention(module: nn.Module) -> nn.Module:

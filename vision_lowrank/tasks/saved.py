@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from ..attachment.factored import has_factors, load_factored
 from ..attachment.folder import checksum, read_tensors
 from ..attachment.record import BASE, COPY
+from ..attention.split import renew_identity
 from ..backbones.adapted import adapted, adapter_names, backbone_of, plain_copy, random_base
+from ..backbones.base import Backbone
 from ..backbones.load import load_backbone
 from ..data.images import PIXELS, batches, pixel_count, read_image, to_rgb
 from ..data.transforms import Preprocess
@@ -287,6 +289,8 @@ def restore_backbone(
 def _restored(folder: Path, about: Mapping[str, Any], backbone: nn.Module | None, attach: bool) -> nn.Module:
     """Do what :func:`restore_backbone` is for, with an artefact that may choose what it does."""
     backbone = backbone if backbone is not None else load_backbone(**about["backbone"])
+    if isinstance(backbone, Backbone) and not backbone.factored:
+        renew_identity(backbone)
     base = read_tensors(folder / BASE, about["tensors"][BASE]) if BASE in about["tensors"] else {}
     is_whole = base.keys() >= backbone.state_dict().keys()  # then nothing is left of whatever base there was
     if not is_whole and backbone.fingerprint != about["fingerprint"]:
@@ -294,6 +298,8 @@ def _restored(folder: Path, about: Mapping[str, Any], backbone: nn.Module | None
             f"{folder}: made for base weights {about['fingerprint']} ({about['backbone']['name']}), but "
             f"'{backbone.name}' has {backbone.fingerprint}: load the base it was trained on."
         )
+    if isinstance(backbone, Backbone) and not is_whole:
+        backbone.hold_identity()  # its adapter need not take it once more
     if about["preprocess"]:
         _use_preprocess(folder, backbone, Preprocess.from_dict(about["preprocess"]))
     if base:
