@@ -105,7 +105,7 @@ def changes_base(config: PeftConfig) -> str | None:
         return start
     if getattr(config, "kasa_config", None) is not None:
         return "kasa"
-    return "osf" if config.peft_type == PeftType.OSF else None
+    return "osf" if getattr(config, "peft_type", None) == PeftType.OSF else None
 
 
 def _resolve(name: str) -> tuple[type[PeftConfig], dict[str, Any]]:

@@ -21,7 +21,7 @@ from ..adapters.lora import LoraConfig
 from ..adapters.peft_method import changes_base
 from ..adapters.tuner import PREFIX, tuner_layers
 from ..attention.split import renew_identity, split_attention
-from ..backbones.adapted import Acting, adapted, backbone_of
+from ..backbones.adapted import Acting, adapted, backbone_of, check_bare
 from ..backbones.base import Backbone
 from ..config.adapter import PLACES
 from ..errors import UserError
@@ -68,6 +68,7 @@ def attach(
             the adapter.
         DeadAdapterError: an adapter is never called or receives no gradient.
     """
+    check_bare(backbone)
     base = backbone_of(backbone)
     _check_arguments(backbone, base, config, adapter_name)
     if base is backbone:

@@ -14,7 +14,7 @@ from peft import PeftModel
 from ..adapters.ownership import check_owned
 from ..adapters.tuner import AdapterTuner, tuner_layers
 from ..attention.split import fuse_attention
-from ..backbones.adapted import adapted
+from ..backbones.adapted import adapted, uncompiled, unwrapped
 from ..backbones.base import Backbone
 from ..errors import UserError
 
@@ -23,7 +23,7 @@ def merge(model: PeftModel, in_place: bool = False) -> Backbone:
     """Return the backbone with the active adapters folded in, no adapter modules left and attention fused back.
 
     Args:
-        model: what :func:`vision_lowrank.attach` or ``load`` returned.
+        model: what :func:`vision_lowrank.attach` or ``load`` returned, compiled or wrapped or not.
         in_place: use the model's own weights, which saves the memory of a copy; `model` is used up.
 
     Returns:
@@ -32,10 +32,12 @@ def merge(model: PeftModel, in_place: bool = False) -> Backbone:
     Raises:
         UserError: the method cannot be merged, or a merged weight is not finite.
     """
+    model = unwrapped(model)
     if not adapted(model):
         raise UserError(f"merge needs a model with adapters, not a {type(model).__name__}: see vision_lowrank.attach.")
     if not in_place:
         model = copy.deepcopy(model)
+    model = uncompiled(model)
     method = getattr(model.peft_type, "value", model.peft_type)
     if isinstance(model.base_model, AdapterTuner):
         model.base_model._check_merge_allowed()

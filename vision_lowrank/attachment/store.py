@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..adapters.peft_method import changes_base
 from ..adapters.tuner import tuner_layers
 from ..attention.split import renew_identity, split_attention
-from ..backbones.adapted import acting, backbone_of, random_base
+from ..backbones.adapted import acting, backbone_of, check_bare, plain_path, random_base, unwrapped
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError
 from ..files import replaced
@@ -44,7 +44,7 @@ def save(model: PeftModel, folder: str | os.PathLike, adapter_name: str | None =
     """Save one adapter.
 
     Args:
-        model: what :func:`vision_lowrank.attach` returned.
+        model: what :func:`vision_lowrank.attach` returned, compiled or wrapped for several processes or not.
         folder: created, or replaced where it already holds an adapter; other files in it are kept.
         adapter_name: None for the active adapter.
 
@@ -54,6 +54,7 @@ def save(model: PeftModel, folder: str | os.PathLike, adapter_name: str | None =
     Raises:
         UserError: `model` was not made by attach, has no such adapter, or `folder` holds something else.
     """
+    model = unwrapped(model)
     return save_adapter(model, folder, adapter_name, random_base(model))
 
 
@@ -64,7 +65,7 @@ def save_adapter(
     base: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Save one adapter, as :func:`save` does, with the tensors of a `base` that has no other place."""
-    folder = Path(folder).expanduser()
+    folder, model = Path(folder).expanduser(), unwrapped(model)
     name = model.active_adapters[0] if adapter_name is None else adapter_name
     if name not in getattr(model, "attachments", {}):
         raise UserError(
@@ -111,6 +112,7 @@ def load(
     folder = Path(folder).expanduser()
     record = read_record(folder)
     attachment = attachment_of(record)
+    check_bare(backbone)
     base = backbone_of(backbone)
     if base is backbone and isinstance(base, Backbone):
         renew_identity(base)
@@ -140,6 +142,7 @@ def adapter_state(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     RandLoRA's bases, under its first name only, which is enough to load it into all of them.
     """
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    state = {plain_path(name): tensor for name, tensor in state.items()}
     places = {(tensor.data_ptr() or name, tensor.shape): name for name, tensor in reversed(state.items())}
     return {name: state[name] for name in reversed(places.values())}
 
@@ -162,7 +165,7 @@ def _factors(
     trains_more = getattr(config, "modules_to_save", None) or getattr(config, "bias", "none") != "none"
     with torch.no_grad(), eval_mode(model), acting(model, [adapter_name]):
         branches = {
-            path.removeprefix(PREFIX): _branch(layer)
+            plain_path(path).removeprefix(PREFIX): _branch(layer)
             for path, layer in tuner_layers(model)
             if adapter_name in layer._get_available_adapters()
         }

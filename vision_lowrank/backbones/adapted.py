@@ -17,10 +17,55 @@ from ..attention.split import fuse_attention
 from ..errors import UserError
 from .weights import RANDOM
 
+COMPILED = "_orig_mod"  # what torch.compile calls the module inside
+
 
 def adapted(model: nn.Module) -> bool:
     """Tell whether `model` is a ``PeftModel``: a model whose adapters can be switched, merged, saved and trained."""
     return hasattr(model, "get_base_model")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside ``torch.compile``, ``DistributedDataParallel`` or ``DataParallel``; any other itself."""
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Take compilation off all modules inside `model`, in place, and return it :func:`unwrapped`."""
+    model = unwrapped(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if _inside(child) is not None:
+                setattr(parent, name, unwrapped(child))
+    return model
+
+
+def plain_path(name: str) -> str:
+    """Return the name of a module or tensor as it is where nothing around it is compiled."""
+    return name.replace(f"{COMPILED}.", "")
+
+
+def check_bare(model: nn.Module) -> None:
+    """Refuse to put an adapter into a model that is compiled or wrapped, wholly or in part.
+
+    Raises:
+        UserError: it is.
+    """
+    path = next((path for path, child in model.named_modules() if _inside(child) is not None), None)
+    if path is not None:
+        place = f"its '{path}'" if path else "it"
+        raise UserError(
+            f"a model takes its adapter before it is compiled or wrapped, and {place} is: attach or load first, then "
+            "call torch.compile or DistributedDataParallel on what that returns."
+        )
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        return module.module
+    return module._modules.get(COMPILED)
 
 
 def backbone_of(model: nn.Module) -> Any:

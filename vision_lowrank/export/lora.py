@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from ..adapters.base import Factors
 from ..adapters.peft_method import changes_base
 from ..adapters.tuner import AdapterLayer, layer_factors, tuner_layers
-from ..backbones.adapted import adapted, backbone_of
+from ..backbones.adapted import adapted, backbone_of, plain_path, unwrapped
 from ..backbones.base import Backbone
 from ..errors import UserError
 from .formats import writer
@@ -95,13 +95,13 @@ def export_lora(
         UserError: unknown format or component, a method whose ΔW cannot be written as a LoRA on the same base, or a
             `rank` that misses the `tolerance`; nothing has been written then.
     """
-    write = writer(format, component)
+    write, model = writer(format, component), unwrapped(model)
     if not adapted(model):
         raise UserError(f"export_lora needs a model with adapters, not a {type(model).__name__}.")
     name = model.active_adapters[0] if adapter_name is None else adapter_name
     _refuse_more(model, name, adapter_name is None)
     prefix = "base_model.model." + ("model." if isinstance(backbone_of(model), Backbone) else "")
-    modules = {path.removeprefix(prefix): module for path, module in model.named_modules()}
+    modules = {plain_path(path).removeprefix(prefix): module for path, module in model.named_modules()}
     pairs, errors = _factors_of_all(model, prefix, name, rank, tolerance)
     if fuse_qkv:
         attentions = {path: module for path, module in modules.items() if isinstance(module, Split)}
@@ -122,7 +122,7 @@ def _factors_of_all(
     pairs, errors = {}, {}
     for path, layer in tuner_layers(model):
         if name in layer._get_available_adapters():
-            key = path.removeprefix(prefix)
+            key = plain_path(path).removeprefix(prefix)
             if isinstance(layer, AdapterLayer):
                 layer.check_mergeable(key)
             pairs[key], errors[key] = _factors(layer, name, rank, TOLERANCE if tolerance is None else tolerance)

@@ -16,6 +16,7 @@ from peft import PeftModel
 
 from ..attachment.merge import merge
 from ..attention.split import fuse_attention
+from ..backbones.adapted import uncompiled, unwrapped
 from ..backbones.base import Backbone
 from .tensors import file_in, save_tensors
 
@@ -35,8 +36,9 @@ def export_merged(model: PeftModel | Backbone, out: str | os.PathLike) -> Path:
     Raises:
         UserError: the method cannot be merged, a merged weight is not finite, or the file cannot be written.
     """
+    model = unwrapped(model)
     if isinstance(model, Backbone):
-        plain = fuse_attention(copy.deepcopy(model))
+        plain = fuse_attention(uncompiled(copy.deepcopy(model)))
         plain.take_identity()
     else:
         plain = merge(model)

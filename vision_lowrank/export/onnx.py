@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attachment.merge import merge
-from ..backbones.adapted import adapted
+from ..backbones.adapted import adapted, uncompiled
 from ..errors import UserError
 from ..files import temporary_folder
 from .tensors import file_in
@@ -84,7 +84,7 @@ def export_onnx(classifier: nn.Module, out: str | os.PathLike, opset: int = OPSE
 
 def _merged(classifier: nn.Module) -> nn.Module:
     """Make a float32 copy on the CPU without adapters, its class features constant."""
-    plain = copy.deepcopy(classifier).cpu().float().eval()
+    plain = uncompiled(copy.deepcopy(classifier)).cpu().float().eval()
     if adapted(plain.backbone):
         plain.backbone = merge(plain.backbone, in_place=True)
     plain.freeze_text()

@@ -18,6 +18,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..backbones.adapted import plain_path, unwrapped
 from ..backbones.base import Backbone
 from ..errors import DeadAdapterError, UserError
 from ..modes import eval_mode
@@ -99,9 +100,14 @@ def coverage(model: nn.Module, probe: Probe | None = None, *, strict: bool = Tru
         DeadAdapterError: an adapted module is never called, or a trainable tensor is reached by no gradient.
         UserError: `model` has no adapter, or needs a `probe`.
     """
-    layers = {path: child for path, child in model.named_modules() if isinstance(child, BaseTunerLayer)}
+    model = unwrapped(model)
+    layers = {plain_path(path): child for path, child in model.named_modules() if isinstance(child, BaseTunerLayer)}
     if not layers:
         raise UserError(f"{type(model).__name__} has no adapter: attach one before coverage is asked for.")
+    if any(layer.merged or layer.disable_adapters for layer in layers.values()):
+        raise UserError(
+            "coverage looks at adapters at work, and these are merged or switched off: unmerge or enable them."
+        )
     probe = probe or _default_probe(model)
     trainable = {path: _trainable(layer) for path, layer in layers.items()}
     tensors = list({id(p): p for group in trainable.values() for p in group}.values())
