@@ -11,12 +11,15 @@ from safetensors.torch import load_file, save_file
 from vision_lowrank import files as folders
 from vision_lowrank.adapters.block_lora import BlockLoraConfig
 from vision_lowrank.adapters.comp_lora import CompLoraConfig
+from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.peft_method import peft_method
 from vision_lowrank.attachment import store
 from vision_lowrank.attachment.attach import attach
+from vision_lowrank.attachment.factored import load_factored
 from vision_lowrank.attachment.store import load, save
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import ArtefactError, UserError
+from vision_lowrank.targets.coverage import coverage
 
 
 def backbone(seed=0):
@@ -257,3 +260,32 @@ def test_a_model_that_attach_did_not_make_is_refused(tmp_path):
     model = peft.get_peft_model(nn.Sequential(nn.Linear(4, 4)), BlockLoraConfig(target_modules=["0"]))
     with pytest.raises(UserError, match="save_pretrained"):
         save(model, tmp_path / "adapter")
+
+
+def without_tokenizer():
+    """A backbone whose tokenizer cannot be had."""
+
+    def tokenize(texts):
+        raise UserError("the tokenizer could not be downloaded")
+
+    base = backbone()
+    base.tokenizer = tokenize
+    return base
+
+
+def test_a_vision_adapter_needs_no_tokenizer(tmp_path):
+    model = attach(without_tokenizer(), LoraConfig(r=2), towers=("vision",))
+    assert not coverage(model).dead
+    folder = save(model, tmp_path / "a")
+    load(folder, without_tokenizer())
+    load_factored(folder, without_tokenizer())
+    with pytest.raises(UserError, match="tokenizer"):
+        attach(without_tokenizer(), LoraConfig(r=2), towers=("vision", "text"))
+
+
+def test_adapters_of_different_towers_are_saved_and_loaded_apart_and_together(tmp_path):
+    model = trained(BlockLoraConfig(r=2), towers=("vision",))
+    attach(model, BlockLoraConfig(r=4), towers=("text",), adapter_name="text")
+    folders = [save(model, tmp_path / name, name) for name in ("default", "text")]
+    for first, second in (folders, folders[::-1]):
+        load(second, load(first, backbone()), "other")

@@ -77,7 +77,7 @@ def renew_identity(backbone: Identified) -> None:
 
     Of weights that were only cast or split since it was taken, it stays that of the weights as they were loaded.
     """
-    if backbone.holds:
+    if backbone.holds or getattr(backbone, "factored", None):
         return
     if not any(isinstance(child, SplitAttention | SplitQkv) for child in backbone.modules()):
         backbone.take_identity()

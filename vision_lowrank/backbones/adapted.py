@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..attention.split import fuse_attention
 from ..errors import UserError
+from ..kernels.factored import FactoredLinear
 from .weights import RANDOM
 
 COMPILED = "_orig_mod"  # what torch.compile calls the module inside
@@ -93,6 +94,15 @@ def random_base(model: nn.Module) -> dict[str, Tensor]:
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the adapters that are attached to `model`."""
     return tuple(model.peft_config) if adapted(model) else ()
+
+
+def adapted_paths(model: nn.Module) -> list[str]:
+    """List the paths of all modules inside `model` that carry adapters, with PEFT or as factors."""
+    return [
+        path
+        for path, child in model.named_modules()
+        if isinstance(child, FactoredLinear) or hasattr(child, "_active_adapter")
+    ]
 
 
 def without_adapter(model: nn.Module) -> AbstractContextManager[Any]:

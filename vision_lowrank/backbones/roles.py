@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data.transforms import Preprocess
 from ..errors import UserError
+from .adapted import adapted_paths
 from .base import Backbone
 from .image_states import TokenLayout, check_tiles, join_tiles, states_after, valid_places
 from .trunk import Trunk
@@ -167,12 +168,19 @@ class TextEncoder(Backbone):
         raise NotImplementedError
 
     def probe(self) -> dict[str, Tensor]:
-        """Compute the embeddings of two short texts, and what further roles add."""
-        return {"text": self._embedded(PROBE_TEXTS)} | super().probe()
+        """Compute the embeddings of two short texts, and what further roles add; no texts if no adapter can matter."""
+        return ({"text": self._embedded(PROBE_TEXTS)} if self._texts_matter() else {}) | super().probe()
 
     def signature(self) -> dict[str, Tensor]:
-        """Compute the embedding of one sentence, and what further roles add."""
-        return {"text": self._embedded([SIGNATURE_TEXT])} | super().signature()
+        """Compute the embedding of one sentence, and what further roles add; none if no adapter can matter to it."""
+        return ({"text": self._embedded([SIGNATURE_TEXT])} if self._texts_matter() else {}) | super().signature()
+
+    def _texts_matter(self) -> bool:
+        """Tell whether adapters sit elsewhere than in the vision tower, or there are none: else texts are the base's.
+
+        They need a tokenizer, which may have to be downloaded.
+        """
+        return {self.tower_of(path) for path in adapted_paths(self)} != {"vision"}
 
     def _embedded(self, texts: Sequence[str]) -> Tensor:
         return self.encode_text(self.tokenizer(list(texts)).to(_weight(self).device))
