@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from vision_lowrank.adapters.block_lora import BlockLora, BlockLoraConfig
+from vision_lowrank.adapters.tuner import report
 from vision_lowrank.errors import UserError
 
 
@@ -111,3 +112,16 @@ def test_a_rank_too_large_names_the_layer_and_leaves_the_model_alone():
     with pytest.raises(UserError, match=r"'1'.*largest r allowed there is 6"):
         peft.get_peft_model(model, BlockLoraConfig(r=8, blocks=2, target_modules=["0", "1"]))
     assert [type(module) for module in model] == [nn.Linear, nn.Linear]
+
+
+def test_each_layer_reports_the_block_rank_and_the_sizes_of_both_controls():
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(6, 10)), BlockLoraConfig(r=4, blocks=2, target_modules=["0"]))
+    (facts,) = report(model).values()
+    assert facts == {
+        "rank": 2,
+        "nominal_rank": 4,
+        "parameters": 2 * 6 + 4 * 10,
+        "lora_at_block_rank": 2 * (6 + 10),
+        "lora_at_nominal_rank": 4 * (6 + 10),
+    }
+    assert facts["parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad)

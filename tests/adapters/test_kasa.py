@@ -241,3 +241,13 @@ def test_the_engine_adds_the_penalty_to_the_loss(recipe, tmp_path):
     for row in steps:  # cross-entropy over three classes at random is about log 3
         assert row["loss"] - row["kasa_size"] - row["kasa_orthogonality"] == pytest.approx(math.log(3), abs=0.6)
         assert row["kasa_size"] > 0.3
+
+
+def test_a_weight_of_zeros_has_nothing_to_remove():
+    plain = nn.Sequential(nn.Linear(6, 4))
+    nn.init.zeros_(plain[0].weight)
+    model = peft.get_peft_model(plain, KasaConfig(r=2, target_modules=["0"]))
+    (facts,) = report(model).values()
+    assert facts == {"rank": 2, "removed_energy": 0.0}
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert torch.equal(model(torch.ones(1, 6)), plain[0].base_layer.bias[None])

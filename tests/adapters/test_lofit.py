@@ -375,3 +375,65 @@ def test_wrong_options_are_refused(options, message):
 def test_more_heads_than_there_are_is_refused():
     with pytest.raises(UserError, match="has only 6 heads"):
         in_phase_offsets(attached(heads=7))
+
+
+def clip_backbone():
+    torch.manual_seed(0)
+    return vl.load_backbone("tiny-clip", weights="random").eval()
+
+
+def selected(**options):
+    """A model of two towers after its selection phase, with scores that differ from head to head."""
+    model = vl.attach(clip_backbone(), LofitConfig(heads=2, **options))
+    vl.begin_phase(model, "select")
+    with torch.no_grad():
+        for number, update in enumerate(updates(model).values()):
+            update.a.copy_(torch.randn(update.a.shape, generator=torch.Generator().manual_seed(number)))
+    vl.begin_phase(model, "offsets")
+    return model
+
+
+def test_another_number_of_heads_needs_no_new_selection(tmp_path):
+    model = selected()
+    vl.save(model, tmp_path / "two")
+    config = LofitConfig(heads=5, ranking_from=str(tmp_path / "two"))
+    again = vl.attach(clip_backbone(), config)
+    assert list(vl.phases(again)) == ["offsets"]
+    scores = model.peft_config["default"].scores
+    assert again.peft_config["default"].selection == choose({n: torch.tensor(s) for n, s in scores.items()}, config)
+    assert sum(u.facts()["chosen"] for u in updates(again).values()) == 5 * 2
+    vl.save(again, tmp_path / "five")
+    assert str(tmp_path) not in (tmp_path / "five" / "adapter_config.json").read_text()
+    assert vl.load(tmp_path / "five", clip_backbone()).peft_config["default"].scores == scores
+
+
+def test_a_ranking_of_other_layers_or_none_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no lofit adapter with scores"):
+        LofitConfig(ranking_from=str(tmp_path))
+    vl.save(selected(), tmp_path / "a")
+    with pytest.raises(UserError, match="scores are of other layers"):
+        vl.attach(clip_backbone(), LofitConfig(ranking_from=str(tmp_path / "a")), towers=("vision",))
+
+
+def test_the_class_token_alone_is_edited():
+    base = clip_backbone()
+    config = LofitConfig(heads=4, tokens="cls", init_std=1.0)
+    model = vl.attach(base, config, towers=("vision",), layers="-1:")
+    ((_, layer),) = adapter_layers(model)
+    z = torch.randn(2, 5, layer.in_features)
+    with torch.no_grad():
+        edited, plain = layer(z), layer.base_layer(z)
+        everywhere = layer.base_layer(z + updates(model).popitem()[1].scales() * z)
+    assert torch.equal(edited[:, 1:], plain[:, 1:])
+    torch.testing.assert_close(edited[:, 0], everywhere[:, 0])
+    assert not torch.allclose(edited[:, 0], plain[:, 0])
+    for merge in (vl.merge, lambda m: m.merge_adapter()):
+        with pytest.raises(UserError, match="edits the class token alone"):
+            merge(model)
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "timm:resnet10t"])
+def test_cls_needs_a_class_token(name):
+    base = vl.load_backbone(name, weights="random")
+    with pytest.raises(UserError, match=r"class token|no vision tower"):
+        vl.attach(base, LofitConfig(tokens="cls"), towers=None if base.towers else ("vision",))

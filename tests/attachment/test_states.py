@@ -222,3 +222,28 @@ def test_a_second_adapter_that_is_loaded_to_predict_is_frozen(tmp_path):
     model = load(tmp_path / "a", backbone())
     load(tmp_path / "a", model, "again")
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+# --- modes of what is new --------------------------------------------------------------------------------------------
+
+WITH_DROPOUT = {
+    "lora": lambda: LoraConfig(r=2, dropout=0.5),
+    "block_lora": lambda: BlockLoraConfig(r=2, dropout=0.5),
+    "rand_lora": lambda: RandLoraConfig(r=8, dropout=0.5),
+    "LOHA": lambda: peft_method("LOHA", r=2, module_dropout=0.5),
+    "DORA": lambda: peft_method("DORA", r=2, lora_dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("method", WITH_DROPOUT)
+def test_an_adapter_has_the_mode_of_what_it_adapts(method):
+    model = attach(backbone(), WITH_DROPOUT[method](), towers=("vision",))
+    assert not any(module.training for module in model.modules())
+    model.train()
+    attach(model, WITH_DROPOUT[method](), towers=("vision",), adapter_name="two")
+    assert all(module.training for module in model.modules())
+    model.base_model.model.model.visual.eval()
+    attach(model, WITH_DROPOUT[method](), towers=("vision", "text"), adapter_name="three")
+    three = {name: module.training for name, module in model.named_modules() if ".three" in name}
+    assert three or method == "LOHA"  # whose layers hold no modules of an adapter's own
+    assert all(mode == ("visual" not in name) for name, mode in three.items())

@@ -18,7 +18,7 @@ so that disabling gives the base bit for bit, and the plain-LoRA export, of up t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -92,6 +92,9 @@ class MethodConfig(PeftConfig):
 
     def prepare(self, weights: Mapping[str, Tensor]) -> None:
         """Take in all target weights, layer name -> (out, in), before the first layer is made."""
+
+    def check_backbone(self, backbone: Any, towers: Sequence[str]) -> None:
+        """Refuse a backbone, or towers of it, that the method cannot adapt as it is set; ``attach`` asks first."""
 
     def inspect(self, name: str, module: nn.Module, parent: nn.Module) -> None:
         """Look at each target and the module that holds it, before the target is wrapped."""

@@ -12,7 +12,8 @@ layer: (r / n) · in + r · out. The arms are summed before the product: the cos
 Reconstructed: scale and initialisation follow CLIP-LoRA, as the paper's own were not readable.
 
 What it means: rank(ΔW) ≤ r / n, and all arms receive the same gradient, so they stay equal. Training is LoRA of rank
-r / n whose B has its learning rate multiplied by n (its weight decay divided by n). Compare against that control.
+r / n whose B has its learning rate multiplied by n (its weight decay divided by n). Two controls follow, whose sizes
+each layer reports: LoRA of the block rank r / n, the same space of updates, and LoRA of the nominal rank r.
 """
 
 from __future__ import annotations
@@ -76,6 +77,14 @@ class BlockLora(WeightUpdate):
         """Set A (q, in), and B (out, q) in equal parts on the n arms."""
         self.A.copy_(start.A)
         self.B.copy_((start.B @ start.core / len(self.B)).expand_as(self.B))
+
+    def facts(self) -> dict[str, float]:
+        """Return the block rank, the nominal one, and the parameters of this layer and of LoRA at both ranks."""
+        rank, width = len(self.A), self.A.shape[1] + self.B.shape[1]
+        nominal = rank * len(self.B)
+        sizes = {"parameters": self.A.numel() + self.B.numel()}
+        sizes |= {"lora_at_block_rank": rank * width, "lora_at_nominal_rank": nominal * width}
+        return {"rank": rank, "nominal_rank": nominal, **sizes}
 
 
 register_method("block_lora", BlockLoraConfig, BlockLora)

@@ -108,7 +108,8 @@ class Kasa(WeightUpdate):
         tail = singular[-config.r :]
         self.offset_A = Vt[-config.r :].clone()
         self.offset_B = -U[:, -config.r :] * tail / self.scale
-        self.removed = float(tail.square().sum() / singular.square().sum())
+        total = singular.square().sum()
+        self.removed = float(tail.square().sum() / total) if total > 0 else 0.0
         layers = config.adapted_layers if config.reduce == "mean" else 1
         self.beta, self.gamma = config.beta / layers, config.gamma / layers
 

@@ -15,18 +15,24 @@ What remains is one constant vector per layer added to the residual stream, with
 biases, so there is no plain-LoRA form: merge it instead. Several active adapters add their edits.
 
 Both a and v start from N(0, init_std²), 1e-3 in the public code: the start differs from the base by about that much;
-``init_std: 0`` starts at the base exactly. All tokens are edited. Where a model normalises between heads and
-projection, the edit comes after the norm. Learning rates are far above LoRA's.
+``init_std: 0`` starts at the base exactly. All tokens are edited, or with ``tokens: cls`` the class token of a vision
+tower alone, which no weight can hold. Where a model normalises between heads and projection, the edit comes after the
+norm. Learning rates are far above LoRA's.
+
+The scores of all heads are saved with the adapter: with ``ranking_from`` another K chooses by them, without a phase
+``select``.
 
 Reconstructed: l1 and the learning rates for vision models, and the choice per tower (the paper has one).
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -37,6 +43,7 @@ from ..registry import register
 from .base import MethodConfig, WeightUpdate
 from .tuner import AdapterLayer, register_method, wrap_linear
 
+TOKENS = ("all", "cls")
 RANKINGS = ("top", "bottom", "random")
 # What attention modules call their number of heads, and their output projection.
 HEADS = ("num_heads", "num_attention_heads", "n_heads")
@@ -56,13 +63,16 @@ class LofitConfig(MethodConfig):
     Attributes:
         selection: layer name -> chosen heads, filled in by the phase ``offsets``. Where it is given from the start,
             there is no selection phase.
+        scores: layer name -> the score of each head, filled in by the phase ``offsets``. Where they are given without
+            a selection, they choose the heads, and there is no selection phase either.
 
     Raises:
         UserError: a value out of range or an unknown `ranking`.
     """
 
     exposed: ClassVar[tuple[str, ...]] = (
-        *("heads", "per_tower", "ranking", "l1", "init_std", "select_lr", "offset_lr", "head_dim"),
+        *("heads", "per_tower", "ranking", "ranking_from", "tokens", "l1"),
+        *("init_std", "select_lr", "offset_lr", "head_dim"),
     )
     places: ClassVar[tuple[str, ...]] = ("o",)
     # What every update asks of its config.
@@ -74,17 +84,31 @@ class LofitConfig(MethodConfig):
     ranking: Literal["top", "bottom", "random"] = field(
         default="top", metadata={"help": "best, worst or random heads; the latter two are controls"}
     )
+    ranking_from: str | None = field(
+        default=None, metadata={"help": "folder of a saved lofit adapter: its scores choose the heads"}
+    )
+    tokens: Literal["all", "cls"] = field(
+        default="all", metadata={"help": "tokens that are edited: `all`, or the class token (`cls`)"}
+    )
     l1: float = field(default=1e-3, metadata={"help": "weight of Σ|a| in the loss of the selection phase", "ge": 0})
     init_std: float = field(default=1e-3, metadata={"help": "standard deviation of a and v at the start", "ge": 0})
     select_lr: float = field(default=5e-3, metadata={"help": "learning rate of the selection phase"})
     offset_lr: float = field(default=1e-2, metadata={"help": "learning rate of the offset phase"})
     head_dim: int | None = field(default=None, metadata={"help": "width of a head, where the model does not say"})
     selection: dict[str, list[int]] | None = None
+    scores: dict[str, list[float]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.select_first = self.selection is None
+        if self.ranking_from is not None:
+            self.scores, self.ranking_from = (
+                saved_scores(Path(self.ranking_from).expanduser()),
+                None,
+            )  # no path goes into a file
+        self.select_first = self.selection is None and self.scores is None
         self.head_counts: dict[str, int] = {}
+        if self.tokens not in TOKENS:
+            raise UserError(f"unknown tokens '{self.tokens}'.{near_miss(self.tokens, TOKENS)} Known: all, cls.")
         if self.ranking not in RANKINGS:
             hint = near_miss(self.ranking, RANKINGS)
             raise UserError(f"unknown ranking '{self.ranking}'.{hint} Known: {', '.join(RANKINGS)}.")
@@ -95,14 +119,30 @@ class LofitConfig(MethodConfig):
                 raise UserError(f"{name} = {getattr(self, name)}: it must be 0 or more.")
 
     def prepare(self, weights: Mapping[str, Tensor]) -> None:
-        """Refuse chosen heads of layers that are not adapted.
+        """Choose by scores that were given, and refuse chosen heads of layers that are not adapted.
 
         Raises:
-            UserError: there are some.
+            UserError: there are some, or the scores are those of other layers.
         """
+        if self.selection is None and self.scores is not None:
+            if self.scores.keys() != weights.keys():
+                odd = sorted(self.scores.keys() ^ weights.keys())
+                raise UserError(f"the scores are of other layers (the first is '{odd[0]}'): adapt the same ones.")
+            self.selection = choose(
+                {name: torch.tensor(self.scores[name], dtype=torch.double) for name in weights}, self
+            )
         for name in self.selection or {}:
             if name not in weights:
                 raise UserError(f"selection: '{name}' is not adapted.{near_miss(name, weights)}")
+
+    def check_backbone(self, backbone: Any, towers: Sequence[str]) -> None:
+        """Refuse ``tokens: cls`` where the first token is no class token.
+
+        Raises:
+            UserError: a tower other than the vision tower, or one without prefix tokens.
+        """
+        if self.tokens == "cls" and (set(towers) != {"vision"} or not backbone.token_layout().prefix):
+            raise UserError("tokens = cls needs a vision tower with a class token alone: set towers: [vision], or all.")
 
     def inspect(self, name: str, module: nn.Module, parent: nn.Module) -> None:
         """Note how many heads the layer's input has.
@@ -137,9 +177,26 @@ class LofitConfig(MethodConfig):
             for update in updates.values():
                 update.scale_heads(self.init_std)
         elif any(update.a is not None for update in updates.values()):
-            self.selection = choose({update.name: update.scores() for update in updates.values()}, self)
+            scores = {update.name: update.scores() for update in updates.values()}
+            self.scores = {name: values.tolist() for name, values in scores.items()}
+            self.selection = choose(scores, self)
             for update in updates.values():
                 update.offset_heads(self.selection.get(update.name, []), self.init_std)
+
+
+def saved_scores(folder: Path) -> dict[str, list[float]]:
+    """Read the scores of all heads from the folder of a saved LoFiT adapter.
+
+    Raises:
+        UserError: there is none, or it was saved without a selection of its own.
+    """
+    try:
+        scores = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["scores"]
+    except (OSError, ValueError, KeyError, TypeError):
+        scores = None
+    if not isinstance(scores, dict):
+        raise UserError(f"ranking_from: '{folder}' holds no lofit adapter with scores: name one that selected heads.")
+    return {str(name): [float(value) for value in values] for name, values in scores.items()}
 
 
 def choose(scores: Mapping[str, Tensor], config: LofitConfig) -> dict[str, list[int]]:
@@ -182,6 +239,7 @@ class Lofit(WeightUpdate):
     def __init__(self, weight: Tensor, config: LofitConfig, name: str) -> None:
         super().__init__(config)
         self.name, self.count, self.l1 = name, config.head_counts[name], config.l1
+        self.tokens = config.tokens
         self.width = weight.shape[1] // self.count
         wide = torch.promote_types(weight.dtype, torch.float32)
         self.register_buffer("like", torch.empty(0, device=weight.device, dtype=wide), persistent=False)
@@ -224,10 +282,13 @@ class Lofit(WeightUpdate):
         return self.v.new_zeros(self.count, self.width).index_copy(0, self.heads, self.v).flatten()
 
     def forward(self, z: Tensor) -> Tensor:
-        """Compute what is added to the projection's *input*: (..., D) -> (..., D)."""
+        """Compute what is added to the projection's *input*: (..., D) -> (..., D), (B, N, D) for ``tokens: cls``."""
         a, v = self.scales(), self.offsets()
         edit = torch.zeros_like(z) if a is None else a * z
-        return edit if v is None else edit + v
+        edit = edit if v is None else edit + v
+        if self.tokens == "all":
+            return edit
+        return nn.functional.pad(edit[:, :1], (0, 0, 0, z.shape[1] - 1))
 
     def export_factors(self) -> None:
         """Return None: scales have no factors.
@@ -261,8 +322,14 @@ class LofitLayer(AdapterLayer):
         edits = [self.weight_update[name] for name in self.active_adapters if name in self.weight_update]
         for update in edits:
             update.remind()
-        edited = x + sum(update(self._cast_input_dtype(x, update.dtype)) for update in edits)
-        return self.base_layer(edited.to(x.dtype), *args, **kwargs)
+        total = sum(update(self._cast_input_dtype(x, update.dtype)) for update in edits)
+        return self.base_layer((x + total).to(x.dtype), *args, **kwargs)
+
+    def check_mergeable(self, name: str) -> None:
+        """Refuse edits of the class token alone."""
+        active = [self.weight_update[each] for each in self.active_adapters if each in self.weight_update]
+        if any(update.tokens == "cls" for update in active):
+            raise UserError(f"'{name}' edits the class token alone, which no weight can hold: keep the adapter.")
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:

@@ -76,7 +76,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.out_features, self.in_features = self.sizes()
-        self.weight_update = nn.ModuleDict()
+        self.training = base_layer.training
+        self.weight_update = nn.ModuleDict().train(base_layer.training)
         self.merged_adapters: list[str] = []
         self._kept_weight: Tensor | None = None
         self._disable_adapters = False
@@ -98,7 +99,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             update.drop_offset()
             if config.offset:
                 update.hold_output()  # a saved one is loaded into it
-        self.weight_update[adapter_name] = update
+        self.weight_update[adapter_name] = update.train(self.base_layer.training)
         self.set_adapter(self.active_adapters)
 
     def make_update(self, config: Any, key: str) -> WeightUpdate:

@@ -15,8 +15,9 @@ from typing import Any
 import peft
 from peft import PeftConfig, PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 
-from ..adapters.base import check_rank
+from ..adapters.base import MethodConfig, check_rank
 from ..adapters.lora import LoraConfig
 from ..adapters.peft_method import changes_base
 from ..adapters.tuner import PREFIX, tuner_layers
@@ -76,6 +77,8 @@ def attach(
     split_attention(base)
     towers = tuple(base.towers) if towers is None else tuple(towers)
     modules = getattr(config, "places", PLACES) if modules is None else modules
+    if isinstance(config, MethodConfig):
+        config.check_backbone(base, towers)
     config = copy.deepcopy(config)
     if initializer is not None and isinstance(config, LoraConfig):
         config = config.with_offset()
@@ -120,14 +123,31 @@ def inject(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str
         if isinstance(error, UserError):
             raise
         raise UserError(f"PEFT refuses {_kind(config)} here: {str(error).splitlines()[0]}") from error
-    _finish(model)
+    _finish(model, adapter_name)
     return model
 
 
-def _finish(model: PeftModel) -> None:
-    """Put PEFT's own layers on the fused kernel, and under the promises that ours keep."""
+def _finish(model: PeftModel, adapter_name: str) -> None:
+    """Put PEFT's own layers on the fused kernel and under the promises that ours keep; new modules take a mode."""
     fuse_loras(model)
     make_exact(model)
+    if len(model.peft_config) == 1:
+        _take_mode(model, model.get_base_model())
+    for _, layer in tuner_layers(model):
+        base = layer.get_base_layer()
+        if layer._get_available_adapters() == {adapter_name}:
+            _take_mode(layer, base)
+        for part in layer.children():
+            if isinstance(part, nn.ModuleDict) and adapter_name in part:
+                part[adapter_name].train(base.training)
+
+
+def _take_mode(outer: nn.Module, inner: nn.Module) -> None:
+    """Put what lies in `outer` around `inner` into the mode that `inner` has."""
+    inside = set(inner.modules())
+    for module in outer.modules():
+        if module not in inside:
+            module.training = inner.training
 
 
 @contextmanager
