@@ -150,6 +150,12 @@ class Factors(NamedTuple):
     scale: float
 
 
+def stack(factors: list[Factors]) -> Factors:
+    """Stack updates into one, their sum, of the summed rank."""
+    A, B, scales = zip(*factors, strict=True)
+    return Factors(torch.cat(A), torch.cat([b * scale for b, scale in zip(B, scales, strict=True)], dim=1), 1.0)
+
+
 class Start(NamedTuple):
     """Where an initialiser lets ΔW begin: scale · B core A with A (r, in), core (r, r) and B (out, r)."""
 

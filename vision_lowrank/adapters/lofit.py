@@ -313,6 +313,7 @@ class Lofit(WeightUpdate):
 class LofitLayer(AdapterLayer):
     """An output projection whose input is edited."""
 
+    serves_rows = False
     _kept_bias: Tensor | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import peft
@@ -27,8 +28,9 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import UserError
 from ..kernels.layers import dropout_of, forward_together, is_plain
 from ..kernels.linear import Branch, fused_linear
-from .base import Factors, MethodConfig, WeightUpdate
+from .base import Factors, MethodConfig, WeightUpdate, stack
 from .ownership import check_owned
+from .rows import forward_rows, is_narrow, rows_served
 
 try:
     from peft.mapping import (
@@ -71,6 +73,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """A linear with any number of named adapters. Hosts: ``nn.Linear`` and transformers' ``Conv1D``."""
 
     adapter_layer_names = (PREFIX,)
+    serves_rows: ClassVar[bool] = True  # each row of a batch may have an adapter of its own
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: MethodConfig, key: str) -> None:
         super().__init__()
@@ -108,7 +111,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return METHODS[config.peft_type].update(self.oriented(weight.detach()), config, key)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute the linear and its adapters: (..., in) -> (..., out)."""
+        """Compute the linear and its adapters: (..., in) -> (..., out); with ``adapter_names`` one for each row."""
+        if (names := kwargs.pop("adapter_names", None)) is not None:
+            return forward_rows(self, x, names, *args, **kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
         branch = None if args or kwargs or torch.compiler.is_compiling() else self.branch()
@@ -195,12 +200,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return True
 
 
-def stack(factors: list[Factors]) -> Factors:
-    """Stack updates into one, their sum, of the summed rank."""
-    A, B, scales = zip(*factors, strict=True)
-    return Factors(torch.cat(A), torch.cat([b * scale for b, scale in zip(B, scales, strict=True)], dim=1), 1.0)
-
-
 def wrap_linear(module: nn.Module) -> type[AdapterLayer] | None:
     """Return the class for linears; None for anything else, and for quantised ones."""
     return AdapterLayer if isinstance(module, nn.Linear | Conv1D) and module.weight.is_floating_point() else None
@@ -265,15 +264,24 @@ class AdapterTuner(BaseTuner):
             layer.check_mergeable(name)
         check_owned(self.model)
 
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
+        """Return the context in which PEFT runs the model, so that ``adapter_names`` reaches every layer."""
+        return nullcontext() if kwargs.get("adapter_names") is None else rows_served(self, kwargs["adapter_names"])
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Refuse tensors narrower than float32; there is nothing to cast, as they are made in their type."""
+        if not autocast_adapter_dtype and any(is_narrow(layer.base_layer) for _, layer in adapter_layers(self.model)):
+            self._take_back(self.model, adapter_name)
+            raise UserError("tensors of this adapter are float32 or wider: leave autocast_adapter_dtype=False out.")
+
     def _target_weights(self, model: nn.Module, config: MethodConfig) -> dict[str, Tensor]:
         """Return the weights (out, in) of the linears that `config` targets, by name."""
         weights = {}
         for name, module in model.named_modules():
-            if name.endswith(".base_layer"):
-                continue  # counted with the layer around it
+            counted = name.endswith(".base_layer")  # with the layer around it
             linear = module.base_layer if isinstance(module, AdapterLayer) else module
             targeted = config.target_modules is not None and self._check_target_module_exists(config, name)
-            if targeted and isinstance(linear, nn.Linear | Conv1D):
+            if targeted and not counted and isinstance(linear, nn.Linear | Conv1D):
                 weights[name] = (linear.weight.T if isinstance(linear, Conv1D) else linear.weight).detach()
         return weights
 

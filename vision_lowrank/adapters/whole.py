@@ -25,6 +25,7 @@ class WholeLayer(AdapterLayer):
     """
 
     no_weight: ClassVar[str]
+    serves_rows = False
 
     def __getattr__(self, name: str) -> Any:
         try:

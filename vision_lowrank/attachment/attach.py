@@ -120,8 +120,6 @@ def inject(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str
             model = peft.get_peft_model(backbone, config, adapter_name)
             model.attachments = {}
     except (ValueError, TypeError, NotImplementedError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"PEFT refuses {_kind(config)} here: {str(error).splitlines()[0]}") from error
     _finish(model, adapter_name)
     return model

@@ -10,6 +10,8 @@ the first, of whatever rank they are, and slices RandLoRA's by the number of bas
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -58,6 +60,16 @@ class ExactTuner:
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
         check_owned(self.model)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Run the model as PEFT does; methods to which ``adapter_names`` means nothing refuse it."""
+        theirs = getattr(super(), "_enable_peft_forward_hooks", None)
+        if theirs is None and kwargs.get("adapter_names") is not None:
+            method = next(iter(self.peft_config.values())).peft_type
+            raise UserError(f"{getattr(method, 'value', method)} cannot serve rows: leave adapter_names out.")
+        with nullcontext() if theirs is None else theirs(*args, **kwargs):
+            yield
 
 
 class ExactRandLoraLayer(ExactLayer):
