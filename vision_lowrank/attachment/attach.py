@@ -30,6 +30,8 @@ from ..initializers.base import Initializer
 from ..initializers.initialize import Losses, initialize
 from ..modes import Modes
 from ..targets.coverage import coverage
+from ..targets.everything import ALL, select_all, towers_of
+from ..targets.named import check_named, is_targeted
 from ..targets.select import Layers, select
 from .accelerate import fuse_loras
 from .exact import make_exact
@@ -57,8 +59,9 @@ def attach(
         config: any config of ours or of PEFT; it is copied. ``target_modules`` that it names itself win over `modules`.
         towers: names of the towers to adapt; None for all that the backbone has.
         layers: ``"all"``, block numbers, a slice such as ``"-4:"``, or one of these per tower.
-        modules: logical names out of ``q k v o fc1 fc2``, and ``mlp``, ``attention``, ``block`` for methods that adapt
-            these whole; None for the places of the method: q, k and v for most.
+        modules: logical names out of ``q k v o fc1 fc2``; ``all`` for every linear and, with ``lora``, convolution,
+            also where there are no known blocks; ``mlp``, ``attention``, ``block`` for methods that adapt these whole;
+            None for the places of the method: q, k and v for most.
         adapter_name: name of the adapter.
         check: run the probe pass.
         initializer: where the adapter starts, such as ``vl.Pissa()``; None for the method's own start.
@@ -75,8 +78,9 @@ def attach(
     if base is backbone:
         renew_identity(base)
     split_attention(base)
-    towers = tuple(base.towers) if towers is None else tuple(towers)
     modules = getattr(config, "places", PLACES) if modules is None else modules
+    modules = (modules,) if isinstance(modules, str) else tuple(modules)
+    towers = _all_towers(base, modules, config) if towers is None else tuple(towers)
     if isinstance(config, MethodConfig):
         config.check_backbone(base, towers)
     config = copy.deepcopy(config)
@@ -84,9 +88,13 @@ def attach(
         config = config.with_offset()
     named = config.target_modules is not None
     if not named:
-        beyond = getattr(config, "beyond_linears", ())
-        config.target_modules = set(select(base, towers, layers, modules, beyond))
-        _check_lora_rank(base, config)
+        if ALL in modules:
+            paths = select_all(base, towers, layers, isinstance(config, peft.LoraConfig))
+        else:
+            paths = select(base, towers, layers, modules, getattr(config, "beyond_linears", ()))
+        config.target_modules = set(paths)
+    check_named(base, config)
+    _check_lora_rank(base, config)
     with all_or_nothing(backbone, adapter_name):
         model = inject(backbone, config, adapter_name)
         if initializer is not None:
@@ -198,11 +206,25 @@ def _check_arguments(backbone: Any, base: Any, config: PeftConfig, adapter_name:
 
 def _check_lora_rank(base: Backbone, config: PeftConfig) -> None:
     """Check the rank for LoRA, whose layers are PEFT's, which accept any."""
-    if isinstance(config, LoraConfig):
-        for name in sorted(config.target_modules):
-            linear = base.get_submodule(name)
+    if not isinstance(config, LoraConfig):
+        return
+    for name, module in base.named_modules():
+        linear = getattr(module, "base_layer", module)
+        if isinstance(linear, nn.Linear) and is_targeted(name, config.target_modules):
             size = f"a linear of {linear.in_features} to {linear.out_features}"
             check_rank(config.r, min(linear.in_features, linear.out_features), name, size)
+
+
+def _all_towers(base: Backbone, modules: Sequence[str], config: PeftConfig) -> tuple[str, ...]:
+    """Name all towers; one that would be passed over in silence, as it has no known blocks, is refused."""
+    if ALL in modules:
+        return towers_of(base)
+    if base.towers and len(towers_of(base)) > len(base.towers) and config.target_modules is None:
+        raise UserError(
+            f"the pictures' tower of '{base.name}' has no known blocks, so it would get no adapter: use modules: [all] "
+            f"to adapt all of its layers, or towers: [{', '.join(base.towers)}] if that is meant."
+        )
+    return tuple(base.towers)
 
 
 def _take_off(backbone: Backbone) -> None:

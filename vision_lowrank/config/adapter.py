@@ -32,7 +32,7 @@ class AdapterSection(Section):
         "all",
         description='blocks: "all", numbers, a slice such as "-4:", a name such as "top3", or one of these per tower',
     )
-    modules: tuple[str, ...] = Field(PLACES, description="logical names: q k v o fc1 fc2 mlp attention block")
+    modules: tuple[str, ...] = Field(PLACES, description="logical names: q k v o fc1 fc2 mlp attention block; or all")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
 
     @model_validator(mode="before")

@@ -45,9 +45,9 @@ def select(
     towers, modules = _listed("towers", towers), _listed("modules", modules)
     if isinstance(layers, Mapping):
         for name in layers:
-            _tower(backbone, name)
+            tower_named(backbone, name)
     paths = []
-    for tower in (_tower(backbone, name) for name in towers):
+    for tower in (tower_named(backbone, name) for name in towers):
         chosen = layers.get(tower.name, "all") if isinstance(layers, Mapping) else layers
         for index in layer_indices(chosen, len(tower.blocks)):
             for name in modules:
@@ -60,12 +60,18 @@ def layer_indices(layers: Layers, count: int) -> list[int]:
     """List the indices in [0, count) that `layers` names, ascending, each once.
 
     Raises:
-        UserError: an index is out of range, a name is unknown, or nothing is left.
+        UserError: an index is out of range or none, a name is unknown, or nothing is left.
     """
+    if isinstance(layers, int):
+        raise UserError(
+            f"layers = {layers} is one number: write [{layers}] for that block, ':{layers}' for the first ones."
+        )
     if isinstance(layers, str):
         indices = list(range(count))[_slice(layers, count)]
     else:
         for index in layers:
+            if not isinstance(index, int) or isinstance(index, bool):
+                raise UserError(f"layers {layers!r} holds {index!r}, which is no block number: use numbers from 0.")
             if not -count <= index < count:
                 raise UserError(f"layer {index} does not exist: there are {count} blocks, 0 to {count - 1}.")
         indices = [index % count for index in layers]
@@ -102,10 +108,16 @@ def _listed(what: str, names: Sequence[str]) -> list[str]:
     return names
 
 
-def _tower(backbone: Backbone, name: str) -> Tower:
+def tower_named(backbone: Backbone, name: str) -> Tower:
+    """Return the tower of that name.
+
+    Raises:
+        UserError: there is none.
+    """
     if not backbone.towers:
         raise UserError(
-            f"backbone '{backbone.name}' has no known blocks: adapt it with peft.get_peft_model and target_modules."
+            f"backbone '{backbone.name}' has no known blocks: adapt all of its layers with modules: [all], or name "
+            "those you mean by target_modules of the config."
         )
     if name not in backbone.towers:
         hint = near_miss(name, backbone.towers)
@@ -118,7 +130,10 @@ def _linear(backbone: Backbone, tower: Tower, index: int, name: str) -> str:
     if name not in tower.modules:
         hint = near_miss(name, tower.modules)
         known = ", ".join(tower.modules)
-        raise UserError(f"tower '{tower.name}' of '{backbone.name}' has no module '{name}'.{hint} Known: {known}.")
+        raise UserError(
+            f"tower '{tower.name}' of '{backbone.name}' has no module '{name}'.{hint} Known: {known}; "
+            "or [all], every linear."
+        )
     path = f"{tower.blocks[index]}.{tower.modules[name]}"
     try:
         module = backbone.get_submodule(path)
