@@ -32,9 +32,7 @@ def with_blocks(language):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, pictures):
-    """A folder that looks like the checkout, with pictures in my_pictures."""
-    for name in ("configs", "docs"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    """A folder with pictures in my_pictures, and nothing of the checkout: recipes are found by their names."""
     shutil.copytree(pictures, tmp_path / "my_pictures")
     monkeypatch.chdir(tmp_path)
     return tmp_path

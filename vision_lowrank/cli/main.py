@@ -56,7 +56,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="print the vers
 @app.command()
 def train(
     config: Annotated[
-        Path | None, typer.Argument(help="a recipe, such as configs/fewshot/emoji_block_lora.yaml")
+        Path | None, typer.Argument(help="a recipe: a file, or a shipped one such as fewshot/emoji_block_lora")
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[Optional[Path], typer.Option(help="go on with this run folder, exactly where it stopped")] = None,  # noqa: UP045
@@ -265,8 +265,8 @@ def make_edits(
 
 
 @app.command("list")
-def list_parts(kind: Annotated[Optional[str], typer.Argument(help=", ".join(PACKAGES))] = None) -> None:  # noqa: UP045
-    """List what is registered and can be named in a recipe: adapters, data sets, tasks and all other kinds of parts."""
+def list_parts(kind: Annotated[Optional[str], typer.Argument(help=", ".join([*PACKAGES, "recipes"]))] = None) -> None:  # noqa: UP045
+    """List what can be named in a recipe: adapters, data sets, tasks and all other kinds of parts; or all recipes."""
     from .listing import list_command
 
     list_command(kind)

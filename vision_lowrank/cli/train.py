@@ -24,7 +24,7 @@ def train_command(config: Path | None, overrides: list[str], resume: Path | None
     if resume is not None and config is not None and "=" in str(config):
         config, overrides = None, [str(config), *overrides]  # the first of the overrides
     if (config is None) == (resume is None):
-        raise UserError("train: give either a recipe (such as configs/fewshot/emoji_lora.yaml) or --resume RUN_FOLDER.")
+        raise UserError("train: give either a recipe (such as fewshot/emoji_lora) or --resume RUN_FOLDER.")
     if config is not None:
         check_recipe(config, overrides)
         _run(config, overrides, None)

@@ -19,6 +19,7 @@ from .check import Tree, check_settings, validate
 from .paths import check_paths
 from .schema import RunConfig
 from .sections import KINDS, LISTS, known_keys
+from .shipped import find_recipe
 from .yaml_text import parse_yaml
 
 MOST_FILES = 64  # that one recipe may be made of
@@ -42,7 +43,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe, merge its bases and the overrides, and check everything.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a shipped recipe (:func:`.shipped.find_recipe`).
         overrides: dotted assignments, such as ``adapter.r=4``; values are YAML.
 
     Raises:
@@ -70,9 +71,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: a file is missing or no YAML, or an override is malformed.
     """
     origins: dict[str, str] = {}
-    tree = apply_overrides(_read(Path(path), origins, (), []), overrides)
+    path = find_recipe(path)
+    tree = apply_overrides(_read(path, origins, (), []), overrides)
     origins |= {override.partition("=")[0].strip(): f"override '{override}'" for override in overrides}
-    tree.setdefault("name", Path(path).stem)
+    tree.setdefault("name", path.stem)
     return Recipe(tree, origins, str(path))
 
 
