@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     given = parser.parse_args()
     recipe = ROOT / "configs" / "fewshot" / "emoji_lora.yaml"
-    plan = Methods(recipe, entries(given.methods or "all", "all"), rates=RATES)
+    plan = Methods(recipe, entries(given.methods or "all", "all"), budget="defaults", rates=RATES)
     result = run_study(plan.study(ROOT / "runs" / "catalogue", OVERRIDES), local(given.jobs), say)
     for line in table(result)[1]:
         print("  ".join(line))

@@ -3,12 +3,15 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from vision_lowrank.cli.main import main
 from vision_lowrank.config import load_config
+from vision_lowrank.engine.step_runner import TrainingDiverged
 from vision_lowrank.errors import UserError
+from vision_lowrank.paths import shipped
 from vision_lowrank.registry import registry
 from vision_lowrank.studies import job, methods, timing
 from vision_lowrank.studies import run as experiment
@@ -17,12 +20,13 @@ from vision_lowrank.studies.methods import Methods
 from vision_lowrank.studies.study import run_study
 from vision_lowrank.studies.variants import Entry, entries
 
+CONFIGS = shipped("configs")
 SHORT = ("engine.steps=2", "seeds=[1]", "engine.checkpoint_every=0")
 
 
 @pytest.fixture(scope="module")
 def compared(shapes):
-    plan = Methods(shapes, entries("lora,lora_xs,slora+pissa,lora_xs+lora_ga"), rates=(1e-3, 1e-1))
+    plan = Methods(shapes, entries("lora,lora_xs,slora+pissa,lora_xs+lora_ga"), "defaults", rates=(1e-3, 1e-1))
     study = plan.study(shapes.parent / "out", ("engine.steps=2",))
     said = []
     return study, run_study(study, say=said.append), said
@@ -93,7 +97,7 @@ def test_the_files_hold_the_table_with_the_untrained_model_first(compared):
     assert [line[0] for line in lines] == ["untrained", *(row["method"] for row in result["rows"])]
     assert all(len(line) == len(header) for line in lines)
     text = (study.folder / "study.md").read_text().splitlines()
-    assert text[0] == f"**{title}**"
+    assert text[0] == f"**{title}**" == "**shapes, every method at its own default size**"
     assert text[2].startswith("| method | lr | r | test/")
     assert len(text) == 4 + len(lines)
     assert len((study.folder / "study.csv").read_text().splitlines()) == 1 + len(lines)
@@ -115,11 +119,92 @@ def test_budgets(shapes):
         return variant.config.adapter.options.get("r"), methods.trained_parameters(variant.config)
 
     _, reference = count("defaults", "lora")
-    assert count("rank", "lora_xs") == (4, 2 * 16)
+    assert count("defaults", "lora_xs") == (16, 2 * 256)
+    assert count("rank", "lora_xs") == count(None, "lora_xs") == (4, 2 * 16)
     r, near = count("parameters", "lora_xs")
     assert near == 2 * r * r
     others = [2 * other * other for other in methods.RANKS if other <= 64]
     assert abs(math.log(near / reference)) == min(abs(math.log(each / reference)) for each in others)
+
+
+def test_equal_rank_is_the_default_and_the_table_says_so(shapes):
+    study = Methods(shapes, entries("block_lora,lora_xs,lofit")).study(shapes.parent / "none", SHORT)
+    assert study.title == "shapes, every method at the recipe's rank 4"
+    assert study.facts["budget"] == "rank"
+    assert [variant.facts["r"] for variant in study.variants] == [4, 4, None]
+    bare = (*SHORT, "adapter={type: lofit}")
+    study = Methods(shapes, entries("lofit,lora_xs")).study(shapes.parent / "none", bare)
+    assert study.title == "shapes, every method at its own default size"
+    with pytest.raises(UserError, match="lofit has none: use --budget defaults"):
+        Methods(shapes, entries("lofit"), "rank").study(shapes.parent / "none", bare)
+
+
+@pytest.fixture(scope="module")
+def measured(shapes):
+    """An adapter and all that it can be measured against."""
+    plan = Methods(shapes, entries("linear_probe,none,lora,zero_shot,full", "none,pissa"), rates=(1e-3, 1e-2))
+    return run_study(plan.study(shapes.parent / "references", ("engine.steps=2", "engine.checkpoint_every=0")))
+
+
+def test_references_are_rows_beside_the_adapters(measured):
+    rows = {row["method"]: row for row in measured["rows"]}
+    assert list(rows) == ["linear_probe", "none", "lora", "lora+pissa", "zero_shot", "full"]
+    assert not any("failed" in row or "left_out" in row for row in rows.values())
+    assert rows["none"]["metrics"] == rows["zero_shot"]["metrics"]
+    for name, value in measured["baseline"].items():
+        assert rows["zero_shot"]["metrics"][name] == pytest.approx(value, rel=1e-5)  # attention split or not
+    assert measured["baseline"] == rows["lora"]["baseline"] != rows["linear_probe"]["baseline"]  # not the probe's head
+    assert rows["zero_shot"]["trained_parameters"] == 0
+    assert rows["full"]["trained_parameters"] > 100 * rows["lora"]["trained_parameters"]
+    assert {name for name, row in rows.items() if row["validation"]} == {"linear_probe", "lora", "lora+pissa", "full"}
+    [(_, header, lines)] = tables(measured)
+    told = {line[0]: line[header.index("lr")] for line in lines}
+    assert (told["none"], told["zero_shot"], told["untrained"]) == ("", "", "")
+
+
+def test_deterministic_rows_have_no_spread_and_every_seed_is_in_the_file(measured):
+    [(_, _, lines)] = tables(measured)
+    assert not any("±" in cell for line in lines if line[0] in ("untrained", "none", "zero_shot") for cell in line)
+    assert any("±" in cell for line in lines for cell in line)
+    for row in measured["rows"]:
+        assert list(row["seeds"]) == ["1", "2"]
+        for name, value in row["metrics"].items():
+            assert value["mean"] == pytest.approx(sum(each["metrics"][name] for each in row["seeds"].values()) / 2)
+
+
+def test_references_take_rates_of_their_own_unless_one_is_named(shapes):
+    def rates(*overrides):
+        variants = Methods(shapes, entries("linear_probe,full,lora")).study(shapes.parent / "none", overrides).variants
+        return [variant.config.engine.lr for variant in variants]
+
+    assert rates() == [1e-2, 1e-4, 1e-2]
+    assert rates("engine.lr=0.5") == [0.5, 0.5, 0.5]
+
+
+def test_reference_that_a_task_does_not_have_is_a_row_with_its_reason(tmp_path):
+    recipe = CONFIGS / "manipulation" / "edits_manipshield.yaml"
+    zero_shot, probe = Methods(recipe, entries("zero_shot,linear_probe")).study(tmp_path).variants
+    assert "task manipulation has no such reference: it has none, linear_probe, full" in zero_shot.reason
+    assert (probe.config.task.decoder, probe.config.task.contrast, probe.config.adapter) == ("linear", None, None)
+
+
+def test_a_rate_that_diverges_costs_that_rate_only(shapes, tmp_path, monkeypatch):
+    def diverging(config, seed, folder):
+        rate = config.engine.lr
+        if rate == 1.0 or (rate == 0.1 and seed == 2):
+            raise TrainingDiverged("the loss is nan")
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = {"val/accuracy": {0.1: 0.9, 0.01: 0.8, 0.001: 0.7}[rate], "test/test/accuracy": rate + seed}
+        result = {"baseline": {}, "metrics": metrics, "facts": {"trainable_parameters": 1}, "cost": {}}
+        (folder / "result.json").write_text(json.dumps(result))
+        return result
+
+    monkeypatch.setattr(job, "run_seed", diverging)
+    plan = Methods(shapes, entries("lora"), rates=(1.0, 0.1, 0.01, 0.001))
+    [row] = run_study(replace(plan.study(tmp_path, ("engine.steps=2",)), reference=None))["rows"]
+    assert row["lr"] == 0.01  # the best of those at which every seed can be trained
+    assert row["metrics"]["test/test/accuracy"] == pytest.approx({"mean": 1.51, "std": 0.5, "n": 2})
+    assert list(row["left_out"]) == ["learning rate 1, seed 1", "learning rate 0.1, seed 2"]
 
 
 def test_what_cannot_run_is_a_row_with_its_reason_and_stops_nothing(shapes, tmp_path):
@@ -158,6 +243,12 @@ def test_the_command_prints_the_table_and_where_the_files_are(shapes, tmp_path, 
         (["--budget", "ranks"], "unknown budget 'ranks'. Did you mean 'rank'"),
         (["--budget", "rank"], "are of --methods"),
         (["--seeds", "one"], "--seeds one: give numbers"),
+        (["--seeds", "1,1,2"], "--seeds 1,1,2: 1 is given twice"),
+        (["seeds=[1,1]"], "a seed is given twice"),
+        (["--lr", "1e-3,0.001"], "0.001 is given twice"),
+        (["--lr", "0,0.001"], "0 is no learning rate"),
+        (["--methods", "zeroshot"], "unknown adapter 'zeroshot'. Did you mean 'zero_shot'"),
+        (["--methods", "linear_probe+pissa"], "linear_probe: stands for itself"),
         (["--methods", ","], "name at least one method"),
         (["adapter=null", "--methods", "lora"], "--methods needs a recipe with an adapter"),
         (["task={type: zeroshot}", "--methods", "lora"], "task zeroshot attaches no adapter"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +34,14 @@ class Wanted:
     Attributes:
         methods: adapters and what goes with them, exchanged in one recipe; None where something else is compared.
         initializers: combined with each of them.
-        budget: how large they are.
+        budget: how large they are; None is equal rank, where the recipe has one.
         vary: settings that vary in one recipe.
         rates: learning rates to choose from.
     """
 
     methods: str | None
     initializers: str
-    budget: Budget
+    budget: Budget | None
     vary: Sequence[str]
     rates: str | None
 
@@ -50,9 +51,12 @@ class Wanted:
         Raises:
             UserError: there are some.
         """
-        check_budget(self.budget)
-        numbers("--lr", self.rates, float)
-        if self.methods is None and (self.initializers != "none" or self.budget != "defaults"):
+        if self.budget is not None:
+            check_budget(self.budget)
+        odd = next((rate for rate in numbers("--lr", self.rates, float) if not 0 < rate < math.inf), None)
+        if odd is not None:
+            raise UserError(f"--lr {self.rates}: {odd:g} is no learning rate: give numbers above 0.")
+        if self.methods is None and (self.initializers != "none" or self.budget is not None):
             raise UserError("compare: --initializers and --budget are of --methods: name them, or --methods all.")
         if self.methods is not None and self.vary:
             raise UserError("compare: give either --methods or --vary.")
@@ -119,7 +123,7 @@ def compare_command(
     is_grid = bool(few or names or data_root or protocol != "all")
     stem = recipes[0].stem if len(recipes) == 1 else shared_prefix(recipes).rstrip("_") or "recipes"
     name = f"grid-{stem}-{protocol}" if is_grid else f"compare-{stem}"
-    folder = out or Path("runs") / (name if wanted.budget == "defaults" else f"{name}-{wanted.budget}")
+    folder = out or Path("runs") / (f"{name}-{wanted.budget}" if wanted.budget else name)
     if is_grid:
         _run_grid(folder, launch, plan, overrides=overrides, protocol=protocol, shots=few, data=names, root=data_root)
     else:

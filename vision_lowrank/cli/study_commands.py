@@ -26,15 +26,17 @@ def compare(
     methods: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="exchange the recipe's adapter: adapters, or adapter+initialiser, with commas between; or all"
+            help="exchange the recipe's adapter: adapters, adapter+initialiser, and what they are measured against "
+            "(none, zero_shot, linear_probe, full), with commas between; or all"
         ),
     ] = None,
     initializers: Annotated[
         str, typer.Option(help="to combine with each method: names, none among them, or all")
     ] = "none",
     budget: Annotated[
-        str, typer.Option(help="of methods: defaults, rank (the recipe's for all) or parameters (equal)")
-    ] = "defaults",
+        Optional[str],  # noqa: UP045
+        typer.Option(help="of methods: rank (the recipe's for all, if not given), parameters (equal), or defaults"),
+    ] = None,
     vary: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(help="a setting of the recipe and its values, such as adapter.r=2,4,8; may be repeated"),

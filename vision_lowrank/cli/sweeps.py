@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 from rich.table import Table
 
+from ..config.shipped import find_recipe
 from ..config.yaml_text import parse_yaml
 from ..errors import UserError, near_miss
+from ..studies.columns import split_notes
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -78,9 +80,9 @@ def split(command: str, given: Sequence[str], seeds: str | None) -> tuple[list[P
     """Split recipes from the settings for all of them, which have an equals sign.
 
     Raises:
-        UserError: no recipe.
+        UserError: no recipe, or one that is not there.
     """
-    recipes = [Path(each) for each in given if "=" not in each]
+    recipes = [find_recipe(each) for each in given if "=" not in each]
     if not recipes:
         raise UserError(f"{command}: name at least one recipe.")
     chosen = [f"seeds={numbers('--seeds', seeds, int)}"] if seeds else []
@@ -110,9 +112,12 @@ def print_results(tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[s
         shown = Table(title=f"{title} (shares in percent)")
         for column in header:
             shown.add_column(column, overflow="fold")
-        for line in lines:
+        numbers_of, notes = split_notes(lines)
+        for line in numbers_of:
             shown.add_row(*line)
         print_table(shown)
+        for note in notes:
+            print(note)
     for file in files:
         print(file)
 
@@ -121,9 +126,13 @@ def numbers(option: str, text: str | None, kind: type[Number]) -> list[Number]:
     """Parse ``1,2,3`` as a list; nothing given is an empty one.
 
     Raises:
-        UserError: not numbers with commas between.
+        UserError: not numbers with commas between, or one is given twice.
     """
     try:
-        return [kind(each) for each in text.split(",")] if text else []
+        found = [kind(each) for each in text.split(",")] if text else []
     except ValueError:
         raise UserError(f"{option} {text}: give numbers with commas between, such as {option} 1,2,3.") from None
+    twice = next((each for each in found if found.count(each) > 1), None)
+    if twice is not None:
+        raise UserError(f"{option} {text}: {twice} is given twice, and would give the same again: give each once.")
+    return found

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..metrics.names import is_share
+from ..metrics.names import is_share, told
 from ..studies.columns import printed
+from ..viz.text import mean_and_spread, percent
 
 
 def print_table(table: Table) -> None:
@@ -27,7 +28,7 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
     for name in names:
         before, trained = result["baseline"].get(name), result["metrics"][name]
         change = f"{_scale(name) * (trained['mean'] - before['mean']):+.1f}" if before and is_share(name) else ""
-        table.add_row(name, shown(name, before), shown(name, trained), change)
+        table.add_row(told(name), shown(name, before), shown(name, trained), change)
     table.caption = _rest(names, result["metrics"], "in result.json, and folded in the report")
     return table
 
@@ -42,7 +43,7 @@ def values_table(name: str, metrics: Mapping[str, float], task: str | None = Non
     table.add_column("value", justify="right")
     names = printed(task, metrics)
     for metric in names:
-        table.add_row(metric, shown(metric, {"mean": metrics[metric], "std": 0.0, "n": 1}))
+        table.add_row(told(metric), shown(metric, {"mean": metrics[metric], "std": 0.0, "n": 1}))
     table.caption = _rest(names, metrics, "written by --json FILE")
     return table
 
@@ -51,9 +52,7 @@ def shown(name: str, value: Mapping[str, float] | None) -> str:
     """Format ``mean ± spread``; fractions as percent."""
     if value is None:
         return ""
-    scale, digits = _scale(name), 1 if is_share(name) else 3
-    spread = f" ± {scale * value['std']:.{digits}f}" if value["n"] > 1 else ""
-    return f"{scale * value['mean']:.{digits}f}{spread}"
+    return percent(value) if is_share(name) else mean_and_spread(value, 1, 3)
 
 
 def size(count: float) -> str:

@@ -118,6 +118,15 @@ class Task(TrainedPart):
         self.gates = None
 
     @classmethod
+    def references(cls, config: RunConfig) -> Mapping[str, Sequence[str]]:
+        """Return what adapters are measured against: ``none``, ``zero_shot``, ``linear_probe``, ``full``.
+
+        These are changes of the recipe `config` once its adapter, and what goes with that, is taken out. ``engine.lr``
+        among them is a rate that suits what trains, and gives way to one that the user names.
+        """
+        return {}
+
+    @classmethod
     def baseline_identity(cls, config: RunConfig) -> Any:
         """Name what the evaluation of the model without training depends on, as plain values.
 

@@ -34,5 +34,11 @@ def title(name: str) -> str:
     return name.rpartition("/")[2].removesuffix("_accuracy").replace("_", " ")
 
 
+def told(name: str) -> str:
+    """Return the name of a metric or a set as people are told it: ``test/test/accuracy`` is ``test/accuracy``."""
+    kind, _, rest = name.partition("/")
+    return rest if rest.partition("/")[0] == kind else name
+
+
 def _word(name: str) -> str:
     return name.rpartition("/")[2].rpartition("_")[2]

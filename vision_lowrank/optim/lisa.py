@@ -57,7 +57,7 @@ class Lisa(Rule):
     """Options of LISA."""
 
     type: Literal["lisa"] = "lisa"
-    blocks: int = Field(2, ge=0, description="γ: how many blocks train at a time")
+    blocks: int | None = Field(2, ge=0, description="γ: how many blocks train at a time; null = all")
     interval: int | None = Field(None, ge=1, description="K: steps from one draw to the next; null = max(5, steps/50)")
     state: Literal["drop_frozen", "reset_all", "keep"] = Field(
         "drop_frozen", description="optimiser state: drop that of resting blocks, drop all at each draw, or keep it"
@@ -134,12 +134,12 @@ class LisaSteps(Steps):
 
     def drawn(self, step: int) -> list[int]:
         """Draw the places in ``names``, ascending, of the blocks that train when `step` steps are done."""
-        if not self.options.blocks:
+        if self.options.blocks == 0:
             return []
         stage = self.stage
         generator = np.random.default_rng([STREAM, stage.seed, stage.index, step // self.interval])
         draws = [
-            generator.choice(pool, self.options.blocks, replace=False, p=self._chances(pool)) for pool in self._pools
+            generator.choice(pool, self._number(pool), replace=False, p=self._chances(pool)) for pool in self._pools
         ]
         return sorted(int(i) for draw in draws for i in draw)
 
@@ -173,6 +173,10 @@ class LisaSteps(Steps):
             trains = not left_out and backbone.tower_of(name) in towers and not name.endswith(LOGITS)
             parameter.requires_grad_(bool(trains) and parameter.is_floating_point())
 
+    def _number(self, pool: Sequence[int]) -> int:
+        """Return how many blocks of a pool are drawn."""
+        return len(pool) if self.options.blocks is None else self.options.blocks
+
     def _chances(self, pool: Sequence[int]) -> np.ndarray | None:
         if self.options.importance is None:
             return None
@@ -188,10 +192,10 @@ class LisaSteps(Steps):
             )
         for pool in self._pools or [[]]:
             possible = len(pool) if weights is None else sum(weights[i] > 0 for i in pool)
-            if possible < self.options.blocks:
+            if possible < self._number(pool):
                 where = f" of the {'tower' if self.options.per_tower else 'model'}"
                 raise UserError(
-                    f"rule.blocks = {self.options.blocks}, but only {possible} blocks{where} can be drawn: lower it."
+                    f"rule.blocks = {self._number(pool)}, but only {possible} blocks{where} can be drawn: lower it."
                 )
 
 

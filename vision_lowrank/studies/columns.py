@@ -6,17 +6,18 @@ A table is (title, header, lines). Shares are in percent, ``mean ± spread`` ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
-from ..metrics.names import is_share, title
+from ..metrics.names import is_share, title, told
 from ..registry import registry
-from ..viz.text import percent
+from ..viz.text import mean_and_spread, percent
 
 Table = tuple[str, list[str], list[list[str]]]
 Score = Mapping[str, float]
 Row = Mapping[str, Any]
+LEFT_OUT = "left out: "
 # What a row may say of a step -> its column, and how it is shown. A ratio makes seconds superfluous.
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "step_ratio": ("step (ratio)", "{:.2f}".format),
@@ -71,15 +72,14 @@ def headline(task: str, names: Iterable[str], kind: str = "test/") -> str | None
 def column(task: str, name: str) -> str:
     """Name the column of a metric: the set, where it is the headline of one."""
     facts = facts_of(task)
-    return title(name) if name in facts.columns else name.removesuffix(f"/{facts.headline}")
+    return title(name) if name in facts.columns else told(name).removesuffix(f"/{facts.headline}")
 
 
 def shown(name: str, value: Score | None) -> str:
     """Format one cell: a share in percent, another number with three decimals; ``-`` where there is none."""
-    if value is None or is_share(name):
-        return percent(value) if value else "-"
-    spread = f" ± {value['std']:.3f}" if value["n"] > 1 and value["std"] > 0 else ""
-    return f"{value['mean']:.3f}{spread}"
+    if value is None:
+        return "-"
+    return percent(value) if is_share(name) else mean_and_spread(value, 1, 3)
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
@@ -105,7 +105,7 @@ def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         if "failed" in row:
             lines.append(_note(row["method"], row["failed"], len(header)))
             continue
-        told = {"lr": f"{row['lr']:g}", "r": str(row.get("r") or "")}
+        told = {"lr": f"{row['lr']:g}" if row["trained_parameters"] else "", "r": str(row.get("r") or "")}
         cells = [shown(name, row["metrics"].get(name)) for name in names]
         size = f"{row['trained_parameters']:,}"
         if result.get("target") and not 2 / 3 < row["trained_parameters"] / result["target"] < 3 / 2:
@@ -152,6 +152,12 @@ def complete_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return result["rows"]
 
 
+def split_notes(lines: Sequence[list[str]]) -> tuple[list[list[str]], list[str]]:
+    """Split a table's lines into those of numbers, and sentences that say what is not there."""
+    notes = [f"{line[0]}: {line[1]}" for line in lines if line[1].startswith(LEFT_OUT)]
+    return [line for line in lines if not line[1].startswith(LEFT_OUT)], notes
+
+
 def _note(name: str, reason: str, length: int) -> list[str]:
     """Make a line that says what is not there."""
-    return [name, f"left out: {reason}", *[""] * (length - 2)]
+    return [name, f"{LEFT_OUT}{reason}", *[""] * (length - 2)]

@@ -29,6 +29,9 @@ from .pages import write_json, write_tables
 from .study import Study, quiet, run_studies
 from .variants import Tested, check_protocol, data_override
 
+# What a grid's file holds of a study's row.
+KEPT = ("method", "metrics", "seeds", "failed", "lr", "trained_parameters")
+
 
 class Plan(Protocol):
     """What is run in every cell: :class:`~.methods.Methods`, :class:`~.recipes.Recipes` or one like them."""
@@ -101,9 +104,15 @@ def run_grid(grid: Grid, launch: Launcher = here, say: Say = quiet) -> dict[str,
         if result["baseline"] is not None:
             rows.append({**cell, "method": facts_of(result["task"]).baseline, "metrics": result["baseline"]})
         for row in result["rows"]:
-            kept = {key: row[key] for key in ("method", "metrics", "failed", "lr", "trained_parameters") if key in row}
+            kept = {key: row[key] for key in KEPT if key in row}
             rows.append({**cell, **kept})
-    found = {"task": results[0]["task"], "protocol": grid.protocol, "environment": environment(), "rows": rows}
+    found = {
+        "task": results[0]["task"],
+        "protocol": grid.protocol,
+        "sizes": results[0].get("sizes", ""),
+        "environment": environment(),
+        "rows": rows,
+    }
     write_json(grid.folder / "grid.json", found)
     write_tables(tables(found), grid.folder / "grid")
     return found
@@ -124,8 +133,8 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         for method in methods:
             metrics = {name: cells.get((method, name)) for name in data}
             lines.append([method, *(_shown(column, metrics) for column in columns.values())])
-        title = result["protocol"] if shots is None else f"{result['protocol']}, {shots} shots"
-        found.append((title, ["method", *columns], lines))
+        words = (result["protocol"], "" if shots is None else f"{shots} shots", result.get("sizes"))
+        found.append((", ".join(filter(None, words)), ["method", *columns], lines))
     return found
 
 

@@ -33,14 +33,15 @@ class Methods:
     Attributes:
         recipe: of a task that attaches adapters.
         entries: methods.
-        budget: ``defaults`` leaves every method its own size, ``rank`` gives all the recipe's rank, ``parameters``
-            gives each the rank that comes nearest to the recipe's number of trained parameters.
+        budget: ``rank`` gives all the recipe's rank, ``parameters`` gives each the rank that comes nearest to the
+            recipe's number of trained parameters, ``defaults`` leaves every method its own size; None is ``rank``, and
+            ``defaults`` where the recipe has no rank.
         rates: learning rates to choose from; empty for the recipe's own.
     """
 
     recipe: Path
     entries: Sequence[Entry]
-    budget: Budget = "defaults"
+    budget: Budget | None = None
     rates: Sequence[float] = ()
 
     def study(self, folder: Path, overrides: Sequence[str] = ()) -> Study:
@@ -50,25 +51,32 @@ class Methods:
             UserError: an unknown budget, or a recipe whose adapter cannot be exchanged.
         """
         base = self._base(overrides)
-        target = trained_parameters(base) if self.budget == "parameters" else None
+        budget = self.budget or ("rank" if _rank(base) else "defaults")
+        target = trained_parameters(base) if budget == "parameters" else None
         variants = []
         for entry in self.entries:
-            config = partial(self._sized, base, overrides, entry, target)
+            config = partial(self._sized, base, overrides, entry, budget, target)
             variant = Variant.of(entry.name, config, rates=self.rates)
             variants.append(variant if variant.config is None else _told(variant, variant.config))
+        sizes = {
+            "rank": f"every method at the recipe's rank {_rank(base)}",
+            "parameters": f"every method at the rank nearest to {target} trained parameters",
+            "defaults": "every method at its own default size",
+        }[budget]
         facts = {
             "recipe": str(self.recipe),
             "overrides": list(overrides),
-            "budget": self.budget,
+            "budget": budget,
+            "sizes": sizes,
             "rates": list(self.rates),
             "target": target,
         }
-        title = f"{self.recipe.stem}, budget {self.budget}"
-        return Study(folder, title, variants, base, facts, settings=False)
+        return Study(folder, f"{self.recipe.stem}, {sizes}", variants, base, facts, settings=False)
 
     def _base(self, overrides: Sequence[str]) -> RunConfig:
         """Load the recipe itself."""
-        check_budget(self.budget)
+        if self.budget is not None:
+            check_budget(self.budget)
         config = load_config(self.recipe, overrides)
         if not facts_of(config.task.type).adapts:
             raise UserError(
@@ -77,15 +85,19 @@ class Methods:
             )
         if config.adapter is None and config.rule is None:
             raise UserError(f"{self.recipe}: --methods needs a recipe with an adapter: it says where adapters sit.")
-        if self.budget != "defaults" and (config.adapter is None or "r" not in config.adapter.options):
+        if self.budget not in (None, "defaults") and not _rank(config):
             kind = config.adapter.type if config.adapter else "a recipe without adapter"
-            raise UserError(f"budget '{self.budget}' goes by the recipe's rank, and {kind} has none.")
+            raise UserError(
+                f"budget '{self.budget}' goes by the recipe's rank, and {kind} has none: use --budget defaults."
+            )
         return config
 
-    def _sized(self, base: RunConfig, overrides: Sequence[str], entry: Entry, target: int | None) -> RunConfig:
+    def _sized(
+        self, base: RunConfig, overrides: Sequence[str], entry: Entry, budget: Budget, target: int | None
+    ) -> RunConfig:
         """Load the recipe with another method, of the size that the budget gives it."""
         config = self.config(base, overrides, entry)
-        if self.budget == "defaults" or config.adapter is None or "r" not in config.adapter.options:
+        if budget == "defaults" or not _rank(config):
             return config
         r = base.adapter.options["r"] if target is None else self._nearest(base, overrides, entry, target)
         return self.config(base, overrides, entry, r)
@@ -103,7 +115,11 @@ class Methods:
         return min(counts, key=lambda r: abs(math.log(counts[r] / target)))
 
     def config(self, base: RunConfig, overrides: Sequence[str], entry: Entry, r: int | None = None) -> RunConfig:
-        """Load the recipe, which is `base`, with another method, at the rank `r` or the method's own."""
+        """Load the recipe, which is `base`, with another method, at the rank `r` or the method's own.
+
+        Raises:
+            UserError: the recipe does not fit the method, or its task does not know the reference.
+        """
         sits = base.adapter or AdapterSection(type="lora")
         if entry.adapter is None:
             changes = ["adapter=null"]
@@ -122,12 +138,33 @@ class Methods:
             own = getattr(base, section)
             if parts.get(section) != (own.type if own else None):  # the recipe's own part keeps its options
                 changes.append(f"{section}={json.dumps({'type': parts[section]}) if parts.get(section) else 'null'}")
-        return load_config(self.recipe, [*overrides, *changes])
+        return load_config(self.recipe, [*overrides, *changes, *_reference(base, overrides, entry)])
 
 
 def trained_parameters(config: RunConfig) -> int:
     """Count the parameters that a config trains."""
     return build_task(config, config.seed).describe()["trainable_parameters"]
+
+
+def _rank(config: RunConfig) -> int | None:
+    """Return the rank of a config's adapter; None where it has none."""
+    return config.adapter.options.get("r") if config.adapter else None
+
+
+def _reference(base: RunConfig, overrides: Sequence[str], entry: Entry) -> list[str]:
+    """Return the changes of the recipe that make the reference of an entry; none for methods.
+
+    Raises:
+        UserError: the task does not know it.
+    """
+    if not entry.reference:
+        return []
+    known = facts_of(base.task.type).references(base)
+    if entry.reference not in known:
+        names = ", ".join(known) or "none at all"
+        raise UserError(f"{entry.reference}: task {base.task.type} has no such reference: it has {names}.")
+    given = {each.partition("=")[0].strip() for each in overrides}
+    return [each for each in known[entry.reference] if not ({"engine.lr"} & given and each.startswith("engine.lr="))]
 
 
 def _told(variant: Variant, config: RunConfig) -> Variant:
@@ -136,5 +173,5 @@ def _told(variant: Variant, config: RunConfig) -> Variant:
     facts: dict[str, Any] = {
         name: None if section is None else section.model_dump(mode="json") for name, section in sections.items()
     }
-    r = config.adapter.options.get("r") if config.adapter else None
-    return Variant(variant.name, config, rates=variant.rates, facts={**facts, "r": r})
+    rates = variant.rates if config.engine.steps else ()  # what does not train has no rate to choose
+    return Variant(variant.name, config, rates=rates, facts={**facts, "r": _rank(config)})

@@ -2,8 +2,9 @@
 
 Where a variant has several learning rates to choose from, the first wave trains its first seed at each; the one with
 the best validation metric (the task's ``selects_by``) is taken, and no test data is looked at. The second wave trains
-every seed of every variant at its rate. Where the study has a reference, a third one times the steps of all variants
-beside the reference's. Waves go over all studies of a call. A study's folder::
+every seed of every variant at its rate; a rate at which one of them diverges gives way to the next best. Where the
+study has a reference, a third one times the steps of all variants beside the reference's. Waves go over all studies of
+a call. A study's folder::
 
     VARIANT/lr-RATE/seed-N/          the runs, as :mod:`.run` makes them
     baseline-HASH.json               evaluations of the model without training that several runs share
@@ -97,18 +98,24 @@ def run_studies(studies: Sequence[Study], launch: Launcher = here, say: Say = qu
     """
     for study in studies:
         check_names(study.variants)
+    if len({study.folder for study in studies}) < len(studies):
+        raise UserError("study: two studies share a folder: name each data set and each number of shots once.")
     with ExitStack() as stack:
-        for folder in dict.fromkeys(study.folder for study in studies):
-            stack.enter_context(locked(folder))
+        for study in studies:
+            stack.enter_context(locked(study.folder))
         return _run_waves(studies, launch, say)
 
 
 def _run_waves(studies: Sequence[Study], launch: Launcher, say: Say) -> list[Result]:
     cells = {id(variant): _Cell(study, variant) for study in studies for variant in study.variants}
     _launch([(cell, job) for cell in cells.values() for job in cell.choices()], launch, say)
-    for cell in cells.values():
-        cell.settle(cells)
-    _launch([(cell, job) for cell in cells.values() for job in cell.trainings()], launch, say)
+    waiting = list(cells.values())
+    while waiting:
+        for cell in waiting:
+            cell.settle(cells)
+        _launch([(cell, job) for cell in waiting for job in cell.trainings()], launch, say)
+        lost = {id(cell.variant) for cell in waiting if cell.lose_rate()}
+        waiting = [cell for cell in cells.values() if lost & {id(cell.variant), id(cell.variant.follows)}]
     _launch([(cell, job) for cell in cells.values() for job in cell.timings()], launch, say)
     results = []
     for study in studies:
@@ -125,6 +132,7 @@ class _Cell:
     Attributes:
         rate: its learning rate; None until it is known.
         validation: rate -> validation metric, where there were several.
+        lost: rates at which a seed could not be trained.
         left_out: (job, reason) of what could not be done.
         failed: why it has no results; empty where it has.
     """
@@ -133,6 +141,7 @@ class _Cell:
         self.study, self.variant = study, variant
         self.rate: float | None = None
         self.validation: dict[float, float] = {}
+        self.lost: set[float] = set()
         self.left_out: list[tuple[str, str]] = []
         self.failed = variant.reason
 
@@ -157,7 +166,7 @@ class _Cell:
     def timings(self) -> list[Timing]:
         """Return the job that times a step, where somebody asked for it and it can be done."""
         beside = self.study.reference
-        if beside is None or not any(job.result.is_file() for job in self.trainings()):
+        if beside is None or not any(job.result.is_file() for job in self.trainings()) or not self._config.engine.steps:
             return []
         return [Timing(f"{self._name}: time of a step", str(self.folder), to_tree(self._config), to_tree(beside))]
 
@@ -186,7 +195,8 @@ class _Cell:
         found = {rate: each[task.selects_by] for rate, each in metrics.items() if task.selects_by in each}
         self.validation = {rate: value for rate, value in found.items() if math.isfinite(value)}
         if self.validation:
-            self.rate = max(self.validation, key=lambda rate: sign(task.selects_by) * self.validation[rate])
+            left = [rate for rate in self.validation if rate not in self.lost]
+            self.rate = max(left, key=lambda rate: sign(task.selects_by) * self.validation[rate])
         elif done:
             name = task.selects_by or "validation metric"
             self.failed = (
@@ -194,6 +204,14 @@ class _Cell:
             )
         else:
             self.failed = self.left_out[0][1]
+
+    def lose_rate(self) -> bool:
+        """Give a rate up at which a seed could not be trained, where there is another one: then return True."""
+        left = self.validation.keys() - self.lost - {self.rate}
+        if self.failed or self.rate is None or not left or all(job.result.is_file() for job in self.trainings()):
+            return False
+        self.lost.add(self.rate)
+        return True
 
     def leave_out(self, job: Training | Timing, reason: str) -> None:
         """Note a job that could not be done."""
@@ -223,6 +241,7 @@ class _Cell:
             **costs,
             **(timed[0] if timed else {}),
             "facts": {str(seed): each["facts"] for seed, each in results.items()},
+            "seeds": {str(seed): {key: each[key] for key in ("baseline", "metrics")} for seed, each in results.items()},
             **({"left_out": dict(self.left_out)} if self.left_out else {}),
         }
 
@@ -252,8 +271,13 @@ def _launch(pairs: Sequence[tuple[_Cell, Training | Timing]], launch: Launcher, 
     waiting = []
     for cell, job in pairs:
         try:
+            config = validate(job.config)
+        except UserError as error:  # no rate that this variant can have
+            cell.leave_out(job, one_line(error))
+            continue
+        try:
             if isinstance(job, Training):
-                open_run(Path(job.folder).parent, validate(job.config))
+                open_run(Path(job.folder).parent, config)
         except UserError as error:
             cell.failed = one_line(error)  # what is there is not this variant's
             continue
@@ -268,7 +292,6 @@ def _launch(pairs: Sequence[tuple[_Cell, Training | Timing]], launch: Launcher, 
 def _result(study: Study, cells: Sequence[_Cell]) -> Result:
     """Return what ``study.json`` holds."""
     rows = [_row(cell) for cell in cells]
-    done = [row for row in rows if "failed" not in row]
     configs = [cell.variant.config for cell in cells if cell.variant.config is not None]
     settings = {row["method"]: cell.settled for row, cell in zip(rows, cells, strict=True) if "failed" not in row}
     return {
@@ -279,9 +302,19 @@ def _result(study: Study, cells: Sequence[_Cell]) -> Result:
         "seeds": list(configs[0].seeds) if configs else [],
         "environment": environment(),
         **({"settings": differing(settings)} if study.settings else {}),
-        "baseline": done[0]["baseline"] if done else None,
+        "baseline": _baseline(study, rows, cells),
         "rows": rows,
     }
+
+
+def _baseline(study: Study, rows: Sequence[Row], cells: Sequence[_Cell]) -> dict[str, Any] | None:
+    """Return the metrics of the model without training, of a variant whose task is set as the reference's if possible.
+
+    A variant with another head begins elsewhere. None where nothing could run.
+    """
+    done = [(row, cell) for row, cell in zip(rows, cells, strict=True) if "failed" not in row]
+    alike = [row for row, cell in done if study.reference and cell.settled.task == study.reference.task]
+    return next((row["baseline"] for row in [*alike, *(row for row, _ in done)]), None)
 
 
 def _row(cell: _Cell) -> Row:

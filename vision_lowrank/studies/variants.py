@@ -22,6 +22,8 @@ from ..registry import registry
 
 Budget = Literal["defaults", "rank", "parameters"]
 Tested = Literal["all", "base_to_novel", "transfer"]
+# What adapters are measured against, by the names that `--methods` takes; what they mean, the task says.
+REFERENCES = ("none", "zero_shot", "linear_probe", "full")
 # What a method may have beside its adapter: sections of a config, in the order in which they are written.
 OTHERS = ("initializer", "rule", "regularizer", "selection")
 NONE = "none"
@@ -119,15 +121,19 @@ class Entry(NamedTuple):
         adapter: a registered adapter; None trains without one.
         initializer: a registered initialiser, or None.
         others: further parts as (section of the config, registered name), such as ``("rule", "glad")``.
+        reference: one of :data:`REFERENCES`, which has no parts; empty for a method.
     """
 
     adapter: str | None
     initializer: str | None = None
     others: tuple[tuple[str, str], ...] = ()
+    reference: str = ""
 
     @property
     def name(self) -> str:
-        """``lora``, ``lora+pissa`` or ``lora+pissa+glad``."""
+        """``lora``, ``lora+pissa``, ``lora+pissa+glad`` or ``linear_probe``."""
+        if self.reference:
+            return self.reference
         parts = [self.adapter or NONE, self.initializer, *(name for _, name in self.others)]
         return "+".join(part for part in parts if part)
 
@@ -137,9 +143,10 @@ def entries(methods: str, initializers: str = NONE) -> list[Entry]:
 
     Args:
         methods: ``all`` registered adapters of ours, or comma-separated methods: an adapter or ``none``, and after
-            plus signs the names of an initialiser, a gradient rule and so on, at most one of each kind.
+            plus signs the names of an initialiser, a gradient rule and so on, at most one of each kind; or one of
+            :data:`REFERENCES`, alone.
         initializers: comma-separated initialisers, ``none`` among them, or ``all`` (with none); each is combined with
-            every method that names nothing beside its adapter.
+            every adapter that names nothing beside it.
 
     Raises:
         UserError: an unknown name, or two parts of one kind.
@@ -150,10 +157,24 @@ def entries(methods: str, initializers: str = NONE) -> list[Entry]:
     found = []
     for method in ours if methods == "all" else _split(methods):
         adapter, *parts = method.split("+")
+        if adapter in REFERENCES and not parts:
+            found.append(Entry(None, reference=adapter))
+            continue
         if adapter != NONE:
-            registry.get("adapter", adapter)
+            _check_adapter(adapter)
         found += [_entry(adapter, parts)] if parts else [_entry(adapter, [start]) for start in starts]
     return list(dict.fromkeys(found))
+
+
+def _check_adapter(name: str) -> None:
+    """Raise UserError where `name` cannot have parts after it."""
+    if name in REFERENCES:
+        raise UserError(f"{name}: stands for itself: leave out what is after it, or write none+… for the base itself.")
+    try:
+        registry.get("adapter", name)
+    except UserError:
+        known = [*(part.name for part in registry.list("adapter")), *REFERENCES]
+        raise UserError(f"unknown adapter '{name}'.{near_miss(name, known)} Known: {', '.join(known)}.") from None
 
 
 def check_budget(budget: str) -> None:

@@ -7,10 +7,15 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 
 
+def mean_and_spread(value: Mapping[str, float], scale: float, digits: int) -> str:
+    """Format ``mean ± spread`` from mean, std and n; without a spread of one seed, or where all seeds gave the same."""
+    spread = f" ± {scale * value['std']:.{digits}f}" if value["n"] > 1 and value["std"] > 0 else ""
+    return f"{scale * value['mean']:.{digits}f}{spread}"
+
+
 def percent(value: Mapping[str, float]) -> str:
-    """Format ``mean ± spread`` in percent from a fraction's mean, std and n; without a spread where there is none."""
-    spread = f" ± {100 * value['std']:.1f}" if value["n"] > 1 and value["std"] > 0 else ""
-    return f"{100 * value['mean']:.1f}{spread}"
+    """Format a share as :func:`mean_and_spread` does, in percent."""
+    return mean_and_spread(value, 100, 1)
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

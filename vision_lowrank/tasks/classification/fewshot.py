@@ -100,6 +100,19 @@ class FewShot(ClassificationTask):
     shares = ("shots", "protocol", "transfer")
 
     @classmethod
+    def references(cls, config: RunConfig) -> Mapping[str, Sequence[str]]:
+        """Return what adapters are measured against; without an adapter a text head has nothing to train."""
+        still = ("engine.steps=0", "task.steps_per_shot=null")
+        towers = "null" if config.task.head == "text" else "[vision]"
+        every_block = f"rule={{type: lisa, blocks: null, state: keep, towers: {towers}}}"
+        return {
+            "none": still if config.task.head == "text" else (),
+            "zero_shot": ("task.head=text", *still),
+            "linear_probe": ("task.head=linear", "engine.lr=1e-2"),
+            "full": (every_block, "engine.lr=1e-4"),
+        }
+
+    @classmethod
     def baseline_identity(cls, config: RunConfig) -> Any:
         """Name what the baseline depends on: with a text head not on the shots.
 
@@ -143,10 +156,14 @@ class FewShot(ClassificationTask):
     def stages(self) -> list[Stage]:
         """Return one stage for each phase of the adapter, on the few-shot pictures, augmented and mixed.
 
+        There is none where nothing can train and ``engine.steps`` is 0, which makes this zero-shot classification.
         Where a regulariser asks for the pretrained model's logits and the head is not there yet, the stage ``probe``
         comes first: it trains the head alone. A selection has the stage ``search`` before the others.
         """
         options, selection = self.options, self.config.selection
+        trains = any(parameter.requires_grad for parameter in self.parameters())
+        if not (self.config.engine.steps or options.steps_per_shot or trains):
+            return []
         preprocess, regularizer = self.model.backbone.preprocess, self.config.regularizer
         images = partial(
             training_images,

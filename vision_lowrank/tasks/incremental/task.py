@@ -82,6 +82,21 @@ class Incremental(ClassificationTask):
         "the accuracies on the base classes and on all later ones after the last session."
     )
 
+    @classmethod
+    def references(cls, config: RunConfig) -> Mapping[str, Sequence[str]]:
+        """Return what adapters are measured against; none is class means of the untrained model's features."""
+        options: IncrementalConfig = config.task
+        still = ("task.epochs=0", "task.incremental_epochs=0", "engine.steps=0")
+        plain = ("task.contrastive=0", "task.cit_variant=none")
+        later = f"task.incremental_epochs={options.incremental_epochs or options.epochs or 1}"
+        unfrozen = ("task.l_ft=-1", "task.encoder_lr_factor=0.1")
+        return {
+            "none": (*still, *plain, "task.head=prototype", "task.incremental_trains=[classifier]"),
+            "zero_shot": (*still, *plain, "task.head=text", "task.incremental_trains=[classifier]"),
+            "linear_probe": (*plain, later, "task.head=linear", "task.incremental_trains=[classifier]"),
+            "full": (*plain, *unfrozen, "task.incremental_trains=[classifier, encoder]"),
+        }
+
     def __init__(self, config: RunConfig, seed: int) -> None:
         options: IncrementalConfig = config.task
         data = load_splits(config)

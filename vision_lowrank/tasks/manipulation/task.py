@@ -19,7 +19,7 @@ that every metric is reported beside is that of :mod:`.untrained`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -69,6 +69,16 @@ PROBED = 1000  # most pictures that a probe is fitted on
 )  # fmt: skip
 class Manipulation(ManipulationEvaluation):
     """A :class:`ManipulationModel` and the stages that train it."""
+
+    @classmethod
+    def references(cls, config: RunConfig) -> Mapping[str, Sequence[str]]:
+        """Return what adapters are measured against: decoders, or a linear one, on the frozen tower; or all trained."""
+        frozen = ("task.contrast=null", "task.layer=last")
+        return {
+            "none": frozen,
+            "linear_probe": (*frozen, "task.decoder=linear"),
+            "full": (*frozen, "task.trains_base=true"),
+        }
 
     def __init__(self, config: RunConfig, seed: int) -> None:
         options: ManipulationConfig = config.task
