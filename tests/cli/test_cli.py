@@ -155,6 +155,24 @@ def test_predict_table_shows_every_picture(artefact, pictures, capsys, monkeypat
     assert "0.png" in capsys.readouterr().out
 
 
+def test_predict_table_is_one_line_a_picture(artefact, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shutil.copytree(pictures, tmp_path / ("pictures_of_" + "long_names_" * 8))
+    (long,) = tmp_path.glob("pictures_of_*")
+    assert run("predict", artefact[0], long, pictures / "disc" / "0.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert len([line for line in lines if "%" in line]) == len([line for line in lines if ".png" in line]) == 31
+
+
+def test_a_set_called_as_its_kind_is_told_once(recipe, capsys):
+    assert run("train", recipe, "seeds=[1]") == 0
+    shown = capsys.readouterr()
+    assert "test/accuracy" in shown.out
+    assert "test/test" not in shown.out + shown.err
+    assert "top5" not in shown.out + shown.err  # of three classes
+
+
 def test_inspect_shows_coverage_and_cost(recipe, capsys):
     assert run("inspect", recipe) == 0
     out = capsys.readouterr().out

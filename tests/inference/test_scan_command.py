@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 
@@ -177,6 +178,29 @@ def test_an_interruption_ends_in_order_and_says_how_to_go_on(zoo, run, edit_mode
 def test_the_command_to_go_on_with_can_be_pasted(monkeypatch, typed, expected):
     monkeypatch.setattr(sys, "argv", typed)
     assert command._resuming(command._command()) == expected
+
+
+def test_many_paths_become_a_list_that_the_command_to_go_on_with_names(zoo, run, tmp_path, monkeypatch):
+    paths = sorted(path for path in zoo.rglob("*") if path.is_file())
+    assert len(paths) > 8
+    out = tmp_path / "list of many"
+    monkeypatch.setattr(sys, "argv", ["vision-lowrank", "scan", "--batch", "4", *map(str, paths), "--out", str(out)])
+    run(*paths, out=out)
+    header = json.loads((out / "results.json").read_text())["header"]
+    listed = out / "inputs.txt"
+    assert header["command"] == f"vision-lowrank scan --batch 4 --out '{out}' --list '{listed}'"
+    assert [row["path"] for row in rows_of(out)] == [str(path) for path in paths]
+    monkeypatch.setattr(sys, "argv", shlex.split(header["command"]))
+    assert run(out=out, listed=listed, resume=True) == 0
+    assert [row["path"] for row in rows_of(out)] == [str(path) for path in paths]
+    assert json.loads((out / "results.json").read_text())["header"]["command"] == header["command"]
+
+
+def test_a_list_that_is_no_list_is_one_line(run, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    for listed, message in ((tmp_path / "none.txt", "No such file"), (tmp_path / "empty.txt", "it is empty")):
+        with pytest.raises(UserError, match=message):
+            run(listed=listed)
 
 
 def test_a_page_that_cannot_be_written_is_one_line_and_leaves_no_temporary_file(zoo, run, tmp_path):

@@ -156,8 +156,8 @@ def test_scores_are_means_with_population_std_and_paired_changes(tmp_path):
     rows = page.rows("results")
     # fluent: before 25 ± 5, after 60 ± 10, changes 30 and 40, so 35 ± 5
     assert "fluent 25.0 ± 5.0 60.0 ± 10.0 +35.0 ± 5.0" in rows
-    assert "noto 50.0 ± 0.0 40.0 ± 0.0 −10.0 ± 0.0" in rows
-    assert "fluent loss 2.000 ± 0.000 1.250 ± 0.000 −0.750 ± 0.000" in rows
+    assert "noto 50.0 40.0 −10.0" in rows
+    assert "fluent loss 2.000 1.250 −0.750" in rows
     assert "1 20.0 50.0 hash1" in rows
     assert "2 30.0 70.0 hash2" in rows
 
@@ -296,6 +296,13 @@ def test_missing_seeds_are_counted(tmp_path):
     run = make_run(tmp_path / "demo")
     edit(run, lambda result: result["config"].update(seeds=[1, 2, 3]))
     assert "Not finished: 2 of 3 seeds so far." in Page(write_report(run)).words(None)
+
+
+def test_how_to_load_starts_where_the_user_trained(tmp_path):
+    run = make_run(tmp_path / "mine")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"config": {"out": "runs/later", "name": "mine"}}))
+    assert "vision-lowrank predict runs/later/mine/seed-1/artefact picture.png" in Page(write_report(run)).words("use")
 
 
 def test_how_to_load_names_the_artefact(tmp_path):

@@ -103,7 +103,7 @@ def counting(tmp_path, monkeypatch):
 def test_a_task_without_a_section_leads_with_its_headline_and_folds_the_rest(tmp_path):
     run = make_run(tmp_path / "demo", "unheard_of", headline="hota", columns=["hota"], selects_by="val/hota")
     page = write_report(run).read_text()
-    assert "Hota on a rose from 0.250 to 0.500 ." in words(page)
+    assert "Hota on a is 0.500 (0.250 before; one seed, so chance is not ruled out)." in words(page)
     shown, folded = part(page, "results").split("All other metrics 2")
     assert shown.startswith("Results Hota. “Before” is the same model untrained.")
     assert "Test sets a 0.250 0.500 +0.250 What the model could do before b – 0.750 – Validation val" in shown
@@ -125,7 +125,7 @@ def test_a_section_of_another_package_shows_its_own(tmp_path):
     run = make_run(tmp_path / "demo", "counting", {"counted": 7}, headline="hota", selects_by="val/hota")
     (run / "seed-1" / "counts.json").write_text(json.dumps({"kinds": ["cars", "<b>"]}))
     page = write_report(run).read_text()
-    assert "on film with 7 counted. Higher-order accuracy of tracks on a rose from 0.250 to 0.500 ." in words(page)
+    assert "on film with 7 counted. Higher-order accuracy of tracks on a is 0.500 (0.250 before;" in words(page)
     assert part(page, "kinds") == "1: cars, &lt;b&gt;, 25.0%"
     assert "count rate" not in page
     assert "validation higher-order accuracy of tracks" in page

@@ -179,7 +179,10 @@ class _ScanCommand(TyperCommand):
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         try:
-            return super().make_context(*arguments, **options)
+            context = super().make_context(*arguments, **options)
+            if not (context.params["paths"] or context.params["listed"]):
+                context.fail("name pictures or folders, or give --list FILE.")
+            return context
         except Exception as error:  # click's UsageError; newer versions of typer have a click of their own
             if getattr(error, "exit_code", None) == 2:
                 error.exit_code = 1  # type: ignore[attr-defined]
@@ -188,7 +191,10 @@ class _ScanCommand(TyperCommand):
 
 @app.command(cls=_ScanCommand)
 def scan(
-    paths: Annotated[list[Path], typer.Argument(help="pictures and folders; every input yields a row")],
+    paths: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Argument(help="pictures and folders; every input yields a row", show_default=False),
+    ] = None,
     model: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="artefact folder of a model that finds edits; the shipped one if not given"),
@@ -217,6 +223,7 @@ def scan(
         typer.Option(help="edited, or uncertain (which includes edited): exit with code 2 if one is found"),
     ] = None,
     trust: Trust = False,
+    listed: Annotated[Optional[Path], typer.Option("--list", help="also what this file names, a path a line")] = None,  # noqa: UP045
 ) -> None:
     """Look for edits in pictures: verdict, likelihood under the model, regions, heat map and signs of each.
 
@@ -228,7 +235,20 @@ def scan(
     written = (json, csv, html, npy)
     with exit_code(1):  # 2 says that something was found
         scan_command(
-            paths, model, out, recursive, batch, device, threshold, overlay, explain, *written, resume, fail_on, trust
+            paths or [],
+            model,
+            out,
+            recursive,
+            batch,
+            device,
+            threshold,
+            overlay,
+            explain,
+            *written,
+            resume,
+            fail_on,
+            trust,
+            listed,
         )
 
 

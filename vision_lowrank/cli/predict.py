@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +27,9 @@ from .tables import print_table
 
 if TYPE_CHECKING:
     from ..tasks.saved import AdaptedModel, Row
+
+
+NAMED = 24  # letters of a picture's path, or of a class, that are shown
 
 
 def predict_command(
@@ -77,12 +82,19 @@ def _predicted(
 
 
 def _table(found: Sequence[tuple[InputFile, Row]]) -> Table:
-    table = Table()
-    table.add_column("image", overflow="fold")
+    """Make a table with one line a picture: what has no room is cut at its end, of a file's name at its beginning."""
+    folder = os.path.commonpath([source.path.parent for source, _ in found]) if found else ""
+    table = Table(title=Text(f"pictures in {folder}") if len(found) > 1 and folder else None, box=SIMPLE_HEAD)
+    names = [os.path.relpath(source.path, folder) if folder else str(source.path) for source, _ in found]
+    names = [name if len(name) <= NAMED else f"…{name[1 - NAMED :]}" for name in names]
+    table.add_column("image", no_wrap=True, min_width=max(map(len, names), default=0))
     cells = [row.to_cells() for _, row in found]
+    last = [*cells[0]][-1] if cells else ""
     for name in cells[0] if cells else ():
         is_share = all(each[name].endswith("%") for each in cells)
-        table.add_column(name, justify="right" if is_share else "left", overflow="fold")
-    for (source, _), each in zip(found, cells, strict=True):
-        table.add_row(Text(str(source.path)), *(Text(value) for value in each.values()))
+        least = 0 if name == last else min(NAMED, max(len(each[name]) for each in cells))
+        justify = "right" if is_share else "left"
+        table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", min_width=least)
+    for shown, each in zip(names, cells, strict=True):
+        table.add_row(Text(shown), *(Text(value) for value in each.values()))
     return table

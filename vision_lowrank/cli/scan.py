@@ -26,6 +26,7 @@ from ..inference.tables import write_csv, write_json
 from ..paths import shipped
 from ..tasks.about import read_about
 from .imports import without_collection
+from .path_lists import read_list, shorten
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def scan_command(
     resume: bool,
     fail_on: str | None,
     trust: bool = False,
+    listed: Path | None = None,
 ) -> None:
     """Scan, write the results asked for (all three where none is), say what was found; see ``main.py`` for the options.
 
@@ -64,7 +66,8 @@ def scan_command(
         raise UserError(f"--fail-on '{fail_on}': give edited or uncertain.{near_miss(fail_on, FAIL_ON)}")
     asked = Threshold.parse(threshold)
     json, csv, html = (json, csv, html) if json or csv or html else (True, True, True)
-    found = find_files(paths, recursive, leave_out=out)
+    given = [*paths, *(read_list(listed) if listed else [])]
+    found = find_files(given, recursive, leave_out=out)
     folder = model or shipped("data") / "manipulation_detector"
     read_about(folder)
     with without_collection():
@@ -83,7 +86,7 @@ def scan_command(
         path=folder,
         explain=explain,
         device=str(place),
-        command=_command(),
+        command=shorten(_command(), paths, out),
         inputs=len(found.sources),
         others=found.others,
     )

@@ -87,7 +87,7 @@ def few_shot(
     if sampler not in SAMPLERS:
         raise DataError(f"unknown sampler '{sampler}'.{near_miss(sampler, SAMPLERS)} Known: {', '.join(SAMPLERS)}.")
     if shots < 1:
-        raise DataError(f"shots is {shots}: draw at least 1 picture per class.")
+        raise DataError(f"task.shots is {shots}: draw at least 1 picture per class.")
     rng, few_val = random.Random(seed), min(shots, MAX_VAL_SHOTS)
     if val_from_train and sampler == "clip_lora":
         return _draw_with_val(rng, images, shots, few_val)
@@ -151,7 +151,7 @@ def _check_counts(images: ImageSet, shots: int, allow_fewer: bool) -> None:
     if allow_fewer:
         _require(images, 1, "add pictures")
     else:
-        _require(images, shots, "add pictures, lower shots, or set allow_fewer=true")
+        _require(images, shots, "add pictures, lower task.shots, or set task.allow_fewer=true")
 
 
 def _require(images: ImageSet, needed: int, remedy: str) -> None:
@@ -184,7 +184,7 @@ def _draw_repeated_if_short(rng: random.Random, images: ImageSet, shots: int) ->
 def _draw_with_val(rng: random.Random, images: ImageSet, shots: int, few_val: int) -> tuple[ImageSet, ImageSet]:
     """Draw K + v pictures per class once, K to train and v to validate."""
     both = shots + few_val
-    _require(images, both, f"add pictures or lower shots ({few_val} of each class validate)")
+    _require(images, both, f"add pictures or lower task.shots ({few_val} of each class validate)")
     drawn = _draw_all_if_short(rng, images, both)
     train = [position for position in range(len(drawn)) if position % both < shots]
     return drawn.subset(train), drawn.subset([p for p in range(len(drawn)) if p % both >= shots])

@@ -8,6 +8,7 @@ import torch
 
 from ..config.schema import EngineConfig
 from ..errors import DataError
+from ..metrics.names import told
 from ..modes import eval_mode
 from .outputs import in_order, join, to_host
 from .progress import Display
@@ -64,7 +65,7 @@ def _evaluate_set(
     how = {"collate": each.collate, "workers": config.workers, "rank": runtime.rank, "world_size": runtime.world_size}
     loader = eval_loader(each.data, size, seed=seed, **how)
     parts: list[Outputs] = []
-    with display.track(f"evaluate {name}", len(loader), every=max(1, len(loader))) as advance:
+    with display.track(f"evaluate {told(name)}", len(loader), every=max(1, len(loader))) as advance:
         for number, batch in enumerate(loader, start=1):
             seed_everything(seed, Stream.EVAL_STEP, number)
             parts.append(to_host(task.eval_step(runtime.to_device(batch))))

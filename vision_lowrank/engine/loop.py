@@ -15,6 +15,7 @@ import torch
 from ..backbones.adapted import backbone_of
 from ..config.schema import EngineConfig
 from ..errors import ArtefactError
+from ..metrics.names import told
 from ..optim.base import Rule, StepContext, Steps
 from .checkpoint import Checkpoint, CheckpointStore, Position
 from .evaluation import collect_sets, evaluate_sets
@@ -186,8 +187,8 @@ class Engine(Loop):
         if self.metrics:
             name = self.stage.name if self.stage else None
             self._log.write(name, self.step, self.global_step, self.metrics, split=split)
-            told = [name for name in self.metrics if self.task.is_column(name)]
-            self.display.say("  ".join(f"{name} {self.metrics[name]:.4g}" for name in told))
+            columns = [name for name in self.metrics if self.task.is_column(name)]
+            self.display.say("  ".join(f"{told(name)} {self.metrics[name]:.4g}" for name in columns))
         self._call("on_evaluate", split, self.metrics)
 
     def _enter(self, index: int, stage: Stage, config: EngineConfig) -> None:

@@ -1,8 +1,8 @@
 """Classification metrics over gathered outputs.
 
 ``accuracy`` is top-1 over all pictures (never a per-class mean), the convention of the few-shot literature;
-``class_accuracy`` is the mean over classes that occur; ``top5`` counts a hit among the five highest logits (all logits
-where there are fewer); ``loss`` is the mean cross-entropy. All but ``loss`` are fractions in [0, 1].
+``class_accuracy`` is the mean over classes that occur; ``top5``, where there are more than five classes, counts a hit
+among the five highest logits; ``loss`` is the mean cross-entropy. All but ``loss`` are fractions in [0, 1].
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     classes = logits.shape[1]
     present = torch.bincount(labels, minlength=classes) > 0
     per_class = multiclass_accuracy(logits, labels, num_classes=classes, average="none")
-    top5 = multiclass_accuracy(logits, labels, num_classes=classes, average="micro", top_k=min(5, classes))
+    top5 = {}
+    if classes > 5:
+        top5["top5"] = multiclass_accuracy(logits, labels, num_classes=classes, average="micro", top_k=5).item()
     return {
         "accuracy": multiclass_accuracy(logits, labels, num_classes=classes, average="micro").item(),
         "class_accuracy": per_class[present].mean().item(),
-        "top5": top5.item(),
+        **top5,
         "loss": F.cross_entropy(logits, labels).item(),
     }
 

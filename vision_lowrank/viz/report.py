@@ -99,7 +99,8 @@ def _page(run: Path, seeds: Mapping[str, Path], result: Result | None, labels: M
     config = _text(run / "config.yaml")
     if not config and result and result.config:
         config = yaml.safe_dump(result.config, sort_keys=False, allow_unicode=True)
-    artefacts = [f"{run.resolve().name}/{f.name}/artefact" for f in seeds.values() if (f / "artefact").is_dir()]
+    place = _trained_at(run, result)
+    artefacts = [(place / f.name / "artefact").as_posix() for f in seeds.values() if (f / "artefact").is_dir()]
     return {
         "KINDS": KINDS,
         "name": result.name if result else run.resolve().name,
@@ -110,6 +111,13 @@ def _page(run: Path, seeds: Mapping[str, Path], result: Result | None, labels: M
         "artefact": next(iter(artefacts), None),
         **(_facts(result) if result else {}),
     }
+
+
+def _trained_at(run: Path, result: Result | None) -> Path:
+    """Return the run folder as it was called where it was trained: below the config's ``out``, where that fits."""
+    name = run.resolve().name
+    out = result.config.get("out") if result else None
+    return Path(out) / name if isinstance(out, str) and result and result.config.get("name") == name else Path(name)
 
 
 def _tables(section: ReportSection) -> dict[str, Any]:
