@@ -149,7 +149,7 @@ def test_styles_draw_the_same_emoji_differently(splits):
         (lambda: emoji_images("flunt"), "unknown emoji style 'flunt'. Did you mean 'fluent'"),
         (lambda: EmojiConfig(train_style="openmoij"), "Did you mean 'openmoji'"),
         (lambda: EmojiConfig(test_styles=("notto",)), "Did you mean 'noto'"),
-        (lambda: emoji(EmojiConfig(min_images=500)), "no emoji class has 500 pictures .*lower min_images"),
+        (lambda: emoji(EmojiConfig(min_images=500)), "no emoji class has 500 pictures .*lower data.min_images"),
         (lambda: emoji_rgba("noto", "1f60"), "unknown emoji code '1f60': see the column"),
     ],
 )

@@ -378,7 +378,7 @@ def test_classes_that_do_not_fit_are_refused_with_what_does(classes, base, way, 
         (
             {},
             {"shots": 16},
-            r"class 'class 2' \(and 1 more of its session\) has 15 training pictures, 16 needed.*lower shots",
+            r"'class 2' \(and 1 more of its session\) has 15 training pictures, 16 needed.*lower task.protocol.shots",
         ),
         ({}, {"base_shots": 13, "val_shots": 5}, "has 4 validation pictures, 5 needed.*val_shots"),
         ({"val": 0}, {"base_shots": 13, "val_shots": 5}, "has 15 training pictures, 18 needed.*base_shots"),

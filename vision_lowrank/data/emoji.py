@@ -206,7 +206,9 @@ def _large_classes(images: ImageSet, min_images: int) -> ImageSet:
     counts = Counter(images.labels)
     kept = [label for label in range(len(images.classes)) if counts[label] >= min_images]
     if not kept:
-        raise DataError(f"no emoji class has {min_images} pictures (most: {max(counts.values())}): lower min_images.")
+        raise DataError(
+            f"no emoji class has {min_images} pictures (most {max(counts.values())}): lower data.min_images."
+        )
     return images.of_classes(kept)
 
 

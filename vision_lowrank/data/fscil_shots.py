@@ -82,5 +82,5 @@ def _cub(train: ImageSet, label: int, members: list[int]) -> tuple[int, ...]:
 def _other_order(dataset: str, reason: str) -> DataError:
     return DataError(
         f"the fixed shots of '{dataset}' need its training pictures in the published order, but {reason}: "
-        "read the original files, or set draw=seed."
+        "read the original files, or set task.protocol.draw=seed."
     )

@@ -270,9 +270,9 @@ def make_sessions(splits: Splits, options: SessionOptions, seed: int) -> Session
     for number, size in enumerate(sizes):
         labels = range(start, start + size)
         shots = options.base_shots if number == 0 else options.shots
-        lower = "shots or val_shots" if number else "base_shots or val_shots"
+        lower = f"task.protocol.{'shots' if number else 'base_shots'} or task.protocol.val_shots"
         pool.require(labels, (shots or 1) + kept, "training", lower)
-        held.require(labels, wanted, "validation", "val_shots")
+        held.require(labels, wanted, "validation", "task.protocol.val_shots")
         sessions.append(
             Session(
                 number,

@@ -172,7 +172,7 @@ def diversity(logits: Tensor) -> Tensor:
     return (covariance - covariance.diagonal().diag()).square().sum() / d
 
 
-NO_COSINES = "a linear head's logits are no cosines: set dr_space=standardized."
+NO_COSINES = "a linear head's logits are no cosines: set regularizer.dr_space=standardized."
 
 
 def in_space(logits: Tensor, space: DrSpace, scale: Tensor | float | None) -> Tensor:

@@ -64,7 +64,9 @@ class Diffora(Selection):
         """Check as the base class does; shared or inherited pairs also leave no room for an initialiser."""
         super().check(config)
         if self.share != "none" and config.initializer is not None:
-            raise UserError(f"selection: share={self.share} and an initializer exclude each other: set share=none.")
+            raise UserError(
+                f"selection: share={self.share} and an initializer exclude each other: set selection.share=none."
+            )
 
     def gates(self, model: PeftModel) -> Gates:
         """Make one gate per adapted module; a group is a row of Γ."""

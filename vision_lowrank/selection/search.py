@@ -90,7 +90,9 @@ class Search(Steps):
             raise UserError("selection: no picture is held out: raise selection.holdout, or give more pictures.")
         many = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self.options.hypergrad == "unrolled" and many and torch.distributed.get_world_size() > 1:
-            raise UserError("selection: hypergrad=unrolled needs a single process: set hypergrad=first_order.")
+            raise UserError(
+                "selection: hypergrad=unrolled needs a single process: set selection.hypergrad=first_order."
+            )
 
     def optimizer(self, groups: Groups) -> Optimizer:
         """Build the inner problem's optimiser, from the settings; the logits have one of their own."""
