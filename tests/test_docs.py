@@ -46,11 +46,12 @@ def test_python_blocks_run(path, place):
 
 # Folder of recipes -> what makes their runs shorter.
 LESS = {
-    "/fewshot/": ["data.test_styles=[fluent]", "data.retention_styles=[]"],
-    "/incremental/": [
+    "fewshot/": ["data.test_styles=[fluent]", "data.retention_styles=[]"],
+    "incremental/": [
         "task.protocol={name: fscit, sessions: [[heart, person], [face concerned]], shots: 2, base_shots: 2}"
     ],
-    "/manipulation/": ["data.crops=4"],
+    "manipulation/": ["data.crops=4"],
+    "mine.yaml": [],
 }
 
 

@@ -207,7 +207,9 @@ def test_list_shows_what_is_registered(kind, capsys):
 
 def test_new_recipe_is_valid_and_new_adapter_works(tmp_path, recipe):
     assert run("new", "recipe", "mine", "--out", tmp_path) == 0
-    assert load_config(tmp_path / "mine.yaml").name == "mine"
+    mine = load_config(tmp_path / "mine.yaml")
+    assert (mine.name, mine.backbone.name, mine.backbone.weights) == ("mine", "open_clip:ViT-B-16", "openai")
+    assert (mine.task.shots, mine.rates) == (None, (5e-4, 2e-3, 8e-3))
     assert run("new", "adapter", "my_method", "--out", tmp_path) == 0
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport torch, vision_lowrank as vl, my_method\n"
@@ -216,6 +218,39 @@ def test_new_recipe_is_valid_and_new_adapter_works(tmp_path, recipe):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "works", done.stderr
+
+
+@pytest.mark.parametrize("job", ["fewshot", "incremental", "manipulation"])
+@pytest.mark.parametrize("options", [[], ["--backbone", "timm:vit_small_patch14_dinov2.lvd142m"], ["--shots", "3"]])
+def test_new_recipes_begin_with_pretrained_weights_and_references(tmp_path, job, options):
+    if job == "manipulation" and "--shots" in options:
+        return
+    assert run("new", "recipe", "mine", "--task", job, "--data", str(tmp_path), *options, "--out", tmp_path) == 0
+    config = load_config(tmp_path / "mine.yaml")
+    assert config.task.type == job
+    assert config.backbone.weights in ("openai", "pretrained")
+    assert len(config.rates) == 3
+    assert "linear_probe" in config.references
+    known = vl.registry.get("task", job).target.references(config)
+    assert set(config.references) <= set(known)
+
+
+def test_a_new_recipe_trains_beside_its_references(tmp_path, pictures, tiny_weights, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("new", "recipe", "mine", "--backbone", "tiny-clip", "--data", str(pictures))
+    given = [f"backbone.weights={tiny_weights}", "engine.steps=2", "engine.tensorboard=false", "adapter.layers=[0]"]
+    assert run("train", "mine.yaml", *given) == 0
+    shown = capsys.readouterr().out
+    assert "zero shot" in shown
+    assert "linear probe" in shown
+    result = json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())
+    assert result["references"]["zero_shot"]["seeds"] == {"1": result["seeds"]["1"]["baseline"]}
+    assert result["references"]["linear_probe"]["metrics"]["test/test/accuracy"]["n"] == 1
+    assert result["lr"] == float(max(result["validation"], key=result["validation"].get))
+    assert result["config"]["engine"]["lr"] == result["lr"]
+    assert result["seeds"]["1"]["facts"]["train_images"] == 18  # six tenths of all
+    assert run("train", "--resume", "runs/mine") == 0
+    assert json.loads((tmp_path / "runs" / "mine" / "result.json").read_text())["seeds"] == result["seeds"]
 
 
 def test_version(capsys):
@@ -356,6 +391,10 @@ def test_unknown_option_exits_with_2(capsys):
 def test_scaffold_refuses_bad_names_and_existing_files(tmp_path, capsys):
     assert "not snake case" in one_line(capsys, "new", "adapter", "My-Method", "--out", tmp_path)
     assert "Did you mean 'recipe'?" in one_line(capsys, "new", "recepe", "x", "--out", tmp_path)
+    assert "Did you mean 'fewshot'?" in one_line(capsys, "new", "recipe", "x", "--task", "fewshots")
+    assert "takes all pictures" in one_line(capsys, "new", "recipe", "x", "--task", "manipulation", "--shots", 2)
+    assert "--shots: is for recipes" in one_line(capsys, "new", "adapter", "x", "--shots", 2)
+    assert "unknown backbone 'timn'" in one_line(capsys, "new", "recipe", "x", "--backbone", "timn:vit")
     run("new", "recipe", "x", "--out", tmp_path)
     assert "exists already" in one_line(capsys, "new", "recipe", "x", "--out", tmp_path)
 

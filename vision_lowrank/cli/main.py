@@ -340,11 +340,18 @@ def new(
     kind: Annotated[str, typer.Argument(help="recipe: a config for your own pictures; adapter: a method of your own")],
     name: Annotated[str, typer.Argument(help="its name, snake case")],
     out: Annotated[Path, typer.Option(help="folder to write into")] = Path("."),
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="recipe: fewshot, incremental or manipulation; fewshot if not given"),
+    ] = None,
+    backbone: Annotated[Optional[str], typer.Option(help="recipe: such as timm:NAME, or tiny-clip to try it")] = None,  # noqa: UP045
+    shots: Annotated[Optional[int], typer.Option(min=1, help="recipe: pictures per class; all if not given")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="recipe: folder of pictures; my_pictures if not given")] = None,  # noqa: UP045
 ) -> None:
     """Start a recipe or a method of your own, outside the package."""
     from .new import new_command
 
-    new_command(kind, name, out)
+    new_command(kind, name, out, task, backbone, shots, data)
 
 
 def main(arguments: list[str] | None = None) -> None:

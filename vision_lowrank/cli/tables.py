@@ -22,13 +22,16 @@ def metrics_table(result: Mapping[str, Any]) -> Table:
     """Make a table of untrained, trained and the difference, for the printed metrics of a run's ``result.json``."""
     seeds = len(result["seeds"])
     table = Table(title=f"{result['name']} ({seeds} seed{'s' if seeds > 1 else ''}; shares in percent)")
-    for column, justify in (("metric", "left"), ("untrained", "right"), ("trained", "right"), ("change", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    beside = {name: each["metrics"] for name, each in result.get("references", {}).items() if "metrics" in each}
+    table.add_column("metric", overflow="fold")
+    for column in ("untrained", "trained", "change", *beside):
+        table.add_column(column.replace("_", " "), justify="right")
     names = printed(result.get("task"), result["metrics"])
     for name in names:
         before, trained = result["baseline"].get(name), result["metrics"][name]
         change = f"{_scale(name) * (trained['mean'] - before['mean']):+.1f}" if before and is_share(name) else ""
-        table.add_row(told(name), shown(name, before), shown(name, trained), change)
+        others = (shown(name, metrics.get(name)) for metrics in beside.values())
+        table.add_row(told(name), shown(name, before), shown(name, trained), change, *others)
     table.caption = _rest(names, result["metrics"], "in result.json, and folded in the report")
     return table
 

@@ -47,6 +47,7 @@ def _run(path: Path, overrides: list[str], resumed: Path | None) -> None:
     """Run a recipe that was checked, in the folder that is resumed or its own; torch is imported from here on."""
     from ..engine import Interrupted, Runtime
     from ..studies.folder import run_folder
+    from ..studies.references import warnings_of
     from ..studies.run import run
 
     settings = load_config(path, overrides)
@@ -63,6 +64,11 @@ def _run(path: Path, overrides: list[str], resumed: Path | None) -> None:
     if not Runtime().is_main:
         return
     print_table(metrics_table(result))
+    for name, each in result.get("references", {}).items():
+        if "left_out" in each:
+            print(f"{name} left out: {each['left_out']}")
+    for sentence in warnings_of(result):
+        print(f"warning: {sentence}", file=sys.stderr)
     print(f"report: {folder / 'report.html'}")
     for seed in result["seeds"]:
         print(f"artefact: {folder / f'seed-{seed}' / 'artefact'}")

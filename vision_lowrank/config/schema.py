@@ -8,7 +8,7 @@ the family that ``backbone.name`` begins with; unknown keys are errors everywher
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -16,10 +16,14 @@ from pydantic_core import PydanticCustomError
 from ..errors import UserError
 from ..registry import registry
 from .marks import MAX_SEED, MAX_SIDE, FileOrTag, check_range, unsaid_weights
+from .rates import resolved
 
 Steps = Annotated[int, Field(ge=0, le=10**9)]
 Rate = Annotated[float, Field(ge=0, le=1e3)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of a running mean
+# What adapters are measured against; what each means, the task says.
+Reference = Literal["none", "zero_shot", "linear_probe", "full"]
+REFERENCES: tuple[str, ...] = get_args(Reference)
 
 
 class Section(BaseModel):
@@ -147,6 +151,12 @@ class RunConfig(Section):
     selection: Any = Field(None, description="`type` names a registered selection; null = the adapter sits as it says")
     hooks: tuple[Any, ...] = Field((), description="sections whose `type` names a registered hook of the training loop")
     engine: EngineConfig = Field(default_factory=lambda: EngineConfig())
+    rates: tuple[Annotated[float, Field(gt=0, le=1e3)], ...] = Field(
+        (), description="learning rates of which validation pictures choose one; `engine.lr: auto` is three that suit"
+    )
+    references: tuple[Reference, ...] = Field(
+        (), description="trained and evaluated beside the adapter, which is worth nothing where it ends below them"
+    )
 
     @property
     def seed(self) -> int:
@@ -162,6 +172,12 @@ class RunConfig(Section):
         if "seeds" in values:
             raise UserError(f"seed: `seeds` is given too: give seeds=[{values['seed']}] alone.")
         return {key: value for key, value in values.items() if key != "seed"} | {"seeds": (values["seed"],)}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _automatic_rate(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Turn ``engine.lr: auto`` into ``rates``."""
+        return resolved(values)
 
     @field_validator("seeds")
     @classmethod

@@ -33,17 +33,19 @@ MAX_VAL_SHOTS = 4
 
 
 def draw_shots(
-    splits: Splits, shots: int, seed: int, sampler: Sampler = "coop", *, allow_fewer: bool = False
+    splits: Splits, shots: int | None, seed: int, sampler: Sampler = "coop", *, allow_fewer: bool = False
 ) -> tuple[ImageSet, ImageSet | None]:
     """Draw :func:`few_shot` of a data set, or load the selection it has on disk for these shots and this seed.
 
     Args:
         splits: the data set.
-        shots, seed, sampler, allow_fewer: as in :func:`few_shot`.
+        shots, seed, sampler, allow_fewer: as in :func:`few_shot`; shots None takes all pictures, and all that validate.
 
     Raises:
         DataError: as in :func:`few_shot`, or the data set has CoOp's selections and `sampler` is another.
     """
+    if shots is None:
+        return splits.train, splits.val if splits.val is not None and len(splits.val) else None
     if splits.cached is not None:
         if sampler != "coop":
             raise DataError(f"the selections on disk are CoOp's, not '{sampler}': set data.shots_cache=false.")

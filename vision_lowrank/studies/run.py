@@ -3,6 +3,8 @@
 A run folder::
 
     config.yaml      the resolved config; once something was trained, another config is refused
+    rates.json       where there were several learning rates: the validation metric at each (:mod:`.rates`)
+    references/      where some were asked for: what the adapter is measured against (:mod:`.references`)
     result.json      metrics (mean, spread, n) beside the untrained model's, per-seed results, environment
     report.html      the same for people
     seed-N/          metrics.jsonl, checkpoints/, artefact/, result.json, and what the task adds
@@ -41,6 +43,8 @@ from ..registry import registry
 from ..targets.coverage import coverage
 from ..viz.report import write_report
 from .folder import opened, run_folder
+from .rates import choose_rate
+from .references import run_references
 
 
 def build_task(config: RunConfig, seed: int) -> Task:
@@ -70,7 +74,12 @@ def run(config: RunConfig, folder: Path | None = None) -> dict[str, Any]:
 
 
 def _run(config: RunConfig, folder: Path) -> dict[str, Any]:
+    asked, (config, validation) = config, choose_rate(config, folder, run_seed)
     results = {str(seed): run_seed(config, seed, folder / f"seed-{seed}") for seed in config.seeds}
+    baselines = {seed: each["baseline"] for seed, each in results.items()}
+    references = run_references(asked, folder, run_seed, baselines)
+    for each in references.values():
+        each |= {"metrics": summarise(each["seeds"].values())} if "seeds" in each else {}
     result = {
         "name": config.name,
         "task": config.task.type,
@@ -81,6 +90,8 @@ def _run(config: RunConfig, folder: Path) -> dict[str, Any]:
         "baseline": summarise(each["baseline"] for each in results.values()),
         "metrics": summarise(each["metrics"] for each in results.values()),
         "seeds": results,
+        **({"lr": config.engine.lr, "validation": validation} if validation else {}),
+        **({"references": references} if references else {}),
     }
     if Runtime().is_main:
         write_text(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -36,6 +36,7 @@ from .folder import open_run
 from .job import Timing, Training
 from .launch import Launcher, Say, here
 from .pages import write_study
+from .rates import at_rate
 from .run import read_result, summarise
 from .variants import Variant, check_names, differing, one_line
 
@@ -154,8 +155,8 @@ class _Cell:
 
     def choices(self) -> list[Training]:
         """Return the jobs that a rate is chosen by."""
-        rates = self.variant.rates if not self.failed and len(self.variant.rates) > 1 else ()
-        return [self.training(rate, self._config.seed) for rate in rates]
+        rates = () if self.failed else self._rates
+        return [self.training(rate, self._config.seed) for rate in rates if len(rates) > 1]
 
     def trainings(self) -> list[Training]:
         """Return the jobs of all seeds at the rate."""
@@ -175,7 +176,7 @@ class _Cell:
         if self.failed:
             return
         leader = self.variant.follows
-        rates = list(self.variant.rates) or [self._config.engine.lr]
+        rates = list(self._rates) or [self._config.engine.lr]
         if leader is not None:
             other = cells[id(leader)]
             other.settle(cells)
@@ -262,6 +263,12 @@ class _Cell:
         return self.variant.config
 
     @property
+    def _rates(self) -> Sequence[float]:
+        """The rates to choose from: the study's, or its own; one that follows another has none."""
+        own = () if self.variant.follows or not self._config.engine.steps else self._config.rates
+        return self.variant.rates or own
+
+    @property
     def _name(self) -> str:
         return self.variant.name
 
@@ -323,8 +330,3 @@ def _row(cell: _Cell) -> Row:
         return cell.row()
     except UserError as error:
         return {"method": cell.variant.name, "failed": one_line(error)}
-
-
-def at_rate(config: RunConfig, rate: float) -> RunConfig:
-    """Return `config` with that learning rate."""
-    return config.model_copy(update={"engine": config.engine.model_copy(update={"lr": rate})})

@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from ..config import RunConfig, to_tree
+from ..config.schema import REFERENCES
 from ..config.yaml_text import parse_yaml
 from ..errors import UserError, near_miss
 from ..registry import registry
 
 Budget = Literal["defaults", "rank", "parameters"]
 Tested = Literal["all", "base_to_novel", "transfer"]
-# What adapters are measured against, by the names that `--methods` takes; what they mean, the task says.
-REFERENCES = ("none", "zero_shot", "linear_probe", "full")
 # What a method may have beside its adapter: sections of a config, in the order in which they are written.
 OTHERS = ("initializer", "rule", "regularizer", "selection")
 NONE = "none"
@@ -121,7 +120,7 @@ class Entry(NamedTuple):
         adapter: a registered adapter; None trains without one.
         initializer: a registered initialiser, or None.
         others: further parts as (section of the config, registered name), such as ``("rule", "glad")``.
-        reference: one of :data:`REFERENCES`, which has no parts; empty for a method.
+        reference: one of :data:`~vision_lowrank.config.schema.REFERENCES`, which has no parts; empty for a method.
     """
 
     adapter: str | None
@@ -144,7 +143,7 @@ def entries(methods: str, initializers: str = NONE) -> list[Entry]:
     Args:
         methods: ``all`` registered adapters of ours, or comma-separated methods: an adapter or ``none``, and after
             plus signs the names of an initialiser, a gradient rule and so on, at most one of each kind; or one of
-            :data:`REFERENCES`, alone.
+            :data:`~vision_lowrank.config.schema.REFERENCES`, alone.
         initializers: comma-separated initialisers, ``none`` among them, or ``all`` (with none); each is combined with
             every adapter that names nothing beside it.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ...attachment.phases import begin_phase, phases
@@ -60,7 +60,7 @@ class FewShotConfig(Section):
     takes_selection: ClassVar[bool] = True
 
     type: Literal["fewshot"] = "fewshot"
-    shots: int = Field(4, ge=1, description="training pictures per class")
+    shots: int | None = Field(4, ge=1, description="training pictures per class; null = all")
     sampler: Literal["coop", "clip_lora"] = Field("coop", description="whose few-shot draw a seed reproduces")
     allow_fewer: bool = Field(False, description="accept classes with fewer pictures than shots, as the sampler does")
     head: Literal["text", "linear", "cosine"] = Field(
@@ -88,6 +88,12 @@ class FewShotConfig(Section):
     probe_steps: int | None = Field(
         None, ge=1, description="steps of the `probe` stage, where there is one; null = as many as the stages after it"
     )
+
+    @model_validator(mode="after")
+    def _steps_per_shot_has_shots(self) -> FewShotConfig:
+        if self.steps_per_shot and not self.shots:
+            raise ValueError("steps_per_shot needs a number of shots: set task.shots, or engine.steps instead")
+        return self
 
 
 @register(
@@ -175,7 +181,7 @@ class FewShot(ClassificationTask):
             mixed=1 if regularizer and regularizer.wants_unmixed else options.views,
         )
         data = images(self.train_images)
-        length = {"steps": options.steps_per_shot * options.shots} if options.steps_per_shot else {}
+        length = {"steps": options.steps_per_shot * options.shots} if options.steps_per_shot and options.shots else {}
         before = []
         if self._asks == "logits" and options.head != "text":
             probing = {"steps": options.probe_steps} if options.probe_steps else length
