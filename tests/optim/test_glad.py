@@ -22,6 +22,7 @@ from torch import nn
 import vision_lowrank as vl
 from vision_lowrank.config.schema import EngineConfig
 from vision_lowrank.engine import Engine, Hook
+from vision_lowrank.engine.step_runner import TrainingDiverged
 from vision_lowrank.errors import UserError
 from vision_lowrank.optim.base import StepContext
 from vision_lowrank.optim.glad import Glad
@@ -161,7 +162,8 @@ def test_second_pass_that_is_not_finite_skips_the_step(tmp_path):
 
     task = Cliff()
     before = state(task)
-    train(tmp_path, glad(), task, steps=1)
+    with pytest.raises(TrainingDiverged, match="finite in none of its steps"):
+        train(tmp_path, glad(), task, steps=1)
     assert_same(state(task), before)
 
 
