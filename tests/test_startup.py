@@ -174,7 +174,8 @@ MISTAKES = {
     ("data", "check", "HERE", "dtt"): "Did you mean 'dtd'?",
     ("data", "convert", "coca", "HERE", "x.jsonl"): "coca",
     ("new", "recepe", "x"): "Did you mean 'recipe'?",
-    ("new", "recipe", "My-Recipe"): "not snake case",
+    ("new", "recipe", "my/recipe"): "names no file",
+    ("new", "adapter", "My-Adapter"): "not snake case",
 }
 HEAVY_COMMAND = ("inspect", RECIPE)
 EXIT_CODES = {"scan": 1}  # 2 says that it found something
@@ -188,7 +189,16 @@ def results(tmp_path_factory):
         (here / name).mkdir()
     (here / "broken.yaml").write_text("a: [")
     (here / "one.png").touch()
-    about = {"backbone": {"name": "tiny-clip"}, "fingerprint": "", "preprocess": {}, "adapter": False}
+    about = {
+        "task": "classification",
+        "backbone": {"name": "tiny-clip", "weights": None},
+        "fingerprint": "0" * 16,
+        "preprocess": {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        "adapter": False,
+        "trained_base": [],
+        "tensors": {},
+        "record": {},
+    }
     config = {
         "backbone": {"name": "tiny-clip"},
         "task": {"type": "fewshot"},

@@ -88,14 +88,15 @@ def features_of(model, images):
     return model.encode_image(batch["image"]), batch["label"]
 
 
-def test_what_it_forgot_what_scaling_gives_back_and_how_features_separate(adapted, tiny_weights, capsys):
+def test_what_it_forgot_what_scaling_gives_back_and_how_features_separate(adapted, pictures, tiny_weights, capsys):
     numbers, page = inspected(adapted, "--evaluate")
     output = capsys.readouterr()
     splits, base = FewShot.splits_of(recorded_config(adapted, []), CLASSES), base_of(tiny_weights)
     model = ImageClassifier.load(adapted, attach=True).backbone
 
-    other, templates = splits.transfer["folder-test"]
-    expected = {"test/test": (splits.tests["test"], TEMPLATES), "transfer/folder-test": (other, templates)}
+    [(called, (other, templates))] = splits.transfer.items()
+    assert called == pictures.name
+    expected = {"test/test": (splits.tests["test"], TEMPLATES), f"transfer/{called}": (other, templates)}
     forgetting = numbers["forgetting"]
     for name, (images, prompts) in expected.items():
         before, after = metrics_of(base, images, prompts), metrics_of(model, images, prompts)
@@ -107,13 +108,13 @@ def test_what_it_forgot_what_scaling_gives_back_and_how_features_separate(adapte
 
     rows = {row["keep"]: row for row in numbers["mitigation"]["rows"]}
     assert tuple(rows) == KEEPS
-    assert numbers["mitigation"]["kept_sets"] == ["transfer/folder-test"]
+    assert numbers["mitigation"]["kept_sets"] == [f"transfer/{called}"]
     for keep, name, control in ((1.0, "random", "none"), (0.25, "intruders", "none"), (0.25, "shrunk", "shrink")):
         with with_changes(model, changes(model, keep, control=control)):
             task, kept = metrics_of(model, splits.val), metrics_of(model, other, templates)
         cell = rows[keep][name]
         assert cell["metrics"]["val/loss"] == pytest.approx(task["loss"], abs=1e-4)
-        assert cell["metrics"]["transfer/folder-test/loss"] == pytest.approx(kept["loss"], abs=1e-4)
+        assert cell["metrics"][f"transfer/{called}/loss"] == pytest.approx(kept["loss"], abs=1e-4)
         assert (cell["task"], cell["kept"]) == pytest.approx((task["accuracy"], kept["accuracy"]))
     assert abs(rows[0.0]["intruders"]["metrics"]["val/loss"] - rows[1.0]["intruders"]["metrics"]["val/loss"]) > 1e-3
 

@@ -111,7 +111,9 @@ def test_limits_of_adapters_are_those_that_the_methods_hold_to():
                     part.target(**{name: beyond})
 
 
-def test_a_part_of_another_package_is_checked_by_its_own_type():
+def test_a_part_of_another_package_is_checked_by_its_own_type(monkeypatch):
+    monkeypatch.setitem(registry._registered, "hook", dict(registry._registered["hook"]))
+
     class Section(BaseModel):
         type: str
 

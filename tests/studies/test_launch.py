@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vision_lowrank.engine.step_runner import TrainingDiverged
 from vision_lowrank.errors import UserError
 from vision_lowrank.studies import job as jobs
 from vision_lowrank.studies.cluster import Submitit
@@ -127,31 +128,40 @@ def test_submitit_refuses_what_it_does_not_know(tmp_path):
         Submitit(tmp_path, {"cluster": "local", "nonsense": 1})
 
 
+def diverging(monkeypatch, where):
+    """Have jobs end as a training that diverged, those of which `where` says so by config and seed."""
+    run_seed = jobs.run_seed
+
+    def run(config, seed, folder):
+        if where(config, seed):
+            raise TrainingDiverged("stage 'train', step 2: the loss is nan")
+        return run_seed(config, seed, folder)
+
+    monkeypatch.setattr(jobs, "run_seed", run)
+
+
 def test_a_diverged_job_costs_its_own_cell_and_is_named(shapes, tmp_path, monkeypatch):
-    plan = Methods(shapes, entries("lora"), rates=(1e-2, 1e30))
-    result = run_study(plan.study(tmp_path / "rates", ("engine.steps=3", "seeds=[1]")))
+    with monkeypatch.context() as patch:
+        diverging(patch, lambda config, seed: config.engine.lr > 1)
+        plan = Methods(shapes, entries("lora"), rates=(1e-2, 1e3))
+        result = run_study(plan.study(tmp_path / "rates", ("engine.steps=3", "seeds=[1]")))
     [row] = result["rows"]
     assert (row["lr"], set(row["validation"])) == (1e-2, {"0.01"})
-    assert list(row["left_out"]) == ["learning rate 1e+30, seed 1"]
-    assert "the loss is nan" in row["left_out"]["learning rate 1e+30, seed 1"]
-    assert "lora: learning rate 1e+30, seed 1 | left out: " in (tmp_path / "rates" / "study.md").read_text()
+    [(left_out, reason)] = row["left_out"].items()
+    assert left_out == "learning rate 1000, seed 1"
+    assert "the loss is nan" in reason
+    assert "lora: learning rate 1000, seed 1 | left out: " in (tmp_path / "rates" / "study.md").read_text()
 
-    run_seed = jobs.run_seed
-    monkeypatch.setattr(
-        jobs, "run_seed", lambda config, seed, folder: diverges() if seed == 2 else run_seed(config, seed, folder)
-    )
+    diverging(monkeypatch, lambda config, seed: seed == 2)
     result = run_study(planned(shapes, tmp_path / "seeds"))
     for row in result["rows"]:
         assert list(row["left_out"]) == ["learning rate 0.01, seed 2"]
         assert {value["n"] for value in row["metrics"].values()} == {1}
 
 
-def diverges():
-    raise UserError("it diverged")
-
-
-def test_all_rates_diverged_is_a_failed_row(shapes, tmp_path):
-    plan = Methods(shapes, entries("lora"), rates=(1e29, 1e30))
+def test_all_rates_diverged_is_a_failed_row(shapes, tmp_path, monkeypatch):
+    diverging(monkeypatch, lambda config, seed: True)
+    plan = Methods(shapes, entries("lora"), rates=(1e-2, 1e-3))
     with pytest.raises(UserError, match="the loss is nan"):
         run_study(plan.study(tmp_path, ("engine.steps=3", "seeds=[1]")))
 

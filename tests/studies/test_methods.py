@@ -98,7 +98,7 @@ def test_the_files_hold_the_table_with_the_untrained_model_first(compared):
     assert all(len(line) == len(header) for line in lines)
     text = (study.folder / "study.md").read_text().splitlines()
     assert text[0] == f"**{title}**" == "**shapes, every method at its own default size**"
-    assert text[2].startswith("| method | lr | r | test/")
+    assert text[2].startswith("| method | lr | r | test | ")
     assert len(text) == 4 + len(lines)
     assert len((study.folder / "study.csv").read_text().splitlines()) == 1 + len(lines)
     drawn = (study.folder / "pareto.svg").read_text()

@@ -68,7 +68,7 @@ class Runs:
             },
             "cost": {},
         }
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "result.json").write_text(json.dumps(result))
         return result
 

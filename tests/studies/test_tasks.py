@@ -29,7 +29,7 @@ def test_recipes_that_train_nothing(shapes, tmp_path):
     given = [shapes, other, "task={type: zeroshot}", "adapter=null", "--seeds", "1"]
     assert run("compare", *given, "--out", tmp_path / "out") == 0
     result, (header, baseline, first, second) = found(tmp_path / "out")
-    assert header == ["method", "test/test", "trained parameters"]
+    assert header == ["method", "test", "trained parameters"]
     assert baseline[1:] == first[1:] == second[1:]
     assert (first[0], second[0], first[2]) == ("shapes", "plain", "0")
     assert not (tmp_path / "out" / "pareto.svg").exists()  # nothing trains

@@ -88,11 +88,7 @@ def attach(
         config = config.with_offset()
     named = config.target_modules is not None
     if not named:
-        if ALL in modules:
-            paths = select_all(base, towers, layers, isinstance(config, peft.LoraConfig))
-        else:
-            paths = select(base, towers, layers, modules, getattr(config, "beyond_linears", ()))
-        config.target_modules = set(paths)
+        config.target_modules = set(_paths(base, config, towers, layers, modules))
     check_named(base, config)
     _check_lora_rank(base, config)
     with all_or_nothing(backbone, adapter_name):
@@ -111,6 +107,19 @@ def attach(
         options=dict(base.options),
     )
     return model
+
+
+def _paths(
+    base: Backbone,
+    config: PeftConfig,
+    towers: Sequence[str],
+    layers: Layers | Mapping[str, Layers],
+    modules: Sequence[str],
+) -> Sequence[str]:
+    """Return the modules that the logical names mean on this backbone."""
+    if ALL in modules:
+        return select_all(base, towers, layers, isinstance(config, peft.LoraConfig))
+    return select(base, towers, layers, modules, getattr(config, "beyond_linears", ()))
 
 
 def inject(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str) -> PeftModel:
