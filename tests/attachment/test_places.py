@@ -16,6 +16,7 @@ SMALL = {
     "timm:convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
     "timm:resnet10t": {},
 }
+CONVOLUTIONAL = ("timm:convnext_atto", "timm:resnet10t")  # this ConvNeXt has 1 x 1 convolutions for linears
 
 
 def backbone(name="tiny-clip"):
@@ -29,7 +30,7 @@ def test_all_takes_every_layer_that_can_learn_on_any_backbone(name):
     report = coverage(model)
     assert not report.dead
     kinds = {type(layer.get_base_layer()) for _, layer in tuner_layers(model)}
-    assert nn.Conv2d in kinds if name == "timm:resnet10t" else nn.Linear in kinds
+    assert (nn.Conv2d if name in CONVOLUTIONAL else nn.Linear) in kinds
     assert model.attachments["default"].modules == ("all",)
 
 

@@ -88,7 +88,7 @@ def random_base(model: nn.Module) -> dict[str, Tensor]:
     if getattr(backbone_of(model), "weights", None) != RANDOM:
         return {}
     state = plain_copy(model).state_dict()
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+    return {plain_path(name): tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
 
 def adapter_names(model: nn.Module) -> tuple[str, ...]:
