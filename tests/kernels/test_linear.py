@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vision_lowrank.kernels.linear import Branch, fused_linear, fused_linears, recompute_dropout, reference
+from vision_lowrank.kernels.linear import Branch, _Settings, fused_linear, fused_linears, recompute_dropout, reference
 
 OUTS, RANKS, SCALES, WIDTH = (4, 6, 3), (2, 1, 3), (0.5, 2.0, -1.0), 5
 OFFSETS = (0, 2, 1)
@@ -241,3 +241,45 @@ def test_functional_gradient():
     gradient = torch.func.grad(lambda A: fused_linear(x, *branch._replace(A=A, B=B)).sum())(A)
     expected = branch.scale * B.sum(dim=0)[:, None] * x.sum(dim=0)
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("offsets", [(0, 0, 0), OFFSETS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_factors_beside_half_precision_are_fused_and_lose_nothing(dtype, offsets, dropout, monkeypatch):
+    group = [
+        branch._replace(weight=branch.weight.to(dtype), bias=None if branch.bias is None else branch.bias.to(dtype))
+        for branch in branches(dropout, torch.float32, offsets)
+    ]
+    x = torch.randn(7, WIDTH).to(dtype).requires_grad_()
+    factors = [tensor for branch in group for tensor in (branch.A, branch.B)]
+    weights = [torch.randn(7, out) for out in OUTS]
+    # The mask that the fused function draws; torch's own dropout would draw another.
+    torch.manual_seed(5)
+    settings = _Settings(SCALES, dropout, int(torch.randint(2**62, (), device="cpu")) if dropout else 0)
+    mask = settings.draw_mask(x.shape, x.device) / settings.keep if dropout else torch.ones(7, WIDTH)
+    expected = []
+    for branch in group:
+        A, B = branch.factors
+        update = (x.float() * mask) @ A.T * branch.scale @ B.T
+        expected.append((F.linear(x, branch.weight, branch.bias) + update).to(dtype))
+    monkeypatch.setattr("vision_lowrank.kernels.linear.reference", lambda *_: pytest.fail("not fused"))
+    torch.manual_seed(5)
+    kept_types = {
+        t.dtype for t in kept(lambda: fused_linears(x, group)) if t.shape == x.shape and t.is_floating_point()
+    }
+    assert kept_types == {dtype}
+    torch.manual_seed(5)
+    found = fused_linears(x, group)
+    digits = {torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]  # one rounding of the type
+    for y, other in zip(found, expected, strict=True):
+        assert y.dtype == dtype
+        torch.testing.assert_close(y, other, rtol=digits, atol=digits)
+    gradients, others = (
+        torch.autograd.grad(sum((y * w).sum() for y, w in zip(ys, weights, strict=True)), [x, *factors])
+        for ys in (found, expected)
+    )
+    assert [g.dtype for g in gradients] == [dtype] + [torch.float32] * len(factors)
+    torch.testing.assert_close(gradients[0], others[0], rtol=4 * digits, atol=8 * digits)
+    for g, other in zip(gradients[1:], others[1:], strict=True):
+        torch.testing.assert_close(g, other, rtol=1e-5, atol=1e-5)

@@ -66,7 +66,7 @@ def load_factored(folder: Path, backbone: Backbone) -> Backbone:
     replaced = _replace(backbone, state, factors["scale"], folder)
     backbone.requires_grad_(False).eval()
     try:
-        check_outputs(record["probe"], probe_outputs(backbone), backbone, folder)
+        check_outputs(record, probe_outputs(backbone), backbone, folder)
     except Exception:
         for path, linear in replaced.items():
             backbone.set_submodule(path, linear)

@@ -34,7 +34,7 @@ from .record import COPY
 
 CONFIG, CARD = "adapter_config.json", "README.md"
 # Relative difference of the probe outputs that other hardware and kernels may cause.
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+TOLERANCE = {"float32": 1e-3, "float64": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -131,17 +131,23 @@ def probe_outputs(backbone: Backbone) -> dict[str, list[float]]:
     return {name: output[0, :16].double().tolist() for name, output in backbone.signature().items()}
 
 
-def check_outputs(
-    saved: Mapping[str, list[float]], now: Mapping[str, list[float]], model: nn.Module, folder: Path
-) -> None:
-    """Refuse an adapter with which `model` gives other probe outputs `now` than those `saved` with it.
+def coarsest_type(model: nn.Module) -> str:
+    """Name the type of the parameters of `model` that is known to the fewest digits, such as ``bfloat16``."""
+    names = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
+    return max(sorted(names & TOLERANCE.keys()) or ["float16"], key=TOLERANCE.__getitem__)
 
-    Of two adapters in different towers each is asked for what it can change, so one side may have more outputs.
+
+def check_outputs(record: Mapping[str, Any], now: Mapping[str, list[float]], model: nn.Module, folder: Path) -> None:
+    """Refuse an adapter with which `model` gives other probe outputs `now` than its `record` has.
+
+    Of two adapters in different towers each is asked for what it can change, so one side may have more outputs. An
+    adapter that was saved in another precision may differ by what the coarser one leaves open.
 
     Raises:
         ArtefactError: they differ, or are not finite.
     """
-    tolerance = TOLERANCE.get(next(model.parameters()).dtype, 1e-2)
+    saved = record["probe"]
+    tolerance = max(TOLERANCE[coarsest_type(model)], TOLERANCE[record.get("dtype", "float32")])
     for name in [each for each in saved if each in now] or list(saved):
         before, after = torch.tensor(saved[name]), torch.tensor(now.get(name, []))
         different = before.shape != after.shape or (before - after).norm() > tolerance * before.norm()

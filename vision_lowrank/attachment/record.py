@@ -44,13 +44,17 @@ class Factors(Closed):
 
 
 class AdapterRecord(Strict):
-    """``vision_lowrank.json``; `base` is the SHA-256 of random base weights, which lie beside the adapter."""
+    """``vision_lowrank.json``.
+
+    `base` is the SHA-256 of random base weights, which lie beside the adapter; `dtype` is the coarsest of the model's.
+    """
 
     format: int
     attachment: Place
     sha256: Hash
     factors: Factors | None
     probe: dict[str, list[float]]
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     base: Hash | None = None
 
 

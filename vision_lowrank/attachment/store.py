@@ -35,7 +35,17 @@ from ..modes import eval_mode
 from ..version import __version__
 from .attach import all_or_nothing, inject
 from .factored import PREFIX, pack_factors
-from .folder import CARD, CONFIG, attachment_of, check_base, check_outputs, checksum, probe_outputs, read_tensors
+from .folder import (
+    CARD,
+    CONFIG,
+    attachment_of,
+    check_base,
+    check_outputs,
+    checksum,
+    coarsest_type,
+    probe_outputs,
+    read_tensors,
+)
 from .peft_config import read_config, write_config
 from .record import BASE, FACTORS, FORMAT, RECORD, TENSORS, read_record
 
@@ -80,6 +90,7 @@ def save_adapter(
         "base": checksum(base) if base else None,
         "factors": about_factors,
         "probe": probe(model, name),
+        "dtype": coarsest_type(model),
         "versions": {"vision_lowrank": __version__, "peft": peft.__version__, "torch": torch.__version__},
     }
     with replaced(folder, CONFIG) as new:
@@ -132,7 +143,7 @@ def load(
                 f"'{folder / CONFIG}' does not fit '{base.name}': {reason}; get a fresh copy."
             ) from error
         _put(model, state, adapter_name, folder)
-        check_outputs(record["probe"], probe(model, adapter_name), model, folder)
+        check_outputs(record, probe(model, adapter_name), model, folder)
     model.attachments[adapter_name] = attachment
     return model if trainable else model.eval()
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data.transforms import Preprocess
 from ..errors import UserError, near_miss
+from ..identity import fingerprint
 from ..registry import register
 from .base import Tower
 from .image_states import TokenLayout, check_image_size
@@ -28,6 +29,8 @@ from .trunk import OpenClipTrunk, TimmTrunk, Trunk, is_plain_vit
 from .weights import PRETRAINED, RANDOM, check_keys, downloading, is_file, reading
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
+
+PRECISIONS = ("fp32", "bf16", "fp16", "pure_bf16", "pure_fp16")
 
 # Where the blocks of a tower are -> the logical names inside a block, once attention is split.
 LAYOUTS: dict[str, dict[str, str]] = {
@@ -61,7 +64,7 @@ class OpenClipBackbone(ImageEncoder, TextEncoder):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """Compute image embeddings, not normalised: (B, 3, H, W) -> (B, embed_dim)."""
-        return self.model.encode_image(pixels, normalize=False)
+        return self.model.encode_image(self.as_input(pixels), normalize=False)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Compute text embeddings, not normalised: (B, L) int -> (B, embed_dim)."""
@@ -72,7 +75,7 @@ class OpenClipBackbone(ImageEncoder, TextEncoder):
         visual = self.model.visual
         pooled_by_attention = getattr(visual, "attn_pool", None) is not None
         maps = visual.forward_intermediates(
-            pixels,
+            self.as_input(pixels),
             indices=1,
             intermediates_only=True,
             normalize_intermediates="vision" in self.towers and not pooled_by_attention,
@@ -114,7 +117,8 @@ def load_open_clip(arch: str, weights: str, image_size: int | None = None, **opt
             activation; with a file of OpenAI's weights, name the ``-quickgelu`` architecture.
         image_size: side of the input in pixels, open_clip's ``force_image_size``, to which position embeddings are
             resampled.
-        options: further arguments of ``open_clip.create_model``, such as ``force_patch_dropout``.
+        options: further arguments of ``open_clip.create_model``, such as ``force_patch_dropout``. With ``precision:
+            bf16`` or ``fp16`` the model is known by its weights in float32: adapters fit both.
 
     Raises:
         UserError: unknown architecture, tag or option; no such file; something could not be downloaded.
@@ -130,18 +134,24 @@ def load_open_clip(arch: str, weights: str, image_size: int | None = None, **opt
     if tag and get_pretrained_cfg(arch, tag).get("quick_gelu"):
         options = {"force_quick_gelu": True, **options}
     given, options = options, {**options, **({} if image_size is None else {"force_image_size": image_size})}
+    precision = options.pop("precision", "fp32")
+    if precision not in PRECISIONS:
+        raise UserError(f"open_clip precision '{precision}': write one of {', '.join(PRECISIONS)}.")
     with _quiet(), downloading(f"open_clip '{arch}'" + (f" with weights '{tag}'" if tag else "")):
-        try:
-            model = open_clip.create_model(arch, pretrained=tag, pretrained_text=False, weights_only=True, **options)
-        except TypeError as error:
-            raise UserError(f"open_clip '{arch}' does not accept these options: {error}.") from error
+        model = _create(arch, tag, options)
     patch_embed = getattr(getattr(model.visual, "trunk", model.visual), "patch_embed", model.visual)
     check_image_size(image_size, max(getattr(patch_embed, "patch_size", (1,))), arch)
     if is_file(weights):
         with reading(weights):
             keys = load_checkpoint(model, weights, strict=False, weights_only=True)
         check_keys(keys.missing_keys, keys.unexpected_keys, weights)
-    return wrap_open_clip(
+    wide = None
+    if precision != "fp32":
+        wide = model
+        with _quiet():
+            model = _create(arch, None, options | {"precision": precision})
+        model.load_state_dict(wide.state_dict())
+    backbone = wrap_open_clip(
         model,
         name=f"open_clip:{arch}",
         weights=tag or weights,
@@ -150,6 +160,22 @@ def load_open_clip(arch: str, weights: str, image_size: int | None = None, **opt
         tokenizer=_tokenizer(arch, options.get("force_context_length")),
         options=given | ({} if image_size is None else {"image_size": image_size}),
     )
+    if wide is not None:
+        backbone.fingerprint = fingerprint(wide)
+        backbone.hold_identity()
+    return backbone
+
+
+def _create(arch: str, tag: str | None, options: Mapping[str, Any]) -> nn.Module:
+    """Build a model with the weights of a tag, or with random ones.
+
+    Raises:
+        UserError: open_clip does not accept the options.
+    """
+    try:
+        return open_clip.create_model(arch, pretrained=tag, pretrained_text=False, weights_only=True, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"open_clip '{arch}' does not accept these options: {error}.") from error
 
 
 def wrap_open_clip(

@@ -12,6 +12,7 @@ Roles are questions to a backbone, not to a model around it: ``isinstance(backbo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -140,6 +141,10 @@ class ImageEncoder(Backbone):
         valid = valid_places(counts, layout.grid[0] * layout.grid[1], tiles.device)
         return [join_tiles(state[:, tokens], counts) for state in states], valid
 
+    def as_input(self, pixels: Tensor) -> Tensor:
+        """Return `pixels` in the type that the first layer multiplies: that of its weight."""
+        return pixels.to(_weight(self).dtype)
+
     def _random_pictures(self) -> Tensor:
         """Draw two pictures of noise, (2, 3, S, S), of the type and on the device of the weights."""
         weight, size = _weight(self), self.preprocess.size
@@ -207,5 +212,9 @@ class LanguageModel(Backbone):
 
 
 def _weight(backbone: Backbone) -> Tensor:
-    """Return the first floating-point parameter, whose type and device inputs need."""
-    return next(parameter for parameter in backbone.parameters() if parameter.is_floating_point())
+    """Return the weight of the first convolution or linear, whose type and device inputs need.
+
+    Norms and positions, which may come before it, are float32 in some models of half precision.
+    """
+    layers = (module.weight for module in backbone.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    return next(weight for weight in chain(layers, backbone.parameters()) if weight.is_floating_point())

@@ -39,6 +39,7 @@ from torch.autograd import forward_ad
 from .triton_linear import triton_linear, triton_wins
 
 PLAIN_TENSORS = (Tensor, nn.Parameter)
+HALF = {torch.bfloat16, torch.float16}
 
 _recompute_dropout = False
 
@@ -106,10 +107,11 @@ def fused_linear(
 def fused_linears(x: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
     """Compute the outputs (..., out_i) of linears with one input x (..., in) and one dropout, whose mask they share.
 
-    All tensors have one type, which is also that of the result; under autocast they are cast to its type. Where the
-    function does not apply (a base weight or offset that trains, mixed types, tensor subclasses, ``torch.compile``,
-    tracing, ``torch.func``, forward-mode differentiation and meta tensors), the branches are computed one by one with
-    :func:`reference`.
+    All tensors have one type, which is also that of the result; under autocast they are cast to its type. Or x, W and b
+    are of half precision and the factors of float32: the update and its gradients are computed in float32 then, and
+    what is kept of x stays as narrow as it came. Where the function does not apply (a base weight or offset that
+    trains, other mixed types, tensor subclasses, ``torch.compile``, tracing, ``torch.func``, forward-mode
+    differentiation and meta tensors), the branches are computed one by one with :func:`reference`.
     """
     tensors = [tensor for branch in branches for tensor in branch.tensors]
     if not _fusable(x, branches, tensors):
@@ -137,15 +139,18 @@ def reference(x: Tensor, branch: Branch) -> Tensor:
 
 
 def low_rank_addmm(x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, B: Tensor, scale: float) -> Tensor:
-    """Compute x Wᵀ + b + scale · h Bᵀ: (N, in), (out, in), (out,), (N, r), (out, r) -> (N, out)."""
-    if x.is_cuda and not torch.is_grad_enabled() and triton_wins(_torch_addmm, x, weight, bias, h, B, scale):
+    """Compute x Wᵀ + b + scale · h Bᵀ: (N, in), (out, in), (out,), (N, r), (out, r) -> (N, out), of the type of x."""
+    fits = x.is_cuda and h.dtype == x.dtype and not torch.is_grad_enabled()
+    if fits and triton_wins(_torch_addmm, x, weight, bias, h, B, scale):
         return triton_linear(x, weight, bias, h, B, scale)
     return _torch_addmm(x, weight, bias, h, B, scale)
 
 
 def _torch_addmm(x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, B: Tensor, scale: float) -> Tensor:
     y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
-    return y.addmm_(h, B.T, alpha=scale)
+    if h.dtype == y.dtype:
+        return y.addmm_(h, B.T, alpha=scale)
+    return y.add_(h @ B.T, alpha=scale)  # in the wider type, rounded once
 
 
 class _Settings(NamedTuple):
@@ -182,11 +187,12 @@ class _LowRankLinears(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         weights, biases, *factors = (tensors[i::6] for i in range(6))
         As, Bs = _with_offsets(*factors)
+        source = rows.to(As[0].dtype)
         if settings.dropout:
             mask = settings.draw_mask(x.shape, x.device) if mask is None else mask
-            hidden = (_stack(As) @ (rows * mask).T).div_(settings.keep)
+            hidden = (_stack(As) @ (source * mask).T).div_(settings.keep)
         else:
-            hidden = _stack(As) @ rows.T
+            hidden = _stack(As) @ source.T
         parts = _split(hidden, As)
         outputs = [_own_rows(hidden, As, factors[0])]
         for weight, bias, part, B, scale in zip(weights, biases, parts, Bs, settings.scales, strict=True):
@@ -226,12 +232,12 @@ class _LowRankLinears(torch.autograd.Function):
                 dh = dh / settings.keep
                 mask = settings.draw_mask(ctx.shape, dh.device) if mask is None else mask
             if any(needs[2::6]):
-                source = x.reshape(-1, ctx.shape[-1])
+                source = x.reshape(-1, ctx.shape[-1]).to(dh.dtype)
                 dA = _own_rows(dh, As, factors[0]) @ (source if mask is None else source * mask)
                 result[2::6] = _split(dA, factors[0])
             if any(needs[3::6]):
                 result[3::6] = [
-                    None if g is None else (part @ g).mul_(scale).T
+                    None if g is None else (part @ g.to(part.dtype)).mul_(scale).T
                     for g, part, scale in zip(rows, _split(h, factors[0]), settings.scales, strict=True)
                 ]
             dx = _input_gradient(rows, weights, dh, _stack(As), mask).view(ctx.shape) if x_needs else None
@@ -254,7 +260,7 @@ def _hidden_gradients(
         return None
     width = known.shape[1]
     parts = [
-        known.new_zeros(B.shape[1], width) if g is None else (B.T @ g.T).mul_(scale)
+        B.new_zeros(B.shape[1], width) if g is None else (B.T @ g.T.to(B.dtype)).mul_(scale)
         for g, B, scale in zip(rows, Bs, scales, strict=True)
     ]
     if grad_h is None:
@@ -269,7 +275,7 @@ def _input_gradient(
     """Compute dx (N, in), accumulated in one buffer."""
     pairs = [(g, weight) for g, weight in zip(rows, weights, strict=True) if g is not None]
     if mask is not None or not pairs:
-        dx = dh.T @ A if mask is None else (dh.T @ A).mul_(mask)
+        dx = (dh.T @ A if mask is None else (dh.T @ A).mul_(mask)).to(weights[0].dtype)
     else:
         g, weight = pairs.pop()
         dx = low_rank_addmm(g, weight.T, None, dh.T, A.T, 1.0)
@@ -313,7 +319,8 @@ def _fusable(x: Tensor, branches: Sequence[Branch], tensors: Sequence[Tensor | N
     if torch.is_autocast_enabled(x.device.type):
         one_type = torch.float64 not in types
     else:
-        one_type = len(types) == 1
+        own = {x.dtype, *(tensor.dtype for b in branches for tensor in (b.weight, b.bias) if tensor is not None)}
+        one_type = len(types) == 1 or (len(own) == 1 and own <= HALF and types - own == {torch.float32})
     frozen = not any(
         tensor is not None and tensor.requires_grad
         for b in branches
