@@ -8,6 +8,7 @@ import vision_lowrank as vl
 from vision_lowrank import identity
 from vision_lowrank.attachment.merge import merge
 from vision_lowrank.attention.split import fuse_attention, split_attention
+from vision_lowrank.backbones.adapted import backbone_of
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import ArtefactError, UserError
 from vision_lowrank.export.merged import export_merged
@@ -201,3 +202,15 @@ def test_one_tower_may_change_while_the_identity_of_another_is_asked_for(base):
     for ask in (lambda: base.tower_fingerprint("vision"), lambda: base.fingerprint):
         with pytest.raises(UserError, match="changed before"):
             ask()
+
+
+def test_weights_that_were_cast_beside_an_adapter_are_still_themselves_without_it():
+    model = vl.attach(vl.load_backbone("tiny-clip"), vl.LoraConfig(r=2))
+    expected = backbone_of(model).fingerprint
+    model.double()
+    base = model.unload()
+    again = vl.attach(base, vl.LoraConfig(r=2))
+    assert backbone_of(again).fingerprint == expected == vl.load_backbone("tiny-clip").fingerprint
+    with torch.no_grad():
+        next(parameter for name, parameter in again.named_parameters() if "ln_post" in name).add_(1)
+    assert backbone_of(vl.attach(again.unload(), vl.LoraConfig(r=2))).fingerprint != expected

@@ -75,8 +75,14 @@ class Identified(nn.Module):
 
     @property
     def holds(self) -> bool:
-        """Whether the weights, cast or laid out anew since, are surely still those that the fingerprint belongs to."""
-        return self._held is not None and marks(self.model) == self._held
+        """Whether the weights, cast or laid out anew since, are surely still those that the fingerprint belongs to.
+
+        Adapters beside them do not count.
+        """
+        if self._held is None:
+            return False
+        now = marks(self.model)
+        return all(now.get(name) == mark for name, mark in self._held.items())
 
     def hold_identity(self) -> None:
         """Let the fingerprint that was taken belong to the weights in their present type and layout."""
@@ -105,7 +111,9 @@ class Identified(nn.Module):
         super()._apply(fn, recurse)
         if unchanged:
             self._marks = marks(self.model)  # tensors that moved count their changes anew
-        if held or (unchanged and casts):
+        if self._held is not None and held:
+            self._held = {name: mark for name, mark in marks(self.model).items() if name in self._held}
+        elif unchanged and casts:
             self.hold_identity()
         return self
 
@@ -143,8 +151,11 @@ def fingerprint(weights: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def marks(model: nn.Module) -> dict[str, Mark]:
-    """Return by name what shows that a tensor is another one or was written to: type, shape, torch's write count."""
+    """Return by name what shows that a tensor is another one or was written to: type, shape, torch's write count.
+
+    A weight beside which PEFT put an adapter keeps its name.
+    """
     return {
-        name: (tensor.dtype, tensor.shape, 0 if tensor.is_inference() else tensor._version)
+        name.replace(".base_layer.", "."): (tensor.dtype, tensor.shape, 0 if tensor.is_inference() else tensor._version)
         for name, tensor in model.state_dict().items()
     }

@@ -30,9 +30,8 @@ def test_a_backbone_says_what_it_can_do_attached_or_not(backbone):
     found = {role for role in (ImageEncoder, TextEncoder, LanguageModel) if isinstance(backbone, role)}
     assert found == ROLES[backbone.name]
     if backbone.towers:
-        assert isinstance(
-            backbone_of(vl.attach(backbone, vl.LoraConfig(r=1), modules=("fc1",), check=False)), tuple(found)
-        )
+        model = vl.attach(backbone, vl.LoraConfig(r=1), tuple(backbone.towers), modules=("fc1",), check=False)
+        assert isinstance(backbone_of(model), tuple(found))
 
 
 @torch.no_grad()

@@ -26,8 +26,9 @@ def losses(folder):
     return [line["loss"] for line in lines if "loss" in line and "split" not in line]
 
 
-def test_two_processes_with_divided_blocks_give_the_result_of_one_also_when_resumed(recipe, tmp_path):
-    run(load_config(recipe, ["name=one", *OPTIONS]))
+def test_two_processes_with_divided_blocks_give_the_result_of_one_also_when_resumed(recipe, tmp_path, capsys):
+    run(load_config(recipe, ["name=one", "engine.sharding=fsdp2", *OPTIONS]))
+    assert "divides nothing in a single process" in " ".join(capsys.readouterr().err.split())
     run_in_two(SCRIPT, recipe, "name=two", "engine.sharding=fsdp2", *OPTIONS)
     runs = tmp_path / "runs"
     for other in ("two", "two-resumed"):

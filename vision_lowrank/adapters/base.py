@@ -63,6 +63,27 @@ def check_rank(r: int, largest: int, name: str, why: str) -> None:
         raise UserError(f"r = {r} is too large for '{name}', {why}: the largest r allowed there is {largest}.")
 
 
+class MethodName(str):
+    """A ``peft_type`` of ours: a text with the ``value`` and ``name`` of PEFT's own, which are members of an enum."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> str:
+        """The text itself."""
+        return str.__str__(self)
+
+    name = value
+
+    def __str__(self) -> str:
+        """Return ``PeftType.…``, as members of that enum do: PEFT's status of a model takes it apart."""
+        return f"PeftType.{self.value}"
+
+    def __format__(self, spec: str) -> str:
+        """Write the text itself into messages."""
+        return format(self.value, spec)
+
+
 @dataclass
 class MethodConfig(PeftConfig):
     """What every config of ours has; PEFT accepts it in ``get_peft_model`` directly.
@@ -86,7 +107,7 @@ class MethodConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = self.method.upper()
+        self.peft_type = MethodName(self.method.upper())
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
 

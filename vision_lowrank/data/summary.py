@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..metrics.names import told
 from .pictures import PictureSet
 
 _NAMED = 10
@@ -17,8 +18,8 @@ def class_names(names: Sequence[str]) -> str:
 
 
 def picture_counts(sets: Mapping[str, PictureSet | None]) -> str:
-    """Return ``pictures: train 70, val 10, test/test 20``; sets that are not there, or empty, have 0."""
-    return "pictures: " + ", ".join(f"{name} {len(images or ()):,}" for name, images in sets.items())
+    """Return ``pictures: train 70, val 10, test 20``; sets that are not there, or empty, have 0."""
+    return "pictures: " + ", ".join(f"{told(name)} {len(images or ()):,}" for name, images in sets.items())
 
 
 def notes_of(sets: Mapping[str, Any]) -> Iterator[str]:

@@ -215,6 +215,8 @@ class Engine(Loop):
         if config.sharding == "fsdp2" and config.steps and self.runtime.world_size > 1:
             check_sharding(stage, config, self.rule)
             shard_blocks(backbone_of(self.task.model.backbone), self.runtime.device, self.runtime.world_size)
+        elif config.sharding == "fsdp2" and config.steps:
+            self.display.say("engine.sharding=fsdp2 divides nothing in a single process: start several with torchrun")
         self._runner = StepRunner(self.task, stage, config, plan, self.steps, self.runtime)
         self.optimizer = self._runner.optimizer
         self._keep = stage.keep.fresh(config.patience)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from vision_lowrank.cli.main import main
+from vision_lowrank.metrics.names import told
 
 
 def run(*arguments):
@@ -29,7 +30,7 @@ def test_methods_of_a_detector_are_compared_by_its_headline(detection, tmp_path,
     names = [name for name in result["baseline"] if name.endswith("/auc") and name.count("/") == 2]
     assert names
     shown = [cell.strip() for cell in header.strip("|").split("|")]
-    assert shown[3 : 3 + len(names)] == [name.removesuffix("/auc") for name in names]
+    assert shown[3 : 3 + len(names)] == [told(name.removesuffix("/auc")) for name in names]
     assert shown[3 + len(names) :] == ["trained parameters", "step (ratio)", "step memory (MiB)"]
     auc = f"{100 * result['rows'][0]['metrics'][names[0]]['mean']:.1f}"
     assert [cell.strip() for cell in lines[1].strip("|").split("|")][3] == auc
