@@ -13,10 +13,10 @@ VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_wi
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 
 
-def clip(precision="fp32"):
+def clip(precision="fp32", weights="random"):
     torch.manual_seed(0)
     options = {"vision_cfg": VISION, "text_cfg": TEXT} | ({} if precision == "fp32" else {"precision": precision})
-    return vl.load_backbone("open_clip:ViT-B-32", "random", **options).eval()
+    return vl.load_backbone("open_clip:ViT-B-32", str(weights), **options).eval()
 
 
 @torch.no_grad()
@@ -38,15 +38,10 @@ def weights(tmp_path_factory):
     return path
 
 
-def of_file(weights, precision):
-    options = {"vision_cfg": VISION, "text_cfg": TEXT} | ({} if precision == "fp32" else {"precision": precision})
-    return vl.load_backbone("open_clip:ViT-B-32", str(weights), **options).eval()
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "pure_bf16"])
 @pytest.mark.parametrize("config", [vl.LoraConfig(r=2), vl.BlockLoraConfig(r=2, blocks=2)], ids=["lora", "block_lora"])
 def test_a_clip_of_half_precision_is_adapted_saved_and_loaded_by_the_float32_one(weights, precision, config, tmp_path):
-    half, full = of_file(weights, precision), of_file(weights, "fp32")
+    half, full = clip(precision, weights), clip(weights=weights)
     assert half.fingerprint == full.fingerprint
     assert {p.dtype for p in half.model.visual.transformer.resblocks[0].mlp.parameters()} != {torch.float32}
     model = moved(vl.attach(half, config, towers=("vision", "text")))
@@ -54,18 +49,18 @@ def test_a_clip_of_half_precision_is_adapted_saved_and_loaded_by_the_float32_one
     with torch.no_grad():
         y = model.encode_image(pixels())
         vl.save(model, tmp_path / "adapter")
-        again = vl.load(tmp_path / "adapter", of_file(weights, precision))
+        again = vl.load(tmp_path / "adapter", clip(precision, weights))
         assert torch.equal(again.encode_image(pixels()), y)
         wide = vl.load(tmp_path / "adapter", full).encode_image(pixels())
-        plain = of_file(weights, "fp32").encode_image(pixels())
+        plain = clip(weights=weights).encode_image(pixels())
     assert wide.dtype == torch.float32
     assert (wide - y.float()).norm() < 0.2 * (wide - plain).norm()
 
 
 def test_an_adapter_that_does_something_else_is_still_refused(weights, tmp_path):
-    model = moved(vl.attach(of_file(weights, "bf16"), vl.LoraConfig(r=2)))
+    model = moved(vl.attach(clip("bf16", weights), vl.LoraConfig(r=2)))
     folder = vl.save(model, tmp_path / "adapter")
-    other = of_file(weights, "fp32")
+    other = clip(weights=weights)
     with torch.no_grad():
         other.model.visual.proj.mul_(-1)
     with pytest.raises(ArtefactError, match="was trained on"):

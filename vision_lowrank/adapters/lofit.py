@@ -101,10 +101,8 @@ class LofitConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ranking_from is not None:
-            self.scores, self.ranking_from = (
-                saved_scores(Path(self.ranking_from).expanduser()),
-                None,
-            )  # no path goes into a file
+            self.scores = saved_scores(Path(self.ranking_from).expanduser())
+            self.ranking_from = None  # no path goes into a file
         self.select_first = self.selection is None and self.scores is None
         self.head_counts: dict[str, int] = {}
         if self.tokens not in TOKENS:

@@ -52,15 +52,16 @@ def _run(path: Path, overrides: list[str], resumed: Path | None) -> None:
 
     settings = load_config(path, overrides)
     folder = resumed or run_folder(settings)
+    again = shlex.join(["vision-lowrank", "train", "--resume", str(folder)])
     try:
         result = run(settings, folder)
     except Interrupted as stop:
-        print(f"{stop} Go on with: {shlex.join(['vision-lowrank', 'train', '--resume', str(folder)])}", file=sys.stderr)
+        print(f"{stop} Go on with: {again}", file=sys.stderr)
         raise typer.Exit(stop.exit_code) from None
     except KeyboardInterrupt:  # outside of a stage's steps, or twice
         if not (folder / "config.yaml").is_file():
             raise
-        raise interrupted(shlex.join(["vision-lowrank", "train", "--resume", str(folder)])) from None
+        raise interrupted(again) from None
     if not Runtime().is_main:
         return
     print_table(metrics_table(result))

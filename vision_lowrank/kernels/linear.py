@@ -319,11 +319,17 @@ def _fusable(x: Tensor, branches: Sequence[Branch], tensors: Sequence[Tensor | N
     if torch.is_autocast_enabled(x.device.type):
         one_type = torch.float64 not in types
     else:
-        own = {x.dtype, *(tensor.dtype for b in branches for tensor in (b.weight, b.bias) if tensor is not None)}
-        one_type = len(types) == 1 or (len(own) == 1 and own <= HALF and types - own == {torch.float32})
+        one_type = len(types) == 1 or (types == {x.dtype, torch.float32} and _is_half(x, branches))
     frozen = not any(
         tensor is not None and tensor.requires_grad
         for b in branches
         for tensor in (b.weight, b.bias, *(b.offset or ()))
     )
     return one_type and frozen and all(type(tensor) in PLAIN_TENSORS for tensor in given)
+
+
+def _is_half(x: Tensor, branches: Sequence[Branch]) -> bool:
+    """Tell whether x, every W and every b have one type of half precision, and every factor has another type."""
+    own = {x.dtype, *(tensor.dtype for b in branches for tensor in b[:2] if tensor is not None)}
+    factors = {tensor.dtype for b in branches for tensor in b.tensors[2:] if tensor is not None}
+    return len(own) == 1 and own <= HALF and not own & factors
