@@ -14,7 +14,7 @@ import vision_lowrank as vl
 from vision_lowrank.paths import shipped
 from vision_lowrank.tasks.classification.classifier import ImageClassifier
 
-UNWANTED = ("peft", "sklearn", "matplotlib", "accelerate", "torchmetrics", "pandas", "scipy", "omegaconf")
+UNWANTED = ("peft", "sklearn", "matplotlib", "accelerate", "torchmetrics", "pandas", "scipy")
 RUNNER = """
 import contextlib, io, json, sys
 import torch, open_clip

@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, UserError, near_miss
 from ..registry import registry
 from .adapter import AdapterSection
+from .references import resolve_references
 from .schema import RunConfig
 from .sections import Key, first_model, own_model, typed_sections
 
@@ -25,7 +24,7 @@ Tree = dict[str, Any]
 
 
 def check_settings(tree: Mapping[str, Any], origins: Mapping[str, str] | None = None, source: str = "config") -> Tree:
-    """Return the settings, interpolations resolved, checked as far as that goes without importing torch.
+    """Return the settings, references resolved, checked as far as that goes without importing torch.
 
     Args:
         tree: nested dictionaries as read from YAML.
@@ -132,12 +131,11 @@ class Findings:
 
 def _resolved(tree: Mapping[str, Any], source: str) -> Tree:
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
-    except (OmegaConfBaseException, ValueError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise ConfigError([f"{source}: {reason}"]) from None
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+        return {str(key): value for key, value in resolve_references(tree).items()}
+    except RecursionError:
+        raise ConfigError([f"{source}: it is nested too deep"]) from None
+    except ValueError as error:
+        raise ConfigError([f"{source}: {' '.join(str(error).split())}"]) from None
 
 
 def _typed_section(
