@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 
 import pytest
 import torch
@@ -16,9 +17,11 @@ from vision_lowrank.adapters.rand_lora import RandLoraConfig
 from vision_lowrank.attachment.attach import attach
 from vision_lowrank.attachment.merge import merge
 from vision_lowrank.attachment.store import load, probe, save
+from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.adapted import without_adapter
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import ArtefactError, UserError
+from vision_lowrank.tasks.saved import load_model
 
 METHODS = {
     "lora": lambda: LoraConfig(r=2),
@@ -154,6 +157,43 @@ def test_adapters_that_change_the_frozen_weights_stand_alone():
     with pytest.raises(UserError, match="pissa changes the frozen weights"):
         attach(model, peft_method("RSLORA", r=2), adapter_name="two")
     assert_same(state(model), before)
+
+
+ALTERING = {
+    "PISSA": {"r": 2}, "OLORA": {"r": 2}, "KASA": {"r": 2}, "OSF": {},
+    "LORA": {"r": 2, "init_lora_weights": "olora"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ALTERING)
+def test_an_adapter_that_changes_random_weights_is_loaded_again(method, tmp_path):
+    model = trained(peft_method(method, **ALTERING[method]))
+    save(model, tmp_path / "one")
+    again = load_model(tmp_path / "one", attach=True).backbone
+    assert torch.equal(output(again), output(model))
+    save(again, tmp_path / "two")
+    assert torch.equal(output(load_model(tmp_path / "two").backbone), output(model))
+
+
+def test_a_start_that_no_load_can_repeat_is_refused():
+    with pytest.raises(UserError, match="use pissa, which computes it exactly"):
+        trained(peft_method("LORA", r=2, init_lora_weights="pissa_niter_4"))
+
+
+@pytest.mark.parametrize("method", ALTERING)
+def test_what_is_refused_leaves_the_frozen_weights_as_they_were(method, tmp_path):
+    base = backbone()
+    save(trained(peft_method(method, **ALTERING[method])), tmp_path)
+    record = json.loads((tmp_path / "vision_lowrank.json").read_text(encoding="utf-8"))
+    for name, values in record["probe"].items():
+        record["probe"][name] = [value + 1 for value in values]
+    (tmp_path / "vision_lowrank.json").write_text(json.dumps(record), encoding="utf-8")
+    split_attention(base)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    with pytest.raises(ArtefactError, match="not what it was at save"):
+        load(tmp_path, base)
+    assert base.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ..adapters.lora import LoraConfig
 from ..adapters.peft_method import changes_base
 from ..adapters.tuner import PREFIX, tuner_layers
 from ..attention.split import renew_identity, split_attention
-from ..backbones.adapted import Acting, adapted, backbone_of, check_bare
+from ..backbones.adapted import Acting, adapted, backbone_of, check_bare, random_base
 from ..backbones.base import Backbone
 from ..config.adapter import PLACES
 from ..errors import UserError
@@ -91,7 +91,7 @@ def attach(
         config.target_modules = set(_paths(base, config, towers, layers, modules))
     check_named(base, config)
     _check_lora_rank(base, config)
-    with all_or_nothing(backbone, adapter_name):
+    with all_or_nothing(backbone, config, adapter_name):
         model = inject(backbone, config, adapter_name)
         if initializer is not None:
             initialize(model, initializer, losses, adapter_name)
@@ -134,6 +134,7 @@ def inject(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str
             model.add_adapter(adapter_name, config)
             model.set_adapter(adapter_name, inference_mode=config.inference_mode)
         else:
+            backbone.drawn = random_base(backbone) if changes_base(config) else None
             model = peft.get_peft_model(backbone, config, adapter_name)
             model.attachments = {}
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -166,14 +167,20 @@ def _take_mode(outer: nn.Module, inner: nn.Module) -> None:
 
 
 @contextmanager
-def all_or_nothing(backbone: Backbone | PeftModel, adapter_name: str) -> Iterator[None]:
-    """Where the block fails, leave `backbone` without the adapter, and all that acts and trains as it was."""
+def all_or_nothing(backbone: Backbone | PeftModel, config: PeftConfig, adapter_name: str) -> Iterator[None]:
+    """Where the block fails, leave `backbone` without the adapter, and all that acts and trains as it was.
+
+    A `config` whose adapter changes the frozen weights has them put back too.
+    """
+    alters = changes_base(config) and not adapted(backbone)
+    weights = {name: tensor.clone() for name, tensor in backbone.state_dict().items()} if alters else {}
     modes, before = Modes(backbone), Acting(backbone) if adapted(backbone) else None
     try:
         yield
     except BaseException:
         if before is None:
             _take_off(backbone)
+            backbone.load_state_dict(weights, strict=bool(weights))
         else:
             if adapter_name in backbone.peft_config:
                 backbone.delete_adapter(adapter_name)
@@ -193,6 +200,11 @@ def _check_arguments(backbone: Any, base: Any, config: PeftConfig, adapter_name:
     if not adapter_name or "." in adapter_name or adapter_name in PREFIX:
         raise UserError(
             f"'{adapter_name}' cannot name an adapter: use letters, digits and underscores, such as 'style'."
+        )
+    if str(getattr(config, "init_lora_weights", "")).startswith("pissa_niter"):
+        raise UserError(
+            "init_lora_weights=pissa_niter_… changes the frozen weights by what it draws at random, which "
+            "no load can repeat: use pissa, which computes it exactly."
         )
     if not adapted(backbone):
         if tuner_layers(backbone):

@@ -132,7 +132,7 @@ def load(
     config = read_config(folder, state)
     config.inference_mode = not trainable
     split_attention(base)
-    with all_or_nothing(backbone, adapter_name):
+    with all_or_nothing(backbone, config, adapter_name):
         try:
             model = inject(backbone, config, adapter_name)
         except UserError:

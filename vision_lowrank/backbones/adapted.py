@@ -83,10 +83,14 @@ def plain_copy(model: nn.Module) -> Any:
 def random_base(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a base with random weights, by their names in what ``load_backbone`` gives.
 
-    Nobody can load them elsewhere, so they go with what is saved. Empty for any other base.
+    Nobody can load them elsewhere, so they go with what is saved, as they were before an adapter changed them. Empty
+    for any other base.
     """
-    if getattr(backbone_of(model), "weights", None) != RANDOM:
+    base = backbone_of(model)
+    if getattr(base, "weights", None) != RANDOM:
         return {}
+    if adapted(model) and base.drawn is not None:
+        return base.drawn
     state = plain_copy(model).state_dict()
     return {plain_path(name): tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 

@@ -46,9 +46,11 @@ class Backbone(Identified):
         towers: towers by name.
         factored: SHA-256 of the adapter whose factors the linears compute with, see
             :mod:`vision_lowrank.attachment.factored`; None without one.
+        drawn: the tensors of random weights as they were before an adapter changed them, such as PiSSA; else None.
     """
 
     factored: str | None = None
+    drawn: dict[str, Tensor] | None = None
 
     def __init__(
         self,
