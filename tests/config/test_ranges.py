@@ -45,7 +45,8 @@ def test_every_number_of_the_engine_has_an_upper_end(recipe, name):
         ("task.crop=[0.9, 0.1]", "task.crop"), ("task.shots=100000000000000", "task.shots"),
         ("adapter={type: lora, r: 10000000000000}", "adapter"), ("task.templates=['a {} {}']", "task.templates"),
         ("task.templates=['a {name}']", "task.templates"), ("task.templates=['} {}']", "task.templates"),
-        ("task.templates=['plain']", "task.templates"), ("task.templates=[]", "task.templates"), ("out=''", "out"),
+        ("task.templates=['plain']", "task.templates"), ("task.templates=[]", "task.templates"),
+        ("data.background=etihw", "data.background"), ("out=''", "out"),
     ],
 )  # fmt: skip
 def test_numbers_beyond_their_range_and_texts_without_their_form(recipe, override, key):

@@ -132,6 +132,7 @@ SOUND = {
         ("{}", "lacks adapter, backbone, fingerprint, preprocess"),
         (json.dumps(SOUND | {"task": "x"}), "unknown model 'x'"),
         (json.dumps({key: value for key, value in SOUND.items() if key != "task"}), "lacks task"),
+        (json.dumps(SOUND | {"templates": []}), "a text head needs a template"),
     ],
 )
 def test_artefacts_that_are_none(tmp_path, about, words):

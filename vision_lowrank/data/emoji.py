@@ -29,7 +29,7 @@ from ..paths import shipped
 from ..registry import register
 from .base import ImageSet, Splits
 from .images import to_rgb
-from .options import Templates, class_name
+from .options import Colour, Templates, class_name
 from .samplers import split_by_group
 
 STYLES = ("noto", "twemoji", "openmoji", "fluent")
@@ -85,7 +85,7 @@ class EmojiConfig(Section):
     retention_styles: tuple[Style, ...] = Field(("noto", "twemoji"), description="one retention set per style")
     label: Literal["subgroup", "group"] = Field("subgroup", description="what the classes are")
     min_images: int = Field(sum(LEAST), ge=3, description="leave out classes with fewer pictures per style")
-    background: str = Field("white", description="colour behind the transparent tiles: a name or #rrggbb")
+    background: Colour = Field("white", description="colour behind the transparent tiles: a name or #rrggbb")
     templates: Templates = Field(("an emoji of {}",), description="prompt templates, {} = class name")
 
 

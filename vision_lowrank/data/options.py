@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection
 from typing import Annotated
 
+from PIL import ImageColor
 from pydantic import AfterValidator, Field
 
 
@@ -19,6 +20,14 @@ def check_templates(templates: Collection[str]) -> Collection[str]:
         if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
             raise ValueError(f"template '{template}' needs exactly one {{}} for the class name, and no other brace")
     return templates
+
+
+def _colour(text: str) -> str:
+    try:
+        ImageColor.getrgb(text)
+    except ValueError:
+        raise ValueError("no colour has this name: give one such as white, or #rrggbb") from None
+    return text
 
 
 def _sum_to_one(fractions: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -40,6 +49,9 @@ AreaRange = Annotated[tuple[_Share, _Share], AfterValidator(_rising)]
 
 # Prompt templates, each with one {} for the class name.
 Templates = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(check_templates)]
+
+# A colour that PIL knows.
+Colour = Annotated[str, AfterValidator(_colour)]
 
 # Shares of train, val and test.
 Fractions = Annotated[tuple[float, float, float], AfterValidator(_sum_to_one)]

@@ -48,6 +48,8 @@ class ClassifierAbout(About):
         if len(self.classes) * len(self.templates) > MOST_PROMPTS:
             raise ValueError(f"{len(self.classes)} classes x {len(self.templates)} templates are too many prompts")
         check_templates(self.templates)
+        if self.head == "text" and not self.templates:
+            raise ValueError("a text head needs a template of its prompts")
         return self
 
 
