@@ -1,12 +1,16 @@
-"""Which modules are in training mode, which parameters train, and whether rows count: put back after an excursion."""
+"""Which modules are in training mode, which parameters train, how is computed, and whether rows count: put back after
+an excursion.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import nn
 
+AUTOCAST = ("cpu", "cuda", "mps")
 _rows_count = True
 
 
@@ -52,6 +56,19 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for each, mode in modes.items():
             each.training = mode
+
+
+@contextmanager
+def ordinary() -> Iterator[None]:
+    """Compute inside as PyTorch does by itself, whatever the caller has on: no autocast, no inference mode.
+
+    What is made in inference mode never trains, and a probe under autocast is another probe.
+    """
+    with torch.inference_mode(False), ExitStack() as stack:
+        for device in AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @contextmanager

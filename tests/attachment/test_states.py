@@ -21,6 +21,7 @@ from vision_lowrank.attention.split import split_attention
 from vision_lowrank.backbones.adapted import without_adapter
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import ArtefactError, UserError
+from vision_lowrank.targets.coverage import coverage
 from vision_lowrank.tasks.saved import load_model
 
 METHODS = {
@@ -287,3 +288,21 @@ def test_an_adapter_has_the_mode_of_what_it_adapts(method):
     three = {name: module.training for name, module in model.named_modules() if ".three" in name}
     assert three or method == "LOHA"  # whose layers hold no modules of an adapter's own
     assert all(mode == ("visual" not in name) for name, mode in three.items())
+
+
+AMBIENT = {"autocast": lambda: torch.autocast("cpu", torch.bfloat16), "inference mode": torch.inference_mode}
+
+
+@pytest.mark.parametrize("ambient", AMBIENT)
+def test_what_the_caller_has_on_changes_neither_what_is_saved_nor_what_is_loaded(ambient, tmp_path):
+    save(trained(BlockLoraConfig(r=2)), tmp_path / "plain")
+    with AMBIENT[ambient]():
+        model = trained(BlockLoraConfig(r=2))
+        coverage(model)
+        save(model, tmp_path / "inside")
+        loaded = load(tmp_path / "plain", backbone(), trainable=True)
+    record = [json.loads((tmp_path / name / "vision_lowrank.json").read_text()) for name in ("plain", "inside")]
+    assert record[0] == record[1]
+    for each in (model, loaded):
+        each.encode_image(pixels()).sum().backward()
+        assert any(p.grad is not None and p.grad.any() for p in each.parameters())

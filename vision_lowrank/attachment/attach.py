@@ -28,7 +28,7 @@ from ..config.adapter import PLACES
 from ..errors import UserError
 from ..initializers.base import Initializer
 from ..initializers.initialize import Losses, initialize
-from ..modes import Modes
+from ..modes import Modes, ordinary
 from ..targets.coverage import coverage
 from ..targets.everything import ALL, select_all, towers_of
 from ..targets.named import check_named, is_targeted
@@ -38,6 +38,7 @@ from .exact import make_exact
 from .folder import Attachment
 
 
+@ordinary()
 def attach(
     backbone: Backbone | PeftModel,
     config: PeftConfig,

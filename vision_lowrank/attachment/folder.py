@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError
+from ..modes import ordinary
 from ..targets.select import Layers
 from .record import COPY
 
@@ -126,6 +127,7 @@ def check_base(attachment: Attachment, base: Any, folder: Path) -> None:
 
 
 @torch.no_grad()
+@ordinary()
 def probe_outputs(backbone: Backbone) -> dict[str, list[float]]:
     """Return the first 16 numbers of every output of a backbone's signature, in evaluation mode."""
     return {name: output[0, :16].double().tolist() for name, output in backbone.signature().items()}

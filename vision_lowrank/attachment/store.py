@@ -31,7 +31,7 @@ from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError
 from ..files import replaced
 from ..kernels.linear import Branch
-from ..modes import eval_mode
+from ..modes import eval_mode, ordinary
 from ..version import __version__
 from .attach import all_or_nothing, inject
 from .factored import PREFIX, pack_factors
@@ -105,6 +105,7 @@ def save_adapter(
     return folder
 
 
+@ordinary()
 def load(
     folder: str | os.PathLike, backbone: Backbone | PeftModel, adapter_name: str = "default", trainable: bool = False
 ) -> PeftModel:

@@ -11,10 +11,12 @@ from typing import Any
 
 from ..config.marks import unsaid_weights
 from ..errors import UserError
+from ..modes import ordinary
 from ..registry import registry
 from .base import Backbone
 
 
+@ordinary()
 def load_backbone(name: str, weights: str | os.PathLike[str] | None = None, **options: Any) -> Backbone:
     """Build a backbone and load its weights.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..backbones.adapted import plain_path, unwrapped
 from ..backbones.base import Backbone
 from ..errors import DeadAdapterError, UserError
-from ..modes import eval_mode
+from ..modes import eval_mode, ordinary
 
 Probe: TypeAlias = Callable[[nn.Module], Any]
 
@@ -84,6 +84,7 @@ class Coverage:
         return "\n".join(line.rstrip() for line in lines)
 
 
+@ordinary()
 def coverage(model: nn.Module, probe: Probe | None = None, *, strict: bool = True) -> Coverage:
     """Check every adapter of `model` with one forward and one backward pass.
 
