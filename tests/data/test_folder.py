@@ -97,6 +97,9 @@ def test_a_root_with_train_and_val_alone_is_not_two_classes(tmp_path):
         ("TRAINING", "dev", "testing"),
         ("training_set", "val_set", "test_set"),
         ("train-images", "val-images", "test-images"),
+        ("train2017", "val2017", "test2017"),
+        ("1_train", "2_val", "3_test"),
+        ("images_train", "images_val", "images_test"),
     ],
 )
 def test_usual_names_of_splits_are_splits_and_that_is_said(tmp_path, train, val, test):

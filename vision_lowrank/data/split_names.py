@@ -13,17 +13,22 @@ _NAMES = {
     "val": ("val", "valid", "validate", "validation", "dev"),
     "test": ("test", "testing"),
 }
+_WORDS = "(set|data|images|imgs|pictures|split)"
+_BESIDE = (f"{_WORDS}$", f"^{_WORDS}")
 _MEANING = {name: split for split, names in _NAMES.items() for name in names}
 
 
 def split_of(name: str) -> str | None:
-    """Return which split a name means, in any case, perhaps with set, data, images or split after it; None = none.
+    """Return which split a name means, in any case, perhaps with set, data, images or split and numbers around it.
 
-    >>> split_of("Training_Set"), split_of("valid"), split_of("tram")
+    None where it means none.
+
+    >>> split_of("Training_Set"), split_of("val2017"), split_of("tram")
     ('train', 'val', None)
     """
-    plain = re.sub(r"[^a-z0-9]", "", name.casefold())
-    return _MEANING.get(plain) or _MEANING.get(re.sub(r"(set|data|images|imgs|pictures|split)$", "", plain))
+    plain = re.sub(r"[^a-z]", "", name.casefold())
+    meant = (_MEANING.get(re.sub(beside, "", plain)) for beside in ("^$", *_BESIDE))
+    return next(filter(None, meant), None)
 
 
 def splits_among(names: list[str], where: str) -> dict[str, str]:
