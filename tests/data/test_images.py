@@ -146,6 +146,12 @@ def broken(folder, kind):
     return path
 
 
+def test_a_program_that_draws_is_not_run(tmp_path):
+    (tmp_path / "drawn.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
+    with pytest.raises(DataError, match=r"drawn\.png' cannot be read: EPS is a program, which is not run\."):
+        read_image(tmp_path / "drawn.png")
+
+
 def test_a_pipe_is_named_and_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(DataError, match=r"pipe\.png' cannot be read: no regular file"):

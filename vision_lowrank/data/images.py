@@ -29,6 +29,7 @@ SUFFIXES = (
 
 # What a complete file of a format has at its end: finding it spares decoding the picture.
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_PROGRAMS = ("EPS", "WMF")  # which Pillow would give to an interpreter, for as long as that takes
 _TAIL = 4096
 _READERS = 8
 _LARGE = 16_000_000  # pixels
@@ -49,7 +50,11 @@ def open_picture(path: str | Path) -> Image.Image:
     """
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError("no regular file")
-    return Image.open(path)
+    picture = Image.open(path)
+    if picture.format in _PROGRAMS:
+        picture.close()
+        raise OSError(f"{picture.format} is a program, which is not run")
+    return picture
 
 
 def read_image(path: str | Path, name: str | None = None) -> Image.Image:
