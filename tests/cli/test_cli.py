@@ -165,6 +165,19 @@ def test_predict_table_is_one_line_a_picture(artefact, pictures, tmp_path, capsy
     assert len([line for line in lines if "%" in line]) == len([line for line in lines if ".png" in line]) == 31
 
 
+def test_names_of_files_steer_no_terminal(artefact, pictures, tmp_path, capsys):
+    odd = tmp_path / "a\n\x1b[31mb.png"
+    shutil.copy(pictures / "disc" / "0.png", odd)
+    assert run("predict", artefact[0], odd) == 0
+    odd.write_bytes(b"none")
+    assert run("predict", artefact[0], odd) == 2
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert "\x1b" not in text
+        assert r"\x1b[31mb.png" in text
+    assert r"a\n\x1b[31mb.png" in shown.out
+
+
 def test_a_set_called_as_its_kind_is_told_once(recipe, capsys):
     assert run("train", recipe, "seeds=[1]") == 0
     shown = capsys.readouterr()

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import UserError
 from ..files import check_output
-from .output import drop_output
+from .output import drop_output, plain
 from .stopping import memory_shortage, system_refusal
 
 # Options and arguments that name a place to write to, which is tried before the work starts.
@@ -26,7 +26,7 @@ def exit_code(code: int) -> Iterator[None]:
         yield
     except UserError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {plain(line)}", file=sys.stderr)
         sys.exit(code)
     except BrokenPipeError:
         raise

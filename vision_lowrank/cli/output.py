@@ -72,3 +72,8 @@ def drop_output() -> None:
         sys.stdout.flush()
     except (OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def plain(text: str) -> str:
+    """Show bytes that are no text, or that steer a terminal, as their escapes: file names may hold such."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -23,6 +23,7 @@ from ..inference.sources import InputFile, find_files
 from ..tasks.about import read_about
 from ..viz.text import csv_text
 from .imports import without_collection
+from .output import plain
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def predict_command(
     inputs = find_files(images, recursive=True)
     read_about(artefact)
     if inputs.left_out:
-        print(said(inputs.left_out), file=sys.stderr)
+        print(plain(said(inputs.left_out)), file=sys.stderr)
     with without_collection():
         from ..tasks.saved import load_model  # torch, only now
 
@@ -71,7 +72,7 @@ def _predicted(
     model: AdaptedModel, sources: Sequence[InputFile], batch_size: int, options: dict[str, Any], skip_broken: bool
 ) -> list[tuple[InputFile, Row]]:
     """Return file and row of every picture, with a progress bar where there is much to do."""
-    skip = (lambda problem: print(f"skipped: {problem}", file=sys.stderr)) if skip_broken else None
+    skip = (lambda problem: print(f"skipped: {plain(problem)}", file=sys.stderr)) if skip_broken else None
     batches = predict_files(model, sources, batch_size, options, skip)
     count = math.ceil(len(sources) / batch_size)
     quiet = count < 3 or not sys.stderr.isatty()
@@ -85,7 +86,7 @@ def _table(found: Sequence[tuple[InputFile, Row]]) -> Table:
     """Make a table with one line a picture: what has no room is cut at its end, of a file's name at its beginning."""
     folder = os.path.commonpath([source.path.parent for source, _ in found]) if found else ""
     table = Table(title=Text(f"pictures in {folder}") if len(found) > 1 and folder else None, box=SIMPLE_HEAD)
-    names = [os.path.relpath(source.path, folder) if folder else str(source.path) for source, _ in found]
+    names = [plain(os.path.relpath(source.path, folder) if folder else str(source.path)) for source, _ in found]
     names = [name if len(name) <= NAMED else f"…{name[1 - NAMED :]}" for name in names]
     table.add_column("image", no_wrap=True, min_width=max(map(len, names), default=0))
     cells = [row.to_cells() for _, row in found]
@@ -96,5 +97,5 @@ def _table(found: Sequence[tuple[InputFile, Row]]) -> Table:
         justify = "right" if is_share else "left"
         table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", min_width=least)
     for shown, each in zip(names, cells, strict=True):
-        table.add_row(Text(shown), *(Text(value) for value in each.values()))
+        table.add_row(Text(shown), *(Text(plain(value)) for value in each.values()))
     return table

@@ -26,6 +26,7 @@ from ..inference.tables import write_csv, write_json
 from ..paths import shipped
 from ..tasks.about import read_about
 from .imports import without_collection
+from .output import plain
 from .path_lists import read_list, shorten
 from .tables import print_table
 
@@ -78,7 +79,7 @@ def scan_command(
     looking = load_edit_model(folder, place, trust)
     _make_folder(out)
     if found.left_out:
-        print(_plain(said(found.left_out)), file=sys.stderr)
+        print(plain(said(found.left_out)), file=sys.stderr)
     calibration = asked.of(looking.calibration)
     header = make_header(
         looking,
@@ -203,7 +204,7 @@ def _write(out: Path, header: dict[str, Any], rows: Sequence[ScanRow], json: boo
     except OSError as error:
         raise UserError(
             f"'{files[-1]}' cannot be written: {error.strerror or error}. The rows are in '{out / JOURNAL}': mend "
-            f"that, and go on with: {_plain(_resuming(header['command']))}"
+            f"that, and go on with: {plain(_resuming(header['command']))}"
         ) from None
     return files
 
@@ -211,7 +212,7 @@ def _write(out: Path, header: dict[str, Any], rows: Sequence[ScanRow], json: boo
 def _say(header: dict[str, Any], rows: Sequence[ScanRow], files: Sequence[Path]) -> None:
     """Print the most suspicious pictures as a table, those without an answer on stderr, and where everything is."""
     for row in [row for row in rows if row.error][:_LISTED]:
-        print(f"no answer: {_plain(row.path)}: {_plain(row.error or '')}", file=sys.stderr)
+        print(f"no answer: {plain(row.path)}: {plain(row.error or '')}", file=sys.stderr)
     suspicious = [row for row in rows if row.verdict in FAIL_ON["uncertain"]]
     suspicious.sort(key=lambda row: -(row.probability or 0))
     if suspicious:
@@ -220,7 +221,7 @@ def _say(header: dict[str, Any], rows: Sequence[ScanRow], files: Sequence[Path])
         table.add_column("verdict")
         table.add_column("likelihood", justify="right")
         for row in suspicious[:_LISTED]:
-            table.add_row(Text(_plain(row.path)), row.verdict, f"{100 * (row.probability or 0):.1f}%")
+            table.add_row(Text(plain(row.path)), row.verdict, f"{100 * (row.probability or 0):.1f}%")
         print_table(table)
     tally = header["counts"]
     print(
@@ -229,7 +230,7 @@ def _say(header: dict[str, Any], rows: Sequence[ScanRow], files: Sequence[Path])
     )
     print(header["reading"])
     for path in files:
-        print(f"wrote {_plain(str(path))}")
+        print(f"wrote {plain(str(path))}")
 
 
 def _exit(header: dict[str, Any], fail_on: str | None) -> None:
@@ -237,15 +238,10 @@ def _exit(header: dict[str, Any], fail_on: str | None) -> None:
     tally = header["counts"]
     done = sum(tally.values())
     if not header["complete"]:
-        command = _plain(_resuming(header["command"]))
+        command = plain(_resuming(header["command"]))
         print(f"interrupted after {done} of {header['inputs']} pictures. Go on with: {command}", file=sys.stderr)
         raise typer.Exit(130)
     if fail_on and any(tally[verdict] for verdict in FAIL_ON[fail_on]):
         raise typer.Exit(2)
     if tally["error"] and (fail_on or tally["error"] == done):
         raise typer.Exit(1)
-
-
-def _plain(text: str) -> str:
-    """Show bytes that are no text, or that steer a terminal, as their escapes: file names may hold such."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
