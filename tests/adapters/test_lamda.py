@@ -117,6 +117,7 @@ def test_lamda_plus_plus_ranks_follow_the_spectra_within_the_budget():
     assert ranks == allocate_ranks(weights, R, [2, 4, 8])
     assert sum(ranks.values()) == 3 * R
     assert update_of(attached).facts()["rank"] == ranks["0"]
+    assert {update_of(attached, name).scale for name in weights} == {16 / R}  # by the average rank
 
 
 def test_impossible_options_are_refused():
@@ -126,6 +127,8 @@ def test_impossible_options_are_refused():
         LamdaConfig(eta=-1)
     with pytest.raises(UserError, match="smallest must be from 1 to the average rank r = 4"):
         model(LamdaConfig(r=R, ranks="spectrum", candidates=[8, 16]))
+    with pytest.raises(UserError, match="ranks = spectrum gives every layer its rank: leave rank_pattern out"):
+        LamdaConfig(ranks="spectrum", rank_pattern={"0": 2})
 
 
 class Halves(Regression):

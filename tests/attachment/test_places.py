@@ -50,6 +50,7 @@ def test_methods_for_linears_say_so_where_there_are_none():
     (vl.BlockLoraConfig(modules_to_save=["ln_pots"]), {}, r"no module 'ln_pots'\. Did you mean 'ln_post'"),
     (vl.LoraConfig(modules_to_save=["mlp"]), {"modules": ("fc1",)}, "modules_to_save and a target"),
     (vl.LoraConfig(r=2000, target_modules=["q_proj"]), {}, "r = 2000 is too large for"),
+    (vl.LoraConfig(target_modules=["q_proj"], rank_pattern={"q_proj": 2000}), {}, "r = 2000 is too large for"),
     (vl.LoraConfig(target_modules=["attn"]), {}, "whole attention: target its linears"),
     (vl.BlockLoraConfig(target_modules=["attn"]), {}, "whole attention: target its linears"),
     (vl.LoraConfig(), {"layers": 3}, r"write \[3\] for that block"),

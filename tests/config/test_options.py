@@ -9,14 +9,13 @@ from vision_lowrank.errors import ConfigError, UserError
 from vision_lowrank.registry import registry
 
 
-def test_options_of_ours_are_the_papers_and_nothing_of_pefts():
+def test_options_of_ours_are_the_papers_and_ranks_of_single_layers():
+    common = ["r", "alpha", "dropout", "scaling", "rank_pattern", "alpha_pattern"]
     expected = {
-        "lora": ["r", "alpha", "dropout", "scaling", "init_lora_weights"],
-        "block_lora": ["r", "alpha", "dropout", "scaling", "blocks"],
-        "comp_lora": [
-            *("r", "alpha", "dropout", "scaling"),
-            *("protect_rank", "protect_ratio", "protect_energy", "form"),
-        ],
+        "lora": [*common, "init_lora_weights"],
+        "block_lora": [*common, "blocks"],
+        "comp_lora": [*common, "protect_rank", "protect_ratio", "protect_energy", "form"],
+        "lamda": [*common, "start", "eta", "ranks", "candidates"],
     }
     for name, names in expected.items():
         found = options(registry.get("adapter", name).target)

@@ -17,6 +17,7 @@ so that disabling gives the base bit for bit, and the plain-LoRA export, of up t
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from peft import PeftConfig
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from ..config.adapter import PLACES
@@ -104,12 +106,21 @@ class MethodConfig(PeftConfig):
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "names, or a regular expression"})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names never adapted"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained and saved in full"})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "numbers of layers, as PEFT's"})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "what their numbers follow"})
+    bias: str = field(default="none", metadata={"help": "base biases that train too: `none`, `all`, `METHOD_only`"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = MethodName(self.method.upper())
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
+        if self.bias not in (known := ("none", "all", f"{self.method}_only")):
+            raise UserError(f"unknown bias '{self.bias}'.{near_miss(self.bias, known)} Known: {', '.join(known)}.")
+
+    def for_layer(self, name: str) -> MethodConfig:
+        """Return the config of one layer."""
+        return self
 
     def prepare(self, weights: Mapping[str, Tensor]) -> None:
         """Take in all target weights, layer name -> (out, in), before the first layer is made."""
@@ -143,12 +154,27 @@ class AdapterConfig(MethodConfig):
         default=0.0, metadata={"help": "dropout on the input of the adapter; the recipe has 0.25", "ge": 0, "lt": 1}
     )
     scaling: Literal["rslora", "lora"] = field(default="rslora", metadata={"help": SCALING_HELP})
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "end of a layer's name, or a regular expression of it -> its own r"}
+    )
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "likewise its own alpha"})
     initializer: str | None = field(default=None, metadata={"help": "set by attach"})
     offset: bool = field(default=False, metadata={"help": "set by attach"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_common(self.r, self.dropout, self.scaling)
+
+    def for_layer(self, name: str) -> AdapterConfig:
+        """Return the config with the rank and alpha that the patterns give the layer called `name`."""
+        r = self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.r)
+        alpha = self.alpha_pattern.get(get_pattern_key(list(self.alpha_pattern), name), self.alpha)
+        if (r, alpha) == (self.r, self.alpha):
+            return self
+        own = copy.copy(self)
+        own.r, own.alpha = r, alpha
+        copy.copy(own).__post_init__()  # for its checks: what else it does to a config has been done
+        return own
 
     @property
     def scale(self) -> float:

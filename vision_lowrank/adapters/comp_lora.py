@@ -102,10 +102,13 @@ def protected_rank(sigma: Tensor, config: CompLoraConfig) -> int:
 class CompLora(WeightUpdate):
     """What both forms share: the SVD, k, and checkpoints of the expanded pair."""
 
+    like: Tensor
+
     def __init__(self, weight: Tensor, config: CompLoraConfig, name: str) -> None:
         super().__init__(config)
         self.out_features, self.in_features = weight.shape
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        self.register_buffer("like", wide.new_empty(0), persistent=False)
         P, sigma, Qt = torch.linalg.svd(wide, full_matrices=True)
         k = protected_rank(sigma, config)
         largest = max(min(weight.shape) - k, 0)
@@ -154,7 +157,7 @@ class CompLora(WeightUpdate):
         """
         if state["A"].shape[1] != self.in_features or state["B"].shape[0] != self.out_features:
             return state  # of another layer's size: PEFT's own message names the tensor
-        saved = [state[name].to(self.A) for name in ("A", "B")]
+        saved = [state[name].to(self.like) for name in ("A", "B")]
         own = self.reduce(*saved)
         for before, after in zip(saved, self.expand(*own), strict=True):
             if (before - after).norm() > OUTSIDE * before.norm():

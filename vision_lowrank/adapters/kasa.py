@@ -58,7 +58,7 @@ class KasaConfig(LoraScaledConfig):
         UserError: an unknown `reduce`, a negative `beta` or `gamma`, or `alpha` = 0.
     """
 
-    exposed = ("r", "alpha", "dropout", "scaling", "beta", "gamma", "reduce")
+    exposed = ("r", "alpha", "dropout", "scaling", "rank_pattern", "alpha_pattern", "beta", "gamma", "reduce")
 
     r: int = field(default=8, metadata={"help": "rank, and number of singular components removed", "ge": 1})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})

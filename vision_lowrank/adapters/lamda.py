@@ -51,13 +51,16 @@ class LamdaConfig(LoraScaledConfig):
     """Options of LaMDA and LaMDA++.
 
     Attributes:
-        rank_pattern: layer name -> rank, filled in by ``ranks: spectrum`` when the adapter is attached.
+        allocated_ranks: layer name -> rank, filled in by ``ranks: spectrum`` when the adapter is attached.
 
     Raises:
-        UserError: an unknown `start` or `ranks`, or a negative `eta`.
+        UserError: an unknown `start` or `ranks`, a negative `eta`, or ranks given beside ``ranks: spectrum``.
     """
 
-    exposed = ("r", "alpha", "dropout", "scaling", "start", "eta", "ranks", "candidates")
+    exposed = (
+        *("r", "alpha", "dropout", "scaling", "rank_pattern", "alpha_pattern"),
+        *("start", "eta", "ranks", "candidates"),
+    )
 
     r: int = field(default=16, metadata={"help": "rank; with `ranks: spectrum` the average rank", "ge": 1})
     alpha: float = field(default=16.0, metadata={"help": "numerator of the scale"})
@@ -71,7 +74,7 @@ class LamdaConfig(LoraScaledConfig):
     candidates: list[int] | None = field(
         default=None, metadata={"help": "ranks that `spectrum` may give; r/2, r and 2r if not given"}
     )
-    rank_pattern: dict[str, int] | None = None
+    allocated_ranks: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +84,8 @@ class LamdaConfig(LoraScaledConfig):
                 raise UserError(f"unknown {name} '{value}'.{near_miss(value, known)} Known: {', '.join(known)}.")
         if not self.eta >= 0:
             raise UserError(f"eta = {self.eta}: it is a share of training, 0 or more.")
+        if self.ranks == "spectrum" and self.rank_pattern:
+            raise UserError("ranks = spectrum gives every layer its rank: leave rank_pattern out, or set ranks: equal.")
 
     def begin_phase(self, updates: Mapping[str, WeightUpdate], phase: str) -> None:
         """Train B anew in every stage of a run, which freezes it by its own length."""
@@ -89,9 +94,9 @@ class LamdaConfig(LoraScaledConfig):
 
     def prepare(self, weights: Mapping[str, Tensor]) -> None:
         """Give every layer its rank, unless a saved config has them already."""
-        if self.ranks == "spectrum" and self.rank_pattern is None:
+        if self.ranks == "spectrum" and self.allocated_ranks is None:
             candidates = self.candidates or [max(self.r // 2, 1), self.r, 2 * self.r]
-            self.rank_pattern = allocate_ranks(weights, self.r, candidates)
+            self.allocated_ranks = allocate_ranks(weights, self.r, candidates)
 
 
 class Lamda(ThreeFactor):
@@ -100,10 +105,10 @@ class Lamda(ThreeFactor):
     kept: Tensor
 
     def __init__(self, weight: Tensor, config: LamdaConfig, name: str) -> None:
-        r = (config.rank_pattern or {}).get(name, config.r)
+        r = (config.allocated_ranks or {}).get(name, config.r)
         super().__init__(weight, config, name, Trains(A=False, core=True, B=True), r)
         self.eta, self.frozen = config.eta, 0
-        self.register_buffer("kept", torch.zeros_like(self.B), persistent=False)
+        self.register_buffer("kept", torch.zeros_like(self.B, device=weight.device), persistent=False)
         with torch.no_grad():
             if config.start == "lora":
                 nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))

@@ -31,6 +31,8 @@ from .base import SCALING_HELP, AdapterConfig, Factors, Start, WeightUpdate, che
 from .tuner import register_method
 
 OWN = ("alpha", "dropout", "scaling")
+# What LoRA with an offset has as well.
+SAME = ("r", *OWN, "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save")
 
 
 @register("adapter", "lora", summary="low-rank adaptation with CLIP-LoRA's scale", paper="arXiv 2405.18541")
@@ -38,7 +40,7 @@ OWN = ("alpha", "dropout", "scaling")
 class LoraConfig(peft.LoraConfig):
     """Options of LoRA; `lora_alpha`, `lora_dropout` and `use_rslora` of PEFT follow from them."""
 
-    exposed: ClassVar[tuple[str, ...]] = ("r", *OWN, "init_lora_weights")
+    exposed: ClassVar[tuple[str, ...]] = ("r", *OWN, "rank_pattern", "alpha_pattern", "init_lora_weights")
 
     r: int = field(default=2, metadata={"help": "rank", "ge": 1})
     alpha: float = field(default=1.0, metadata={"help": "numerator of the scale"})
@@ -71,9 +73,7 @@ class LoraConfig(peft.LoraConfig):
         Raises:
             UserError: it has options of PEFT's that those layers do not know, such as ``use_dora``.
         """
-        same = {
-            name: getattr(self, name) for name in ("r", *OWN, "target_modules", "exclude_modules", "modules_to_save")
-        }
+        same = {name: getattr(self, name) for name in SAME}
         plain = LoraConfig(**same)
         odd = [each.name for each in fields(self) if getattr(self, each.name) != getattr(plain, each.name)]
         if odd:

@@ -31,6 +31,7 @@ from ..kernels.linear import Branch, fused_linear
 from .base import Factors, MethodConfig, WeightUpdate, stack
 from .ownership import check_owned
 from .rows import forward_rows, is_narrow, rows_served
+from .state import pack_each, unpack_each
 
 try:
     from peft.mapping import (
@@ -97,7 +98,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def add(self, adapter_name: str, config: MethodConfig, key: str) -> None:
         """Create a new adapter for this layer, which is called `key` in the model."""
-        update = self.make_update(config, key)
+        update = self.make_update(config.for_layer(key), key)
         if getattr(config, "initializer", None):
             update.drop_offset()
             if config.offset:
@@ -152,6 +153,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             return None if own is None else Branch(weight, base.bias, *own, dropouts[0], offset)
         factors = [update.factors() for update in updates]
         return None if None in factors else Branch(weight, base.bias, *stack(factors))
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move as PEFT does, but keep the types, which are the adapter's own."""
+        place = self._get_base_layer_device_and_dtype(self.base_layer)[0] if device is None else device
+        for name, update in self.weight_update.items():
+            if name == adapter_name and not any(parameter.is_meta for parameter in update.parameters()):
+                update.to(place)
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
@@ -298,27 +306,14 @@ class AdapterTuner(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor], **kwargs: Any
     ) -> dict[str, Tensor]:
         state = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, **kwargs)
-        return _convert_each(model, adapter_name, state, "pack")
+        return pack_each(adapter_layers(model), PREFIX, adapter_name, state)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        return _convert_each(model, adapter_name, state, "unpack")
-
-
-def _convert_each(model: nn.Module, adapter_name: str, state: dict[str, Tensor], method: str) -> dict[str, Tensor]:
-    """Return `state` with the tensors of every weight update passed through its own ``pack`` or ``unpack``."""
-    result = dict(state)
-    for name, layer in adapter_layers(model):
-        if adapter_name in layer.weight_update:
-            prefix = f"{name}.{PREFIX}.{adapter_name}."
-            own = {key.removeprefix(prefix): result.pop(key) for key in state if key.startswith(prefix)}
-            if own:
-                own = getattr(layer.weight_update[adapter_name], method)(own)
-            result.update({prefix + key: tensor for key, tensor in own.items()})
-    return result
+        return unpack_each(adapter_layers(model), PREFIX, adapter_name, state)
 
 
 def adapter_layers(model: nn.Module) -> list[tuple[str, AdapterLayer]]:

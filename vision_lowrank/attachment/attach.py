@@ -14,7 +14,7 @@ from typing import Any
 
 import peft
 from peft import PeftConfig, PeftModel
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
 from ..adapters.base import MethodConfig, check_rank
@@ -234,7 +234,8 @@ def _check_lora_rank(base: Backbone, config: PeftConfig) -> None:
         linear = getattr(module, "base_layer", module)
         if isinstance(linear, nn.Linear) and is_targeted(name, config.target_modules):
             size = f"a linear of {linear.in_features} to {linear.out_features}"
-            check_rank(config.r, min(linear.in_features, linear.out_features), name, size)
+            r = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
+            check_rank(r, min(linear.in_features, linear.out_features), name, size)
 
 
 def _all_towers(base: Backbone, modules: Sequence[str], config: PeftConfig) -> tuple[str, ...]:

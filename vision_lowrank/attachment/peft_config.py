@@ -25,6 +25,7 @@ from .folder import CONFIG
 from .record import COPY
 
 LARGEST = 10**6  # no option of a method is a larger integer
+RANKS = ("r", "rank", "rank_pattern", "allocated_ranks", "init_r", "target_r")
 
 
 def write_config(config: PeftConfig, folder: Path) -> None:
@@ -69,7 +70,7 @@ def _check(values: Mapping[str, Any], method: type, path: Path, most: int) -> No
     for name, value in values.items():
         if name in types and not _is_a(value, types[name]):
             raise ArtefactError(f"'{path}' is damaged: {name} = {value!r:.60} is no {_text(types[name])}; {COPY}.")
-        limit = most if name in ("r", "rank", "rank_pattern", "init_r", "target_r") else LARGEST
+        limit = most if name in RANKS else LARGEST
         for number in _integers(value):
             if abs(number) > limit:
                 raise ArtefactError(
