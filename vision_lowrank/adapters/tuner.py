@@ -29,6 +29,7 @@ from ..errors import UserError
 from ..kernels.layers import dropout_of, forward_together, is_plain
 from ..kernels.linear import Branch, fused_linear
 from .base import Factors, MethodConfig, WeightUpdate, stack
+from .combine import add_weighted_adapter
 from .ownership import check_owned
 from .rows import forward_rows, is_narrow, rows_served
 from .state import pack_each, unpack_each
@@ -219,6 +220,7 @@ class AdapterTuner(BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = AdapterLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    add_weighted_adapter = add_weighted_adapter
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Inject as PEFT does, but the config sees all weights first; a refused layer leaves the model as it was."""
