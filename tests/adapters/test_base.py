@@ -6,11 +6,13 @@ import peft
 import pytest
 import torch
 from fixtures.models import moved
+from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vision_lowrank import BlockLoraConfig
 from vision_lowrank.adapters.base import AdapterConfig
+from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.tuner import METHODS, adapter_layers
 from vision_lowrank.errors import UserError
 from vision_lowrank.registry import registry
@@ -155,3 +157,29 @@ def test_loading_with_little_memory_gives_the_same(name, dtype, tmp_path):
     torch.testing.assert_close(dict(lean.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
     torch.testing.assert_close(lean(x), plain(x))  # tensors of a file lie elsewhere in memory, so rounding differs
     assert (lean(x) - Stack().to(dtype)(x)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["BLOCK_LORA", "SORA"])
+def test_what_peft_has_for_its_own_methods_alone_is_refused_in_one_line(name, tmp_path):
+    """Hot-swapping reads tensors by LoRA's names, and mixed models take a list of PEFT's own types."""
+    config = config_of(name, r=2)
+    model = peft.get_peft_model(Stack(), config)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^Hotswapping only supports LORA but {name} was passed.$"):
+        hotswap_adapter(model, str(tmp_path), "default")
+    with pytest.raises(ValueError, match=f"^The provided `peft_type` '{name}' is not compatible with") as error:
+        peft.get_peft_model(Stack(), config, mixed=True)
+    assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_lora_is_hot_swapped_and_mixed(tmp_path):
+    x = torch.randn(3, 12)
+    old, new = (moved(peft.get_peft_model(Stack(), LoraConfig(target_modules=TARGETS)), seed) for seed in (2, 3))
+    new.save_pretrained(tmp_path)
+    hotswap_adapter(old, str(tmp_path), "default")
+    assert torch.equal(old(x), new(x))
+    mixed = peft.get_peft_model(Stack(), LoraConfig(target_modules=["first"]), mixed=True)
+    mixed.add_adapter("other", peft.LoHaConfig(target_modules=["second"], init_weights=False))
+    mixed.set_adapter(["default", "other"])
+    assert not torch.equal(mixed.eval()(x), Stack()(x))
