@@ -1,6 +1,7 @@
 """Weighted sums of adapters, against Σ w_i ΔW_i in float64 for every method whose ΔW has factors."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import peft
@@ -9,6 +10,7 @@ import torch
 from fixtures.models import moved
 from torch import nn
 
+from vision_lowrank.adapters.lora import LoraConfig
 from vision_lowrank.adapters.tuner import METHODS, adapter_layers
 from vision_lowrank.errors import UserError
 from vision_lowrank.registry import registry
@@ -195,3 +197,21 @@ def test_names_of_layers_are_taken_literally():
     model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum", combination_type="cat")
     ranks = {name: len(layer.weight_update["sum"].A) for name, layer in adapter_layers(model.base_model.model)}
     assert ranks == {"fc": 4, "x.fc": 5}
+
+
+@pytest.mark.parametrize("scaling", ["rslora", "lora"])
+def test_the_sum_of_plain_loras_is_exact_whatever_their_scale(scaling):
+    """PEFT's own code makes it from our config, and knows of alpha / r alone."""
+    model = peft.get_peft_model(host(), LoraConfig(r=2, alpha=3, scaling=scaling, target_modules=["0"]))
+    model.add_adapter("other", LoraConfig(r=4, alpha=5, scaling=scaling, target_modules=["0"]))
+    model = moved(model.double())
+    model.set_adapter("other")
+    moved(model, seed=3)
+    layer = model.base_model.model[0]
+    wanted = sum(weight * layer.get_delta_weight(adapter) for adapter, weight in WEIGHTS.items())
+    model.add_weighted_adapter(list(WEIGHTS), list(WEIGHTS.values()), "sum", combination_type="cat")
+    torch.testing.assert_close(layer.get_delta_weight("sum"), wanted, rtol=1e-6, atol=1e-7)
+    saved = model.peft_config["sum"].to_dict()
+    assert (saved["r"], saved["lora_alpha"], saved["use_rslora"]) == (6, 6, False)
+    assert model.peft_config["default"].to_dict()["lora_alpha"] == 3
+    assert replace(LoraConfig(alpha=3.0), alpha=4.0).lora_alpha == 4

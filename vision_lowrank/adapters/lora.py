@@ -35,10 +35,20 @@ OWN = ("alpha", "dropout", "scaling")
 SAME = ("r", *OWN, "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save")
 
 
+class Derived(float):
+    """A value that follows from another option; one that PEFT has set instead is a plain number."""
+
+
 @register("adapter", "lora", summary="low-rank adaptation with CLIP-LoRA's scale", paper="arXiv 2405.18541")
 @dataclass
 class LoraConfig(peft.LoraConfig):
-    """Options of LoRA; `lora_alpha`, `lora_dropout` and `use_rslora` of PEFT follow from them."""
+    """Options of LoRA; `lora_alpha`, `lora_dropout` and `use_rslora` of PEFT follow from them.
+
+    Where PEFT's own code replaces `lora_alpha` of a config, as ``add_weighted_adapter`` does, it means lora_alpha / r.
+
+    Raises:
+        TypeError: `lora_alpha` is given.
+    """
 
     exposed: ClassVar[tuple[str, ...]] = ("r", *OWN, "rank_pattern", "alpha_pattern", "init_lora_weights")
 
@@ -48,13 +58,17 @@ class LoraConfig(peft.LoraConfig):
         default=0.0, metadata={"help": "dropout on the input of the adapter; the recipe has 0.25", "ge": 0, "lt": 1}
     )
     scaling: Literal["rslora", "lora"] = field(default="rslora", metadata={"help": SCALING_HELP})
-    lora_alpha: float = field(init=False, default=1.0)
+    lora_alpha: float | None = None
     lora_dropout: float = field(init=False, default=0.0)
     use_rslora: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
+        if self.lora_alpha is not None and not isinstance(self.lora_alpha, Derived):
+            if self.peft_type is None:  # a new config, no copy
+                raise TypeError("LoraConfig has no option 'lora_alpha': call it alpha.")
+            self.alpha, self.scaling = self.lora_alpha, "lora"
         check_common(self.r, self.dropout, self.scaling)
-        self.lora_alpha, self.lora_dropout = self.alpha, self.dropout
+        self.lora_alpha, self.lora_dropout = Derived(self.alpha), self.dropout
         self.use_rslora = self.scaling == "rslora"
         super().__post_init__()
 
@@ -65,7 +79,8 @@ class LoraConfig(peft.LoraConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return PEFT's own LoRA config, without the names of this package."""
-        return {name: value for name, value in super().to_dict().items() if name not in OWN}
+        own = super().to_dict() | {"lora_alpha": self.alpha}
+        return {name: value for name, value in own.items() if name not in OWN}
 
     def with_offset(self) -> OffsetLoraConfig:
         """Convert to the same LoRA for layers that can carry an offset.
