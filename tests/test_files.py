@@ -1,5 +1,6 @@
 """Folders that change as one: killed processes, full disks, and where temporary things lie."""
 
+import errno
 import json
 import os
 import shutil
@@ -107,6 +108,12 @@ def test_nothing_temporary_lies_inside_an_artefact(tmp_path, monkeypatch):
     assert not any(seen)
 
 
+def test_names_that_are_no_text_are_written_as_their_escapes(tmp_path):
+    name = b"\xe9.png".decode("utf-8", "surrogateescape")
+    write_text(tmp_path / "found.json", json.dumps([name, "é"], ensure_ascii=False))
+    assert json.loads((tmp_path / "found.json").read_bytes()) == [name, "é"]
+
+
 # --- a full disk -----------------------------------------------------------------------------------------------------
 
 
@@ -200,3 +207,14 @@ def test_data_that_is_not_where_it_was_is_named_with_its_setting(tmp_path, capsy
     path = json.loads((SHIPPED / "artefact.json").read_text())["record"]["config"]["data"]["path"]
     assert f"'{path}' does not exist." in error
     assert "give data.path=… for where it is now" in error
+
+
+def test_a_write_that_fails_names_its_file(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="File too large") as failed:
+        write_text(tmp_path / "x.json", "text")
+    assert failed.value.filename == str(tmp_path / "x.json")
+    assert not list(tmp_path.iterdir())

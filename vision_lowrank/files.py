@@ -26,17 +26,22 @@ MARKS = ("artefact.json", "vision_lowrank.json")  # of folders that are one thin
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to a temporary name, force it to disk, and rename it to `path`."""
+    """Write UTF-8 text to a temporary name, force it to disk, and rename it to `path`.
+
+    Bytes of file names that are no UTF-8, or that a locale without it could not read, are written as their escapes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _workplace(path) / f".{path.name}.{os.getpid()}"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write that fails does not know where
         raise
 
 

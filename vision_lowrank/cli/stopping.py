@@ -75,7 +75,9 @@ def system_refusal(error: Exception) -> str | None:
     full = "make room and give the same command again; what was saved before is whole"
     if isinstance(error, OSError) and error.strerror:
         name = next((f"'{each}'" for each in (error.filename2, error.filename) if each), "the output")
-        remedy = full if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the place and its permissions"
+        remedy = (
+            full if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the place and its permissions"
+        )
         return f"{name}: {error.strerror}: {remedy}."
     if type(error).__name__ == "SafetensorError" and "No space left" in str(error):
         return f"a file of tensors cannot be written: No space left on device: {full}."
