@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+WRAPPED = "_fsdp_wrapped_module."  # in names of modules, and not in those of tensors
 Layers = Iterable[tuple[str, Any]]
 
 
@@ -43,7 +44,7 @@ def _each(layers: Layers, prefix: str, adapter_name: str, state: dict[str, Tenso
     for name, layer in layers:
         updates: nn.ModuleDict = getattr(layer, prefix)
         if adapter_name in updates:
-            place = f"{name}.{prefix}.{adapter_name}."
+            place = f"{name.replace(WRAPPED, '')}.{prefix}.{adapter_name}."
             own = {key.removeprefix(place): state.pop(key) for key in list(state) if key.startswith(place)}
             if own:
                 yield place, updates[adapter_name], own
