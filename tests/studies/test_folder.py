@@ -119,8 +119,8 @@ def test_a_lock_goes_with_its_process(tmp_path):
     code = (
         "import os, sys, time\nfrom pathlib import Path\nfrom vision_lowrank.lock import locked\n"
         "with locked(Path(sys.argv[1])):\n"
-        "    if os.fork() == 0:\n        print('child', flush=True)\n        time.sleep(60)\n        os._exit(0)\n"
-        "    print('locked', flush=True)\n    time.sleep(60)\n"
+        "    if os.fork() == 0:\n        os.write(1, b'child\\n')\n        time.sleep(60)\n        os._exit(0)\n"
+        "    os.write(1, b'locked\\n')\n    time.sleep(60)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
