@@ -78,10 +78,10 @@ def judge(found: Mapping[str, tuple[str, str]], expected: list[dict[str, str]]) 
         if outcome == "failed":
             rows = (i for i, row in enumerate(expected) if re.search(row["test"], test) and row["says"] in message)
             number = next(rows, None)
-            kind = "expected" if number is not None else "unexpected"
             if number is None:
-                unexpected[test] = message
+                kind, unexpected[test] = "unexpected", message
             else:
+                kind = "expected"
                 met[number] += 1
         counts[named[0]][kind] += 1
     exceptions = [row | {"count": met[number]} for number, row in enumerate(expected)]

@@ -391,12 +391,17 @@ def test_disabled_is_the_base_bit_for_bit(method, host):
         assert torch.equal(output(model, host), base) == ROWS[method].keeps_base
 
 
+def loaded(folder, host, **options):
+    """The adapter in a folder on a base of its own, as PEFT loads it."""
+    return peft.PeftModel.from_pretrained(base_of(host), folder, **options).eval()
+
+
 @everywhere
 @every_method
 def test_save_and_reload_give_the_same_output(method, host, tmp_path):
     model = trained(attached(method, host))
     model.save_pretrained(tmp_path)
-    again = peft.PeftModel.from_pretrained(base_of(host), tmp_path).eval()
+    again = loaded(tmp_path, host)
     tolerance = ROWS[method].reload
     torch.testing.assert_close(output(again, host), output(model, host), rtol=tolerance, atol=tolerance)
 
@@ -406,8 +411,7 @@ def test_save_and_reload_give_the_same_output(method, host, tmp_path):
 def test_loading_into_empty_tensors_gives_the_same_output(method, host, tmp_path):
     model = trained(attached(method, host))
     model.save_pretrained(tmp_path)
-    plain = peft.PeftModel.from_pretrained(base_of(host), tmp_path).eval()
-    lean = peft.PeftModel.from_pretrained(base_of(host), tmp_path, low_cpu_mem_usage=True).eval()
+    plain, lean = loaded(tmp_path, host), loaded(tmp_path, host, low_cpu_mem_usage=True)
     assert not any(tensor.is_meta for tensor in (*lean.parameters(), *lean.buffers()))
     torch.testing.assert_close(dict(lean.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
     expected = output(model, host)
@@ -442,7 +446,7 @@ def test_export_to_plain_lora_is_exact(method, host, tmp_path):
     model = trained(attached(method, host))
     report = export_lora(model, tmp_path / "lora")
     assert report.exact
-    plain = peft.PeftModel.from_pretrained(base_of(host), tmp_path / "lora").eval()
+    plain = loaded(tmp_path / "lora", host)
     assert plain.peft_config["default"].peft_type == "LORA"
     torch.testing.assert_close(output(plain, host), output(model, host), rtol=1e-5, atol=1e-5)
 

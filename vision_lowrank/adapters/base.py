@@ -21,7 +21,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from peft import PeftConfig
@@ -34,6 +34,8 @@ from ..trained import TrainedPart
 
 SCALINGS = ("rslora", "lora")
 SCALING_HELP = "`rslora`: alpha / sqrt(r); `lora`: alpha / r"
+
+Number = TypeVar("Number", int, float)
 
 
 def scale_of(alpha: float, r: int, scaling: str) -> float:
@@ -63,6 +65,11 @@ def check_rank(r: int, largest: int, name: str, why: str) -> None:
     """
     if r > largest:
         raise UserError(f"r = {r} is too large for '{name}', {why}: the largest r allowed there is {largest}.")
+
+
+def of_pattern(pattern: Mapping[str, Number], name: str, default: Number) -> Number:
+    """Return what a pattern of PEFT's, such as a ``rank_pattern``, gives the layer called `name`, else `default`."""
+    return pattern.get(get_pattern_key(list(pattern), name), default)
 
 
 class MethodName(str):
@@ -167,8 +174,8 @@ class AdapterConfig(MethodConfig):
 
     def for_layer(self, name: str) -> AdapterConfig:
         """Return the config with the rank and alpha that the patterns give the layer called `name`."""
-        r = self.rank_pattern.get(get_pattern_key(list(self.rank_pattern), name), self.r)
-        alpha = self.alpha_pattern.get(get_pattern_key(list(self.alpha_pattern), name), self.alpha)
+        r = of_pattern(self.rank_pattern, name, self.r)
+        alpha = of_pattern(self.alpha_pattern, name, self.alpha)
         if (r, alpha) == (self.r, self.alpha):
             return self
         own = copy.copy(self)

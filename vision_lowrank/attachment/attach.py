@@ -14,10 +14,10 @@ from typing import Any
 
 import peft
 from peft import PeftConfig, PeftModel
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from ..adapters.base import MethodConfig, check_rank
+from ..adapters.base import MethodConfig, check_rank, of_pattern
 from ..adapters.lora import LoraConfig
 from ..adapters.peft_method import changes_base
 from ..adapters.tuner import PREFIX, tuner_layers
@@ -181,7 +181,8 @@ def all_or_nothing(backbone: Backbone | PeftModel, config: PeftConfig, adapter_n
     except BaseException:
         if before is None:
             _take_off(backbone)
-            backbone.load_state_dict(weights, strict=bool(weights))
+            if alters:
+                backbone.load_state_dict(weights)
         else:
             if adapter_name in backbone.peft_config:
                 backbone.delete_adapter(adapter_name)
@@ -234,7 +235,7 @@ def _check_lora_rank(base: Backbone, config: PeftConfig) -> None:
         linear = getattr(module, "base_layer", module)
         if isinstance(linear, nn.Linear) and is_targeted(name, config.target_modules):
             size = f"a linear of {linear.in_features} to {linear.out_features}"
-            r = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)
+            r = of_pattern(config.rank_pattern, name, config.r)
             check_rank(r, min(linear.in_features, linear.out_features), name, size)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk
 # What the system, torch and its allocators say where memory is short.
 NO_MEMORY = ("not enough memory", "allocate memory", "out of memory", "bad_alloc", "failed to map segment")
 
@@ -75,9 +76,7 @@ def system_refusal(error: Exception) -> str | None:
     full = "make room and give the same command again; what was saved before is whole"
     if isinstance(error, OSError) and error.strerror:
         name = next((f"'{each}'" for each in (error.filename2, error.filename) if each), "the output")
-        remedy = (
-            full if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "check the place and its permissions"
-        )
+        remedy = full if error.errno in NO_ROOM else "check the place and its permissions"
         return f"{name}: {error.strerror}: {remedy}."
     if type(error).__name__ == "SafetensorError" and "No space left" in str(error):
         return f"a file of tensors cannot be written: No space left on device: {full}."

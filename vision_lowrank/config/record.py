@@ -42,14 +42,8 @@ def git_revision() -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    looking = [
-        "git",
-        "--no-optional-locks",
-        "-C",
-        str(folder),
-        *arguments,
-    ]  # a look that is killed leaves no lock behind
-    done = subprocess.run(looking, capture_output=True, encoding="utf-8", check=True)
+    looking = ["git", "--no-optional-locks", "-C", str(folder)]  # a look that is killed leaves no lock behind
+    done = subprocess.run([*looking, *arguments], capture_output=True, encoding="utf-8", check=True)
     return done.stdout.strip()
 
 

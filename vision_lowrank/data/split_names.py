@@ -14,7 +14,6 @@ _NAMES = {
     "test": ("test", "testing"),
 }
 _WORDS = "(set|data|images|imgs|pictures|split)"
-_BESIDE = (f"{_WORDS}$", f"^{_WORDS}")
 _MEANING = {name: split for split, names in _NAMES.items() for name in names}
 
 
@@ -27,8 +26,8 @@ def split_of(name: str) -> str | None:
     ('train', 'val', None)
     """
     plain = re.sub(r"[^a-z]", "", name.casefold())
-    meant = (_MEANING.get(re.sub(beside, "", plain)) for beside in ("^$", *_BESIDE))
-    return next(filter(None, meant), None)
+    readings = (plain, re.sub(f"{_WORDS}$", "", plain), re.sub(f"^{_WORDS}", "", plain))
+    return next((_MEANING[reading] for reading in readings if reading in _MEANING), None)
 
 
 def splits_among(names: list[str], where: str) -> dict[str, str]:
