@@ -1,0 +1,85 @@
+"""What a clip is: frames in order, and the box of one object, the *target*, in each of them.
+
+A box is left, top, width, height in pixels as edges, ``(0, 0, W, H)`` is the whole frame: what the field's text files
+hold, and ``Boxes.from_xywh`` reads. Readers of data sets and makers of clips fulfil this contract.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ...errors import DataError
+from ..boxes import Size
+
+
+class Clip:
+    """Frames with one target; a subclass has the attributes, a length, and :meth:`frame`.
+
+    Attributes:
+        name: stable and unique in its set, such as ``airplane-1``.
+        boxes: (L, 4) float64, left, top, width, height of the target in pixels; a row of NaN where none is known.
+        visible: (L,) bool, whether the target can be seen.
+        attributes: what makes it hard, such as ``("occlusion", "distractor")``.
+        size: (width, height) of every frame in pixels.
+    """
+
+    name: str
+    boxes: np.ndarray
+    visible: np.ndarray
+    attributes: tuple[str, ...]
+    size: Size
+
+    def __len__(self) -> int:
+        """Count the frames, L."""
+        raise NotImplementedError
+
+    def frame(self, index: int) -> np.ndarray:
+        """Read frame `index`, 0 <= index < L, as (H, W, 3) uint8 RGB.
+
+        Raises:
+            DataError: it is missing, damaged or of another size.
+            IndexError: there is no such frame.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Clips with different names.
+
+    Attributes:
+        name: a short name used in tables, such as ``lasot`` or ``test``.
+        clips: the clips.
+    """
+
+    name: str
+    clips: Sequence[Clip] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        names = [clip.name for clip in self.clips]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"clip '{twice}' is twice in '{self.name}': give every clip a name of its own.")
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:
+        return self.clips[index]
+
+    def subset(self, indices: Sequence[int]) -> ClipSet:
+        """Return the clips at `indices`, in that order."""
+        return replace(self, clips=tuple(self.clips[index] for index in indices))
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 over sorted names and lengths: the identity of the set.
+
+        Boxes are no part of it, as those of a benchmark's test set may be unknown.
+        """
+        lines = sorted(f"{clip.name}\t{len(clip)}" for clip in self.clips)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
