@@ -70,6 +70,11 @@ def photographs() -> ImageSet:
     return ImageSet("photos", tuple(FILES[file] for file in files), tuple(range(len(files))), files, _read)
 
 
+def photograph_files() -> dict[str, Path]:
+    """Map the names of the photographs that the installed scikit-image ships to their files."""
+    return {file: _folder() / file for file in _shipped()}
+
+
 def _tiles(name: str, columns: Sequence[int]) -> ImageSet:
     files = _shipped()
     tiles = [f"r{row}c{column}" for row in range(ROWS) for column in columns]

@@ -54,10 +54,12 @@ class ClipSet:
     Attributes:
         name: a short name used in tables, such as ``lasot`` or ``test``.
         clips: the clips.
+        made_of: what the clips' content rests on beside their names, such as the options they are made by.
     """
 
     name: str
     clips: Sequence[Clip] = field(repr=False)
+    made_of: str = ""
 
     def __post_init__(self) -> None:
         names = [clip.name for clip in self.clips]
@@ -77,9 +79,24 @@ class ClipSet:
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 over sorted names and lengths: the identity of the set.
+        """First 16 hex digits of the SHA-256 over sorted names and lengths, and `made_of`: the identity of the set.
 
         Boxes are no part of it, as those of a benchmark's test set may be unknown.
         """
         lines = sorted(f"{clip.name}\t{len(clip)}" for clip in self.clips)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join([*lines, *filter(None, [self.made_of])]).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ClipSplits:
+    """What a data set of clips gives to a task.
+
+    Attributes:
+        train: clips that pairs of frames are drawn from; empty where a data set is for testing only.
+        val: clips for selection; empty where there are none.
+        tests: named test sets.
+    """
+
+    train: ClipSet
+    val: ClipSet
+    tests: dict[str, ClipSet]
