@@ -178,13 +178,13 @@ class Casting:
 
     def _cut_out(self, photograph: int) -> CutOutLook:
         outline = random_outline(self.rng)
-        return CutOutLook(photograph, outline, float(self.rng.uniform(0.2, 0.5)), self.rng.random((3, 2)))
+        return CutOutLook(photograph, outline, float(self.rng.uniform(0.2, 0.5)), self.rng.random((4, 2)))
 
     def _bar(self) -> CutOutLook:
         """Draw a tall rectangle."""
         half = np.array([0.5, 0.5 * self.rng.uniform(3, 7)])
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half / np.sqrt(4 * half.prod())
-        return CutOutLook(self.donors[1], corners, float(self.rng.uniform(0.2, 0.35)), self.rng.random((3, 2)))
+        return CutOutLook(self.donors[1], corners, float(self.rng.uniform(0.2, 0.35)), self.rng.random((4, 2)))
 
     def _style(self) -> str:
         return self.settings.styles[int(self.rng.integers(len(self.settings.styles)))]

@@ -199,7 +199,7 @@ class View:
         if not solid.any():
             return np.full(4, np.nan)
         left, top, right, bottom = _tight(solid)
-        return np.array([left + there[1].start, top + there[0].start, right - left, bottom - top])
+        return np.array([left + there[1].start, top + there[0].start, right - left, bottom - top], dtype=np.float64)
 
     @cached_property
     def target_seen(self) -> float:
