@@ -25,7 +25,7 @@ class SceneSettings:
 
     Attributes:
         size: (width, height) of the frames in pixels.
-        frames: of a scene.
+        frames: of a scene, 2 or more.
         styles: of emoji.
         objects: kinds of target, ``emoji`` and ``photograph``.
         target_sizes: range of the target's mean size, the square root of width times height, in pixels.

@@ -132,7 +132,7 @@ class Poses:
         drawn = curves(rng, 2 * np.pi / rng.uniform(40, 120, 4), frames)
         wide, turns, spins, bends = rng.random(4) < (0.5, 0.5, 0.15, 0.5)
         roll = rng.normal(0, 0.15) + rng.uniform(0, 0.9) * wide * drawn[1]
-        roll = roll + spins * rng.choice([-1, 1]) * rng.uniform(0.02, 0.1) * np.arange(frames) + camera.roll
+        roll = roll + spins * (2 * rng.integers(2) - 1) * rng.uniform(0.02, 0.1) * np.arange(frames) + camera.roll
         tilt = rng.uniform(0.2, 1, 2) * ([1.0, 0.6] if turns else [0.2, 0.2])
         waves = np.stack([rng.uniform(3, 8, 2), rng.uniform(-0.25, 0.25, 2), rng.uniform(0, 2 * np.pi, 2)], axis=1)
         return cls(

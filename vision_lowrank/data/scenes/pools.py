@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
@@ -39,8 +39,8 @@ class Pool:
         emoji: rows of the emoji table.
     """
 
-    photographs: tuple[tuple[str, Path], ...]
-    emoji: tuple[Emoji, ...]
+    photographs: tuple[tuple[str, Path], ...] = field(repr=False)
+    emoji: tuple[Emoji, ...] = field(repr=False)
 
     @cached_property
     def by_subgroup(self) -> dict[str, list[Emoji]]:

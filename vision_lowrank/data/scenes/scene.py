@@ -86,7 +86,8 @@ class Scene:
         """What makes the target hard to follow, by how the scene was drawn."""
         roles, (target, *_) = [actor.role for actor in self.actors], self.actors
         middle, size = target.places, target.poses.size
-        speed = np.hypot(*np.diff(middle, axis=0).T) / size[1:] if len(self) > 1 else np.zeros(1)
+        speed = np.hypot(*np.diff(middle, axis=0).T) / size[1:]
+        drift = np.hypot(*np.diff(self.camera.pan + self.camera.shake, axis=0).T)
         holds = {
             "occlusion": "occluder" in roles,
             "distractor": "twin" in roles or "distractor" in roles,
@@ -97,9 +98,7 @@ class Scene:
             "rotation": bool(np.ptp(target.poses.angles[:, 0]) > 0.8),
             "out-of-plane rotation": bool(np.ptp(target.poses.angles[:, 1:], axis=0).max() > 0.8),
             "deformation": bool(target.poses.bend.any()),
-            "camera motion": bool(np.hypot(*np.diff(self.camera.pan + self.camera.shake, axis=0).T).mean() > 1)
-            if len(self) > 1
-            else False,
+            "camera motion": bool(drift.mean() > 1),
             "illumination variation": bool(np.ptp(np.log(self._light), axis=0).max() > 0.35),
             "low resolution": bool(size.min() < 20),
         }
