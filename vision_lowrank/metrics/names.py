@@ -8,7 +8,7 @@ from __future__ import annotations
 
 SHARES = {
     "accuracy", "top5", "auc", "ap", "ap50", "f1", "iou", "recall", "precision", "rate", "ece", "localisation", "area",
-    "exact", "hamming", "map",
+    "exact", "hamming", "map", "op50", "op75", "ao", "sr50", "sr75",
 }  # fmt: skip
 LESS_IS_BETTER = {"loss", "ece", "brier", "rate", "localisation", "area", "forgetting", "drop"}
 SESSIONS = ("session/", "incremental/")  # class-incremental learning: all of it shares
