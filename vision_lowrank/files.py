@@ -26,15 +26,20 @@ MARKS = ("artefact.json", "vision_lowrank.json")  # of folders that are one thin
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to a temporary name, force it to disk, and rename it to `path`.
+    """Write UTF-8 text as :func:`write_bytes` does.
 
     Bytes of file names that are no UTF-8, or that a locale without it could not read, are written as their escapes.
     """
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write to a temporary name, force it to disk, and rename it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _workplace(path) / f".{path.name}.{os.getpid()}"
     try:
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
