@@ -37,6 +37,14 @@ class Clip:
         """Count the frames, L."""
         raise NotImplementedError
 
+    def box(self, index: int) -> np.ndarray:
+        """Return the target's box in frame `index`, a row (4,) of `boxes`."""
+        return self.boxes[index]
+
+    def sees(self, index: int) -> bool:
+        """Tell whether the target can be seen in frame `index`."""
+        return bool(self.visible[index])
+
     def frame(self, index: int) -> np.ndarray:
         """Read frame `index`, 0 <= index < L, as (H, W, 3) uint8 RGB.
 

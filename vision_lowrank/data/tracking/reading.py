@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import overload
@@ -145,6 +145,13 @@ class FileClips(ClipSet):
     origin: int = 0
     notes: tuple[str, ...] = ()
     groups: Sequence[Sequence[int]] = field(default=(), repr=False)
+
+    def subset(self, indices: Sequence[int]) -> FileClips:
+        """Return the clips at `indices`, in that order, still grouped."""
+        place = {old: new for new, old in enumerate(indices)}
+        kept = ([place[old] for old in group if old in place] for group in self.groups)
+        chosen = tuple(self.clips[index] for index in indices)
+        return replace(self, clips=chosen, published=None, groups=tuple(group for group in kept if group))
 
 
 def as_splits(clips: FileClips, train: bool = False) -> ClipSplits:
