@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vision_lowrank"
 WORD = re.compile(r"accurac|few_?-?shot|zero_?-?shot|manipulation|incremental", re.IGNORECASE)
 # Commands that are of one task by what they do; all others serve every task.
-OF_A_TASK = {"add_classes", "data", "incremental", "make_edits", "manipulation_data", "new", "scan"}
+OF_A_TASK = {"add_classes", "clip_data", "data", "incremental", "make_edits", "manipulation_data", "new", "scan"}
 # File -> what may stand in it all the same, and why.
 ALLOWED = {
     "cli/main.py": {"incremental", "manipulation_data"},  # doors to commands that are of one task

@@ -1,4 +1,7 @@
-"""``vision-lowrank data check``: which of the few-shot papers' data sets are complete, and what the others lack."""
+"""``vision-lowrank data check``: which of the few-shot papers' data sets are complete, and what the others lack.
+
+Names of registered data sets that give clips are checked by :mod:`.clip_data`.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,21 @@ from rich.table import Table
 from ..data.coop_check import Report, check_set
 from ..data.coop_download import fetch
 from ..data.coop_sets import COOP_SETS, coop_set
-from ..errors import DataError
+from ..data.tracking.check import clip_data_sets
+from ..errors import DataError, near_miss
 from ..files import write_text
+from .clip_data import clips_check_command
 from .tables import print_table
 
 
 def data_check_command(root: Path, names: list[str], json_path: Path | None, download: bool) -> bool:
-    """Check the named data sets, or all, and print a table and what is missing.
+    """Check the named data sets, or all of CoOp's, and print a table and what is missing.
 
     Returns:
         Whether all of them are complete.
     """
+    if _are_of_clips([name for name in names if "=" not in name]):
+        return clips_check_command(root, names, json_path)
     if not root.is_dir() and not download:
         raise DataError(f"folder '{root}' does not exist: give the folder that holds the data sets' folders.")
     specs = [coop_set(name) for name in names or COOP_SETS]
@@ -49,6 +56,25 @@ def data_check_command(root: Path, names: list[str], json_path: Path | None, dow
         rows = [asdict(report) | {"complete": not report.problems} for report in reports]
         write_text(json_path, json.dumps(rows, indent=1) + "\n")
     return not any(report.problems for report in reports)
+
+
+def _are_of_clips(names: list[str]) -> bool:
+    """Tell whether the named data sets give clips.
+
+    Raises:
+        DataError: one is unknown, or only some do.
+    """
+    of_clips = clip_data_sets()
+    known = [*COOP_SETS, *of_clips]
+    for name in names:
+        if name not in known:
+            raise DataError(
+                f"unknown data set '{name}'.{near_miss(name, known)} Known: {', '.join(COOP_SETS)}; sets of clips: "
+                f"{', '.join(of_clips)}."
+            )
+    if 0 < sum(name in of_clips for name in names) < len(names):
+        raise DataError("sets of clips and other data sets are checked one after the other: name one kind.")
+    return bool(names) and names[0] in of_clips
 
 
 def _bar(name: str, keys: Sequence[str]) -> Iterable[str]:

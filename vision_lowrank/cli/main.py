@@ -294,15 +294,21 @@ def list_parts(kind: Annotated[Optional[str], typer.Argument(help=", ".join([*PA
 
 @data.command("check")
 def check_data(
-    root: Annotated[Path, typer.Argument(help="folder that holds the data sets' folders, CoOp's $DATA")],
+    root: Annotated[
+        Path, typer.Argument(help="folder that holds the data sets' folders, CoOp's $DATA; one's own root")
+    ],
     names: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(help="such as dtd eurosat imagenet; all if not given", show_default=False),
+        typer.Argument(
+            help="such as dtd eurosat imagenet, all of CoOp's if not given; or one that gives clips and options of it, "
+            "lasot split=train",
+            show_default=False,
+        ),
     ] = None,
     json: Annotated[Optional[Path], output(help="also write what was found to this file")] = None,  # noqa: UP045
     download: Annotated[bool, typer.Option("--download", help="let torchvision download what it can first")] = False,
 ) -> None:
-    """Say which of the few-shot data sets are complete, and what is missing; exit code 2 unless all are."""
+    """Say which few-shot data sets, or sets of clips, are complete, and what is missing; exit code 2 unless all are."""
     from .data import data_check_command
 
     if not data_check_command(root, names or [], json, download):
