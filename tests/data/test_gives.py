@@ -7,7 +7,7 @@ from vision_lowrank.data.gives import read_data
 from vision_lowrank.errors import UserError
 from vision_lowrank.registry import Registry
 
-WORDS = {"classes", "captions", "edits", "clips", "boxes", "masks"}
+WORDS = {"classes", "captions", "edits", "clips", "boxes", "masks", "regions"}
 
 
 @pytest.mark.parametrize("part", vl.methods("data"), ids=lambda part: part.name)

@@ -94,8 +94,8 @@ def test_a_trained_head_without_adapter_is_exported_too(head, tmp_path):
 def test_a_graph_that_computes_something_else_is_refused_and_not_left_behind(tmp_path, monkeypatch):
     """The weights change after the graph is traced, as if the exporter had got them wrong."""
 
-    def trace_and_change(plain, path, opset):
-        trace(plain, path, opset)
+    def trace_and_change(plain, *where):
+        trace(plain, *where)
         plain.head.linear.weight.data.mul_(1.5)
 
     trace = own._trace

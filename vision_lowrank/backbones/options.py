@@ -19,6 +19,9 @@ class TimmOptions(Section):
     """Options of ``timm:…``."""
 
     pooler: bool = Field(False, description="ViTs: end with the tanh pooler of Hugging Face's ViT files")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="plain ViTs: share of samples that skip a residual branch in training, all blocks"
+    )
 
 
 class MultimodalOptions(Section):

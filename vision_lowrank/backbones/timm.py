@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import DropPath
 from timm.models import get_arch_pretrained_cfgs, split_model_name_tag
 from torch import Tensor, nn
 
@@ -62,6 +63,7 @@ def load_timm(
     weights: str,
     pooler: bool = False,
     image_size: int | None = None,
+    drop_path: float = 0.0,
     **options: Any,
 ) -> TimmBackbone:
     """Build the model `arch` of ``timm.list_models()``.
@@ -74,6 +76,8 @@ def load_timm(
         pooler: end with the tanh layer over the class token that Hugging Face's ``ViTModel`` calls ``pooler_output``,
             see :mod:`.vit_pooler`; its weights come from `weights`, a file.
         image_size: side of the input in pixels, timm's ``img_size``, to which position embeddings are resampled.
+        drop_path: plain ViTs: stochastic depth (arXiv 1603.09382), the same in all blocks, unlike timm's
+            ``drop_path_rate``, which rises from block to block.
         options: further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
     Raises:
@@ -106,6 +110,8 @@ def load_timm(
     check_image_size(image_size, max(getattr(getattr(model, "patch_embed", None), "patch_size", (1,))), name)
     if pooler:
         add_pooler(model, arch)
+    if drop_path:
+        _drop_paths(model, arch, drop_path)
     if file:
         state = read_weights(file)
         with reading(file):
@@ -118,7 +124,10 @@ def load_timm(
         towers=timm_tower(model, "vision", "model"),
         preprocess=_preprocess(model),
         embed_dim=getattr(model, "head_hidden_size", model.num_features),
-        options=options | ({"pooler": True} if pooler else {}) | ({"image_size": image_size} if size else {}),
+        options=options
+        | ({"pooler": True} if pooler else {})
+        | ({"image_size": image_size} if size else {})
+        | ({"drop_path": drop_path} if drop_path else {}),
     )
 
 
@@ -164,6 +173,14 @@ def _modules(block: nn.Module) -> dict[str, str]:
         if isinstance(getattr(getattr(block, "mlp", None), name, None), nn.Linear):
             modules[name] = f"mlp.{name}"
     return modules
+
+
+def _drop_paths(model: nn.Module, arch: str, share: float) -> None:
+    """Let every residual branch be left out for a `share` of the samples in training."""
+    if not is_plain_vit(model):
+        raise UserError(f"timm '{arch}' is no plain vision transformer: leave backbone.options.drop_path out.")
+    for block in model.blocks:
+        block.drop_path1, block.drop_path2 = DropPath(share), DropPath(share)
 
 
 def _check_tag(base: str, tag: str) -> None:

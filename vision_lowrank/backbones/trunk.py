@@ -57,6 +57,10 @@ class Trunk:
         patches = self.norm(tokens)[:, first : first + grid[0] * grid[1]]
         return patches.transpose(1, 2).unflatten(2, grid)
 
+    def grid_of(self, pixels: Tensor) -> tuple[int, int]:
+        """Return rows and columns of the patches of pixels (B, 3, H, W)."""
+        return pixels.shape[-2] // self.patch[0], pixels.shape[-1] // self.patch[1]
+
     def embed(self, pixels: Tensor) -> Tensor:
         """Compute what the first block receives: (B, 3, H, W), multiples of the patch -> (B, g + h w, d)."""
         raise NotImplementedError
@@ -65,6 +69,20 @@ class Trunk:
         """Return position embeddings of a grid (h, w): (1, h w, d), or (1, g + h w, d) where prefix tokens have some;
         None where there are none at all.
         """
+        raise NotImplementedError
+
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Compute patches alone, no prefix tokens and no positions: (B, 3, H, W), multiples of the patch, ->
+        (B, h w, d).
+        """
+        raise NotImplementedError
+
+    def patch_positions(self) -> Tensor | None:
+        """Return the patches' own position embeddings (1, gh gw, d), for the grid of :attr:`layout`; None without."""
+        raise NotImplementedError
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Apply what lies between positions and the first block, dropout or a norm: (B, N, d) -> (B, N, d)."""
         raise NotImplementedError
 
 
@@ -81,9 +99,8 @@ class TimmTrunk(Trunk):
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed pixels, see :meth:`Trunk.embed`."""
         model = self._model
-        patches = model.patch_embed.proj(pixels)
-        positions = self.positions(tuple(patches.shape[-2:]))
-        tokens = model.patch_embed.norm(patches.flatten(2).transpose(1, 2))
+        positions = self.positions(self.grid_of(pixels))
+        tokens = self.patch_tokens(pixels)
         prefix = [getattr(model, name, None) for name in ("cls_token", "dist_token", "reg_token")]
         before = [token.expand(len(tokens), -1, -1) for token in prefix if token is not None]
         if positions is not None and model.no_embed_class:
@@ -91,7 +108,22 @@ class TimmTrunk(Trunk):
         tokens = torch.cat([*before, tokens], dim=1) if before else tokens
         if positions is not None and not model.no_embed_class:
             tokens = tokens + positions
-        return model.norm_pre(model.pos_drop(tokens))
+        return self.enter(tokens)
+
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Compute patches alone, see :meth:`Trunk.patch_tokens`."""
+        embedding = self._model.patch_embed
+        return embedding.norm(embedding.proj(pixels).flatten(2).transpose(1, 2))
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Apply what comes before the blocks, see :meth:`Trunk.enter`."""
+        return self._model.norm_pre(self._model.pos_drop(tokens))
+
+    def patch_positions(self) -> Tensor | None:
+        """Return the patches' positions, see :meth:`Trunk.patch_positions`."""
+        model = self._model
+        own = 0 if model.no_embed_class else self.layout.prefix
+        return None if model.pos_embed is None else model.pos_embed[:, own:]
 
     def positions(self, grid: tuple[int, int]) -> Tensor | None:
         """Return position embeddings, see :meth:`Trunk.positions`."""
@@ -115,12 +147,22 @@ class OpenClipTrunk(Trunk):
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed pixels, see :meth:`Trunk.embed`."""
-        visual = self._visual
-        patches = visual.conv1(pixels)
-        tokens = patches.flatten(2).transpose(1, 2)
-        first = visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
-        positions = self.positions(tuple(patches.shape[-2:])).to(tokens.dtype)
-        return visual.ln_pre(torch.cat([first, tokens], dim=1) + positions)
+        tokens = self.patch_tokens(pixels)
+        first = self._visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        positions = self.positions(self.grid_of(pixels)).to(tokens.dtype)
+        return self.enter(torch.cat([first, tokens], dim=1) + positions)
+
+    def patch_tokens(self, pixels: Tensor) -> Tensor:
+        """Compute patches alone, see :meth:`Trunk.patch_tokens`."""
+        return self._visual.conv1(pixels).flatten(2).transpose(1, 2)
+
+    def enter(self, tokens: Tensor) -> Tensor:
+        """Apply what comes before the blocks, see :meth:`Trunk.enter`."""
+        return self._visual.ln_pre(tokens)
+
+    def patch_positions(self) -> Tensor:
+        """Return the patches' positions, see :meth:`Trunk.patch_positions`."""
+        return self._visual.positional_embedding[None, 1:]
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Return position embeddings, see :meth:`Trunk.positions`."""

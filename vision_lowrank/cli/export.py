@@ -49,7 +49,7 @@ def export_command(
         reason = f", as {model.export_limits[format]}" if format in model.export_limits else ""
         raise UserError(
             f"{artefact}: a model for {model.task} cannot be written as {format}{reason}: "
-            f"use --format {', '.join(model.exports[:-1])} or {model.exports[-1]}."
+            f"use --format {' or '.join(filter(None, [', '.join(model.exports[:-1]), model.exports[-1]]))}."
         )
     if format == "onnx":
         print(export_onnx(model, out))

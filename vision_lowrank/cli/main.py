@@ -21,6 +21,7 @@ from .door import exit_code, expanded, output, target_path
 from .output import flush_output, lasting_output, open_standard_streams
 from .stopping import Commands, terminable
 from .study_commands import compare, incremental
+from .video_commands import results, track
 
 app = typer.Typer(
     cls=Commands,
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 data = typer.Typer(help="Data sets on disk.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data, name="data")
+app.add_typer(results, name="results")
 
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer evaluates this on Python 3.10 too
@@ -172,6 +174,7 @@ def export(
 
 app.command()(compare)
 app.command()(incremental)
+app.command()(track)
 
 
 class _ScanCommand(TyperCommand):

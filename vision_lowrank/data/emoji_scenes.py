@@ -146,7 +146,7 @@ def emoji_scenes(config: EmojiScenesConfig) -> SceneSplits:
         )
         for split in SPLITS
     }
-    return SceneSplits(sets["train"], sets["val"], {"emoji_scenes": sets["test"]}, class_names())
+    return SceneSplits(sets["train"], sets["val"], {"emoji_scenes": sets["test"]}, classes=class_names())
 
 
 def _identity(pool: Pool, config: EmojiScenesConfig) -> str:

@@ -4,6 +4,7 @@
 classes    labelled pictures: :class:`~.base.Splits`
 captions   and what is true of each picture, in words
 edits      real and edited photographs: :class:`~.manipulation.base.ManipulationSplits`
+regions    pairs of views with the places that match: split -> :class:`~.regions.RegionPairs`
 clips      clips with the box of one object in every frame: :class:`~.tracking.base.ClipSplits`
 boxes      and the boxes and classes of all objects: each clip's `scene` is a :class:`~.scenes.scene.Scene`
 masks      and their pixels, of the same scene

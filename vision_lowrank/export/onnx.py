@@ -1,12 +1,13 @@
-"""``export_onnx``: an image classifier as one ONNX graph, checked against onnxruntime.
+"""``export_onnx``: a saved model's network as one ONNX graph, checked against onnxruntime.
 
-Adapters are merged into the weights and attention is fused back, the class features of a text head are computed once
-and become a constant, so the graph is an ordinary vision model::
+Adapters are merged into the weights and attention is fused back, so the graph is an ordinary vision model. What goes in
+and comes out, the model says (:class:`OnnxGraph`); the batch is free. A classifier has its class features as a
+constant::
 
-    pixels (batch, 3, H, W) float32, prepared as the metadata says  ->  logits (batch, C) float32,  batch free
+    pixels (batch, 3, H, W) float32, prepared as the metadata says  ->  logits (batch, C) float32
 
-The file carries ``classes``, ``mean``, ``std``, ``size`` and ``interpolation`` as JSON in its metadata. Weights beyond
-the two gigabytes that one ONNX file may hold go to ``NAME.onnx.data`` beside it.
+The file's metadata says the rest as JSON: a classifier's ``classes``, ``mean``, ``std``, ``size``, ``interpolation``.
+Weights beyond the two gigabytes that one ONNX file may hold go to ``NAME.onnx.data`` beside it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import copy
 import importlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +30,29 @@ from ..errors import UserError
 from ..files import temporary_folder
 from .tensors import file_in
 
-MODEL = "classifier.onnx"
 OPSET = 18
 LARGEST_FILE = 2_000_000_000  # bytes of weights
-# Largest difference of the logits, relative to the largest logit.
+# Largest difference of an output, relative to its largest value.
 TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class OnnxGraph:
+    """How a model's network is called.
+
+    Attributes:
+        file: name of the file where a folder is given.
+        inputs: name of each argument of its ``forward``, in order.
+        outputs: name of each tensor that it returns, in order.
+        draw: makes random arguments for a batch of some size, always the same.
+        about: what the file's metadata says.
+    """
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    draw: Callable[[int], tuple[Tensor, ...]]
+    about: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,24 +62,27 @@ class OnnxReport:
     Attributes:
         path: the file.
         opset: version of the ONNX operators.
-        difference: largest absolute difference between onnxruntime's logits and PyTorch's on random pictures.
+        outputs: names of what it computes.
+        difference: largest absolute difference between onnxruntime's outputs and PyTorch's on random pictures.
     """
 
     path: Path
     opset: int
+    outputs: tuple[str, ...]
     difference: float
 
     def __str__(self) -> str:
-        return f"opset {self.opset}, logits of onnxruntime within {self.difference:.2g} of PyTorch's: {self.path}"
+        what = " and ".join(self.outputs)
+        return f"opset {self.opset}, {what} of onnxruntime within {self.difference:.2g} of PyTorch's: {self.path}"
 
 
-def export_onnx(classifier: nn.Module, out: str | os.PathLike, opset: int = OPSET) -> OnnxReport:
-    """Write a classifier as ONNX and compare its logits with onnxruntime's, for one picture and for three.
+def export_onnx(model: nn.Module, out: str | os.PathLike, opset: int = OPSET) -> OnnxReport:
+    """Write a saved model's network as ONNX; compare its outputs with onnxruntime's, for a batch of one and of three.
 
     Args:
-        classifier: an image classifier with ``backbone`` (attached or not), ``head``, ``classes`` and
-            ``freeze_text()``; it stays as it is.
-        out: an ``.onnx`` file, or a folder for ``classifier.onnx``.
+        model: has a ``backbone`` (attached or not), and ``onnx_graph()`` that gives an :class:`OnnxGraph`; it stays as
+            it is.
+        out: an ``.onnx`` file, or a folder for one.
         opset: version of the ONNX operators, 18 or above.
 
     Raises:
@@ -70,37 +94,38 @@ def export_onnx(classifier: nn.Module, out: str | os.PathLike, opset: int = OPSE
             importlib.import_module(package)
         except ImportError as error:
             raise UserError(f"ONNX export needs {package}: pip install 'vision-lowrank[onnx]'.") from error
-    path = file_in(Path(out), MODEL, ".onnx")
-    plain = _merged(classifier)
+    plain = _merged(model)
+    graph = plain.onnx_graph()
+    path = file_in(Path(out), graph.file, ".onnx")
     with temporary_folder(path) as folder:
         new = folder / path.name
-        _trace(plain, new, opset)
-        _describe(plain, new)
-        difference = _compare(plain, new)
+        _trace(plain, graph, new, opset)
+        _describe(graph, new)
+        difference = _compare(plain, graph, new)
         for file in sorted(folder.iterdir(), reverse=True):  # weights first, then the graph that needs them
             os.replace(file, path.parent / file.name)
-    return OnnxReport(path, opset, difference)
+    return OnnxReport(path, opset, graph.outputs, difference)
 
 
-def _merged(classifier: nn.Module) -> nn.Module:
-    """Make a float32 copy on the CPU without adapters, its class features constant."""
-    plain = uncompiled(copy.deepcopy(classifier)).cpu().float().eval()
+def _merged(model: nn.Module) -> nn.Module:
+    """Make a float32 copy on the CPU without adapters."""
+    plain = uncompiled(copy.deepcopy(model)).cpu().float().eval()
     if adapted(plain.backbone):
         plain.backbone = merge(plain.backbone, in_place=True)
-    plain.freeze_text()
     return plain.requires_grad_(False)
 
 
-def _trace(plain: nn.Module, path: Path, opset: int) -> None:
+def _trace(plain: nn.Module, graph: OnnxGraph, path: Path, opset: int) -> None:
     weights = sum(tensor.numel() * tensor.element_size() for tensor in plain.state_dict().values())
+    batch = torch.export.Dim("batch")
     try:
         torch.onnx.export(
             plain,
-            (_pictures(plain, 2),),
+            graph.draw(2),
             path,
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes=tuple({0: batch} for _ in graph.inputs),
             opset_version=opset,
             dynamo=True,
             external_data=weights > LARGEST_FILE,
@@ -112,37 +137,38 @@ def _trace(plain: nn.Module, path: Path, opset: int) -> None:
         ) from error
 
 
-def _describe(plain: nn.Module, path: Path) -> None:
-    """Put the class names and the preprocessing into the file."""
+def _describe(graph: OnnxGraph, path: Path) -> None:
+    """Put the metadata into the file."""
     import onnx
 
-    graph = onnx.load(path, load_external_data=False)
-    about = {"classes": plain.classes, **plain.backbone.preprocess.to_dict()}
-    onnx.helper.set_model_props(graph, {name: json.dumps(value) for name, value in about.items()})
-    onnx.save(graph, path)
+    model = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in graph.about.items()})
+    onnx.save(model, path)
 
 
 @torch.no_grad()
-def _compare(plain: nn.Module, path: Path) -> float:
+def _compare(plain: nn.Module, graph: OnnxGraph, path: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for count in (1, 3):
-        pixels = _pictures(plain, count)
-        expected = plain(pixels)
-        (logits,) = session.run(["logits"], {"pixels": pixels.numpy()})
-        difference = float((torch.from_numpy(logits) - expected).abs().max())
-        if not difference <= TOLERANCE * float(expected.abs().max()):
-            raise UserError(
-                f"onnxruntime's logits differ from PyTorch's by {difference:.2g}: this model does not survive the "
-                "export to ONNX; export merged weights instead."
-            )
-        worst = max(worst, difference)
+        arguments = graph.draw(count)
+        answer = plain(*arguments)
+        given = {name: value.numpy() for name, value in zip(graph.inputs, arguments, strict=True)}
+        found = session.run(list(graph.outputs), given)
+        expected = answer if isinstance(answer, tuple) else (answer,)
+        for name, one, other in zip(graph.outputs, found, expected, strict=True):
+            difference = float((torch.from_numpy(one) - other).abs().max())
+            if not difference <= TOLERANCE * float(other.abs().max()):
+                raise UserError(
+                    f"onnxruntime's {name} differ from PyTorch's by {difference:.2g}: this model does not survive the "
+                    "export to ONNX; export merged weights instead."
+                )
+            worst = max(worst, difference)
     return worst
 
 
-def _pictures(plain: nn.Module, count: int) -> Tensor:
-    """Draw random pictures (count, 3, H, W), always the same."""
-    size = plain.backbone.preprocess.size
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+def draw_pictures(count: int, size: int, seed: int = 0) -> Tensor:
+    """Draw random pictures (count, 3, size, size), always the same."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))

@@ -32,7 +32,7 @@ from ..attachment.factored import has_factors, load_factored
 from ..attachment.folder import checksum, read_tensors
 from ..attachment.record import BASE, COPY
 from ..attention.split import renew_identity
-from ..backbones.adapted import adapted, adapter_names, backbone_of, plain_copy, random_base
+from ..backbones.adapted import adapted, backbone_of, plain_copy, random_base
 from ..backbones.base import Backbone
 from ..backbones.load import load_backbone
 from ..data.images import PIXELS, batches, pixel_count, read_image, to_rgb
@@ -337,18 +337,6 @@ def _with_adapter(folder: Path, backbone: nn.Module, attach: bool) -> nn.Module:
     from ..attachment.store import load  # PEFT, only where it is needed
 
     return load(folder, backbone)
-
-
-def adapter_checksums(model: nn.Module) -> list[str]:
-    """Compute the SHA-256 of the tensors of each adapter of a backbone, attached or in its linears.
-
-    The tensors are as the adapter's folder has them.
-    """
-    if not adapted(model):
-        return [model.factored] if model.factored else []
-    from ..attachment.store import adapter_state  # where an adapter is attached, PEFT has been imported
-
-    return [checksum(adapter_state(model, name)) for name in adapter_names(model)]
 
 
 def save_parts(folder: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:

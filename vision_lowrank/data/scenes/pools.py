@@ -25,7 +25,7 @@ from ..photos import photograph_files
 
 FRACTIONS = (0.7, 0.1, 0.2)
 LONGEST = 640  # pixels: a photograph's longest side in memory
-MEMORY = 200_000_000  # bytes of decoded photographs
+MEMORY = 500_000_000  # bytes of decoded photographs
 SHIPPED = "shipped"
 CUT_OUT = "photograph"  # the class of what is cut out of one
 
@@ -51,7 +51,7 @@ class Pool:
         return dict(groups)
 
     def photograph(self, number: int) -> Image.Image:
-        """Read photograph `number`, RGB, its longest side at most 640 pixels; decoded ones are kept, up to 200 MB.
+        """Read photograph `number`, RGB, its longest side at most 640 pixels; decoded ones are kept, up to 500 MB.
 
         Raises:
             DataError: it is missing or damaged.

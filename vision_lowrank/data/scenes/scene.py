@@ -241,9 +241,16 @@ class SceneClip(Clip):
         """Keep what :class:`Scene` needs."""
         self.name, self.size = name, settings.size
         self._made_of = (pool, settings, seed)
+        self._looked_at: View | None = None
 
     def __len__(self) -> int:
         return self._made_of[1].frames
+
+    def _view(self, index: int) -> View:
+        """Return the view of a frame; the one looked at last is kept, so that box and frame are drawn from one."""
+        if self._looked_at is None or self._looked_at.index != index:
+            self._looked_at = self.scene.view(index)
+        return self._looked_at
 
     @cached_property
     def scene(self) -> Scene:
@@ -252,7 +259,15 @@ class SceneClip(Clip):
 
     def frame(self, index: int) -> np.ndarray:
         """Draw frame `index`, (H, W, 3) uint8 RGB."""
-        return self.scene.frame(index)
+        return self._view(index).frame
+
+    def box(self, index: int) -> np.ndarray:
+        """Return the target's box in frame `index`, which alone is looked at."""
+        return self._view(index).target_box
+
+    def sees(self, index: int) -> bool:
+        """Tell whether a tenth or more of the target is seen in frame `index`, which alone is looked at."""
+        return self._view(index).target_seen >= LEAST_SEEN
 
     @cached_property
     def boxes(self) -> np.ndarray:

@@ -103,8 +103,17 @@ class ClipSplits:
         train: clips that pairs of frames are drawn from; empty where a data set is for testing only.
         val: clips for selection; empty where there are none.
         tests: named test sets.
+        mixture: sets that pairs of frames are drawn from instead of `train`; empty where that is the only one.
+        weights: share of each set of the mixture; equal where there are none.
     """
 
     train: ClipSet
     val: ClipSet
     tests: dict[str, ClipSet]
+    mixture: tuple[ClipSet, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    @property
+    def sources(self) -> tuple[ClipSet, ...]:
+        """The sets that training pairs are drawn from; none where there are no training clips."""
+        return self.mixture or ((self.train,) if len(self.train) else ())

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ...data.options import check_templates
+from ...export.onnx import OnnxGraph, draw_pictures
 from ...json_files import Strict
 from ...registry import register
 from ..about import About, Text
@@ -118,6 +119,14 @@ class ImageClassifier(AdaptedModel):
         """Encode the class prompts anew at every call."""
         if isinstance(self.head, TextHead):
             self.head.clear()
+
+    def onnx_graph(self) -> OnnxGraph:
+        """Say how the network is called as an ONNX graph, the class features of a text head a constant from now on."""
+        self.freeze_text()
+        preprocess = self.backbone.preprocess
+        about = {"classes": self.classes, **preprocess.to_dict()}
+        draw = lambda count: (draw_pictures(count, preprocess.size),)  # noqa: E731
+        return OnnxGraph("classifier.onnx", ("pixels",), ("logits",), draw, about)
 
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""

@@ -11,7 +11,6 @@ The heads decide, the text follows them: verdict, regions and cues come from the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,15 +20,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ...attachment.folder import checksum
-from ...backbones.adapted import adapter_names, backbone_of
+from ...backbones.adapted import adapter_names
 from ...data.boxes import Boxes
 from ...data.manipulation.framing import Framing, heat_map
 from ...errors import UserError
 from ...metrics.calibration import Calibration
 from ...registry import register
 from ..about import About
-from ..saved import AdaptedModel, adapter_checksums, load_part, restore_backbone
+from ..model_identity import identity_of
+from ..saved import AdaptedModel, load_part, restore_backbone
 from .about import ManipulationAbout, check_decoder
 from .decoders import Decoded, decode_boxes, make_decoder
 from .explainer import EXPLAIN, deactivate_explainer, explainer_active, load_explainer, save_explainer
@@ -93,11 +92,8 @@ class ManipulationModel(AdaptedModel):
     @property
     def identity(self) -> str:
         """16 hex digits that change with anything an outcome depends on, but the threshold."""
-        states = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
-        states |= {name: p for name, p in backbone_of(self.backbone).named_parameters() if name in self.trained_base}
-        weights = [checksum(states), *adapter_checksums(self.backbone)]
-        facts = f"{self.fingerprint} {weights} {self.framing} {self.layer} {self.calibration.temperature}"
-        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+        decoder = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
+        return identity_of(self, decoder, f"{self.framing} {self.layer} {self.calibration.temperature}")
 
     @torch.inference_mode()
     def predict_batch(

@@ -1,0 +1,169 @@
+"""``vision-lowrank track`` and ``results``, on a clip that is drawn here and a tracker that was never trained."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from vision_lowrank.backbones.load import load_backbone
+from vision_lowrank.cli.main import main
+from vision_lowrank.data.emoji_scenes import EmojiScenesConfig, emoji_scenes
+from vision_lowrank.data.tracking.results import read_result
+from vision_lowrank.data.videos import VideoWriter, open_frames
+from vision_lowrank.tasks.tracking.cropping import Cropping
+from vision_lowrank.tasks.tracking.model import TrackingModel
+
+SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 64}
+BOXES = ("--box", "30,20,20,16", "--box", "5 5 12 12")
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A folder with a tracker and a clip."""
+    root = tmp_path_factory.mktemp("track")
+    torch.manual_seed(0)
+    backbone = load_backbone("timm:vit_tiny_patch16_224", "random", **SMALL)
+    TrackingModel(backbone, Cropping(32, 16, 4.0, 2.0)).save(root / "tracker", {})
+    clip = emoji_scenes(EmojiScenesConfig(test_clips=1, frames=8, size=(96, 72))).tests["emoji_scenes"][0]
+    with VideoWriter(root / "clip.mp4", 10) as writer:
+        for index in range(len(clip)):
+            writer.write(clip.frame(index))
+    return root
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    shown = capsys.readouterr()
+    return stop.value.code, shown.out, shown.err
+
+
+def track(capsys, there, out, *more, source="clip.mp4", boxes=BOXES):
+    return run(capsys, "track", there / source, *boxes, "--model", there / "tracker", "--out", out, *more)
+
+
+def test_everything_is_written(there, tmp_path, capsys):
+    code, shown, err = track(capsys, there, tmp_path / "out", "--save-video", "--text", "got10k")
+    assert code == 0, err
+    assert "8 frames, 2 targets" in shown
+    out = tmp_path / "out"
+    record = json.loads((out / "track.json").read_text())
+    boxes = np.array([row["boxes"] for row in record["frames"]])
+    assert boxes.shape == (8, 2, 4)
+    assert boxes[0].tolist() == [[30, 20, 20, 16], [5, 5, 12, 12]]
+    rows = list(csv.DictReader((out / "track.csv").read_text().splitlines()))
+    assert len(rows) == 16
+    assert (rows[3]["frame"], rows[3]["target"]) == ("1", "2")
+    text = read_result(out / "boxes" / "target-2" / "target-2_001.txt")
+    np.testing.assert_allclose(text, boxes[:, 1], atol=1e-4)
+    video = open_frames(str(out / "track.mp4"))
+    assert (len(list(video)), video.rate) == (8, 10)
+    page = (out / "track.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 8
+    assert page.count("<polyline") == 2
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_boxes(there, tmp_path, capsys, monkeypatch):
+    assert track(capsys, there, tmp_path / "whole")[0] == 0
+    step, seen = TrackingModel.track_many, []
+
+    def interrupted(self, *arguments, **more):
+        seen.append(1)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrackingModel, "track_many", interrupted)
+        code, _, err = track(capsys, there, tmp_path / "stopped")
+    assert code == 130
+    assert "interrupted after 4 frames, which are written. Go on with --resume" in err
+    assert (tmp_path / "stopped" / "track.html").is_file()
+    assert track(capsys, there, tmp_path / "stopped", "--resume")[0] == 0
+    records = [json.loads((tmp_path / name / "track.json").read_text()) for name in ("whole", "stopped")]
+    assert [row["boxes"] for row in records[0]["frames"]] == [row["boxes"] for row in records[1]["frames"]]
+    code, _, err = track(capsys, there, tmp_path / "stopped", "--resume", boxes=("--box", "1,1,9,9"))
+    assert code == 2
+    assert "was written with another boxes" in err
+
+
+def test_a_mistake_touches_nothing_that_is_there(there, tmp_path, capsys):
+    assert track(capsys, there, tmp_path / "out")[0] == 0
+    before = (tmp_path / "out" / "track.jsonl").read_text()
+    code, _, err = track(capsys, there, tmp_path / "out", boxes=("--box", "300,1,5,5"))
+    assert code == 2
+    assert "lies outside the frame of 96 x 72 pixels" in err
+    assert (tmp_path / "out" / "track.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"boxes": ("--box", "1,2,3")}, "is not four numbers: give it as left,top,width,height"),
+        ({"boxes": ("--box", "1,2,a,3")}, "is not four numbers"),
+        ({"boxes": ()}, "no target: give it as left,top,width,height"),
+        ({"boxes": ("--boxes", "nothing.txt")}, "--boxes 'nothing.txt' cannot be read"),
+        ({"boxes": ("--box", "1,2,3,4", "--fmt", "xyhw")}, "--fmt 'xyhw'"),
+        ({"boxes": ("--box", "9,9,9,9", "--text", "csv")}, "unknown form of results 'csv'"),
+        ({"source": "other.mp4"}, "does not exist: give a video file"),
+    ],
+)
+def test_mistakes_are_one_line(there, tmp_path, capsys, change, words):
+    code, _, err = track(capsys, there, tmp_path / "out", **change)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_boxes_come_from_a_file_too(there, tmp_path, capsys):
+    (tmp_path / "boxes.txt").write_text("# left, top, width, height\n30,20,20,16\n\n5,5,12,12\n")
+    assert track(capsys, there, tmp_path / "out", boxes=("--boxes", tmp_path / "boxes.txt"))[0] == 0
+    assert len(json.loads((tmp_path / "out" / "track.json").read_text())["boxes"]) == 2
+    (tmp_path / "boxes.txt").write_text("1,2,3,4\n1,2\n")
+    code, _, err = track(capsys, there, tmp_path / "again", boxes=("--boxes", tmp_path / "boxes.txt"))
+    assert code == 2
+    assert "line 2" in err
+
+
+def test_a_damaged_video_gives_what_comes_before(there, tmp_path, capsys):
+    data = bytearray((there / "clip.mp4").read_bytes())
+    place = data.find(b"mdat") + 4
+    middle = place + 3 * (len(data) - place) // 4
+    data[middle:] = np.random.default_rng(0).integers(0, 256, len(data) - middle, dtype=np.uint8).tobytes()
+    shutil.copytree(there / "tracker", tmp_path / "tracker")
+    (tmp_path / "clip.mp4").write_bytes(data)
+    code, _, err = track(capsys, tmp_path, tmp_path / "out")
+    assert code == 0
+    assert "frames before it were taken" in err
+    assert 0 < len(json.loads((tmp_path / "out" / "track.json").read_text())["frames"]) < 8
+
+
+def test_a_benchmark_is_run_scored_and_packed(there, tmp_path, capsys):
+    data = ("emoji_scenes", "test_clips=2", "frames=4", "size=[96,72]")
+    arguments = ("--out", tmp_path / "res", "--form", "got10k")
+    for left in (2, 0):
+        code, shown, err = run(capsys, "results", "run", *data, *arguments, "--model", there / "tracker")
+        assert code == 0, err
+        assert f"2 clips, {left} were left to track" in shown
+    code, shown, _ = run(capsys, "results", "score", *data, *arguments, "--json", tmp_path / "s.json", "--per-clip")
+    assert code == 0
+    assert "pytracking-all" in shown
+    assert "test-000001" in shown
+    found = json.loads((tmp_path / "s.json").read_text())["emoji_scenes"]
+    assert 0 <= found["metrics"]["success_auc"] <= 1
+    pack = ("results", "pack", *data, "--out", tmp_path / "res", "--server", "got10k", "--zip", tmp_path / "s.zip")
+    assert run(capsys, *pack)[0] == 0
+    assert (tmp_path / "s.zip").is_file()
+    next((tmp_path / "res").rglob("*_001.txt")).unlink()
+    code, _, err = run(capsys, *pack)
+    assert code == 2
+    assert "has no 'test-00000" in err
+    code, _, err = run(capsys, "results", "score", "lasott", "--out", tmp_path)
+    assert code == 2
+    assert "lasot" in err

@@ -1,0 +1,1 @@
+"""Single-object tracking: LoRAT, and how a tracker follows a target."""

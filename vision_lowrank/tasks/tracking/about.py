@@ -1,0 +1,23 @@
+"""What ``artefact.json`` says of a tracker."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ...json_files import Closed
+from ..about import About
+
+
+class CroppingAbout(Closed):
+    """:class:`.cropping.Cropping` as JSON has it."""
+
+    search: int = Field(ge=1, le=4096)
+    template: int = Field(ge=1, le=4096)
+    search_factor: float = Field(gt=1, le=100)
+    template_factor: float = Field(ge=1, le=100)
+
+
+class TrackingAbout(About):
+    """What ``artefact.json`` says of a tracker."""
+
+    cropping: CroppingAbout

@@ -1,0 +1,59 @@
+"""LoRAT's augmentation of a pair, in crop space (arXiv 2403.05231 and its code).
+
+flip          each crop left to right with probability 1/2, independently
+colour        each crop: brightness, contrast, saturation by factors U(0.6, 1.4), in random order, independently
+one of three  grey, solarised at one half, or Gaussian blur of radius U(0.1, 2) pixels: the same for both
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+JITTER = 0.4
+BLUR = (0.1, 2.0)
+
+
+def augment_pair(
+    z: Tensor, x: Tensor, mask: Tensor, box: np.ndarray, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
+    """Augment crops in [0, 1] with what lies in them.
+
+    Args:
+        z: (3, Hz, Wz) template.
+        x: (3, Hx, Wx) search crop.
+        mask: (hz, wz) the template's cells.
+        box: (4,) xyxy in pixels of the search crop.
+        generator: all randomness.
+    """
+    flip_z, flip_x = (torch.rand(2, generator=generator) < 0.5).tolist()
+    if flip_z:
+        z, mask = z.flip(-1), mask.flip(-1)
+    if flip_x:
+        x, width = x.flip(-1), x.shape[-1]
+        box = np.array([width - box[2], box[1], width - box[0], box[3]])
+    z, x = jitter_colours(z, generator), jitter_colours(x, generator)
+    choice, share = torch.rand(2, generator=generator).tolist()
+    radius = BLUR[0] + share * (BLUR[1] - BLUR[0])
+    z, x = (_one_of_three(crop, int(3 * choice), radius) for crop in (z, x))
+    return z, x, mask, box
+
+
+def jitter_colours(crop: Tensor, generator: torch.Generator) -> Tensor:
+    """Change brightness, contrast and saturation of a crop (3, H, W) in [0, 1], in random order."""
+    factors = (1 + JITTER * (2 * torch.rand(3, generator=generator) - 1)).tolist()
+    changes = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation)
+    for number in torch.randperm(3, generator=generator).tolist():
+        crop = changes[number](crop, factors[number])
+    return crop
+
+
+def _one_of_three(crop: Tensor, choice: int, radius: float) -> Tensor:
+    if choice == 0:
+        return TF.rgb_to_grayscale(crop, num_output_channels=3)
+    if choice == 1:
+        return TF.solarize(crop, 0.5)
+    side = 2 * int(np.ceil(2 * radius)) + 1
+    return TF.gaussian_blur(crop, [side, side], [radius, radius])

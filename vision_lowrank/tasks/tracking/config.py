@@ -1,0 +1,45 @@
+"""Options of ``task: {type: tracking}``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ...config.schema import RunConfig, Section
+from ...errors import UserError
+from .cropping import Cropping
+
+
+class TrackingConfig(Section):
+    """LoRAT's settings; sizes are those of its 224 variants."""
+
+    type: Literal["tracking"] = "tracking"
+    search_size: int = Field(224, ge=16, le=4096, description="side of the search crop in pixels")
+    template_size: int = Field(112, ge=8, le=4096, description="side of the template crop in pixels")
+    search_factor: float = Field(4.0, gt=1, le=100, description="sides of the search crop per side of a square target")
+    template_factor: float = Field(2.0, ge=1, le=100, description="likewise of the template crop")
+    least_side: float = Field(10.0, ge=1, le=1000, description="training: shortest side of a target in a search crop")
+    gap: int = Field(100, ge=1, le=10**6, description="training: most frames between template and search crop")
+    pairs: int = Field(131_072, ge=1, le=10**9, description="training: pairs of an epoch")
+    trains_base: bool = Field(False, description="train all of the trunk instead of an adapter")
+    test_batch: int = Field(8, ge=1, le=1024, description="clips that are followed side by side")
+
+    @property
+    def cropping(self) -> Cropping:
+        """The two crops."""
+        return Cropping(self.search_size, self.template_size, self.search_factor, self.template_factor)
+
+    def check(self, config: RunConfig) -> None:
+        """Refuse a template larger than the search crop, and a base that trains beside an adapter.
+
+        Raises:
+            UserError: one of these.
+        """
+        if self.template_size > self.search_size:
+            raise UserError(
+                f"task.template_size={self.template_size} is above task.search_size={self.search_size}: the template "
+                "shares the search crop's positions, so give it at most as many pixels."
+            )
+        if self.trains_base and config.adapter is not None:
+            raise UserError("task.trains_base trains the whole trunk: leave `adapter` out, or set it to false.")

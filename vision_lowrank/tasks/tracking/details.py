@@ -1,0 +1,89 @@
+"""What an evaluation of a tracker leaves for its report: ``details.json`` and ``gallery.json`` of a seed.
+
+``details.json`` has for every test set the scores as :meth:`TrackingScores.to_dict` gives them. ``gallery.json`` has
+strips of frames of the best, the middle and the worst clips by success, a fixed rule: the answer in orange, the truth
+in white.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ...data.tracking.base import Clip, ClipSet
+from ...files import write_text
+from ...metrics.tracking.score import TrackingScores
+
+EACH, FRAMES, SIDE = 2, 6, 150
+
+
+def write_details(
+    folder: Path,
+    sets: Mapping[str, ClipSet],
+    scores: Mapping[str, TrackingScores],
+    boxes: Mapping[str, Sequence[np.ndarray]],
+) -> None:
+    """Write both files.
+
+    Args:
+        folder: of the seed.
+        sets: test sets by name.
+        scores: of them.
+        boxes: of every clip of them, (L, 4) left, top, width, height in pixels.
+    """
+    details = {name: each.to_dict() for name, each in scores.items()}
+    write_text(folder / "details.json", json.dumps({"sets": details}) + "\n")
+    groups = [group for name, clips in sets.items() for group in _groups(name, clips, scores[name], boxes[name])]
+    write_text(folder / "gallery.json", json.dumps(groups) + "\n")
+
+
+def _groups(name: str, clips: ClipSet, scores: TrackingScores, boxes: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Return the clips of three places in the order by success."""
+    success = [scores.sequences[clip.name].values["success_auc"] for clip in clips.clips]
+    order = np.argsort([-value for value in success], kind="stable").tolist()
+    middle = max(0, len(order) // 2 - EACH // 2)
+    places = {"best": order[:EACH], "middle": order[middle : middle + EACH], "worst": order[-EACH:][::-1]}
+    return [
+        {
+            "title": title,
+            "set": name,
+            "clips": [
+                {"name": clips[index].name, "success": success[index], "image": _strip(clips[index], boxes[index])}
+                for index in chosen
+            ],
+        }
+        for title, chosen in places.items()
+    ]
+
+
+def _strip(clip: Clip, boxes: np.ndarray) -> str:
+    """Return a data URI of some frames side by side."""
+    chosen = np.unique(np.linspace(0, len(clip) - 1, FRAMES).round().astype(int)).tolist()
+    pictures = [_frame(clip, index, boxes[index]) for index in chosen]
+    strip = Image.new("RGB", (sum(each.width for each in pictures), pictures[0].height))
+    left = 0
+    for each in pictures:
+        strip.paste(each, (left, 0))
+        left += each.width
+    buffer = io.BytesIO()
+    strip.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _frame(clip: Clip, index: int, box: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(clip.frame(index))
+    scale = SIDE / max(picture.size)
+    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    draw = ImageDraw.Draw(picture)
+    for each, colour in ((clip.box(index), "white"), (box, "#e69f00")):
+        if np.isfinite(each).all() and (each[2:] > 0).all():
+            left, top, width, height = (scale * each).tolist()
+            draw.rectangle((left, top, left + width, top + height), outline=colour, width=2)
+    return picture

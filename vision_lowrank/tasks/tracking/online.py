@@ -1,0 +1,108 @@
+"""LoRAT's online loop: one target through the frames of a video.
+
+    start       cut the template around the first box; it never changes
+    step        sides of the state box raised to 10 px about its middle -> search crop -> network -> p = sigmoid(logits)
+                cell = argmax of (1 - w) p + w H,   w = 0.45,  H = outer product of two symmetric Hann windows
+                box of the cell, back to the frame, clipped to it: the answer; its p, without window, is the score
+                the state becomes the answer only where that is finite, has an area and lies in the frame
+
+What is outside the frame is filled with the mean colour of the frame that the template was cut from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...data.geometry import CropMap, channel_means, draw_crop
+from .cropping import normalised
+
+if TYPE_CHECKING:
+    from .model import TrackingModel
+
+WINDOW = 0.45
+LEAST_SIDE = 10.0  # pixels
+
+
+@dataclass
+class Target:
+    """What a tracker remembers of one target.
+
+    Attributes:
+        tokens: (1, hz wz, d), the template's.
+        means: (3,) colour of what lies outside the frame, in [0, 255].
+        box: (4,) left, top, right, bottom in pixels, where it was seen last.
+    """
+
+    tokens: Tensor
+    means: np.ndarray
+    box: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Where a target is in one frame.
+
+    Attributes:
+        box: (4,) left, top, width, height in pixels, inside the frame.
+        score: in [0, 1].
+    """
+
+    box: np.ndarray
+    score: float
+
+
+@torch.inference_mode()
+def start_target(model: TrackingModel, frame: np.ndarray, box: np.ndarray) -> Target:
+    """Begin to follow what lies in `box` (4,) xyxy of a frame (H, W, 3) uint8 RGB."""
+    crop, mask = model.cropping.cut_template(frame, box, model.embedding.template)
+    pixels = normalised(crop[None].to(model.device), model.preprocess)
+    return Target(
+        model.embedding.template_tokens(model.trunk, pixels, mask[None].to(model.device)), channel_means(frame), box
+    )
+
+
+@torch.inference_mode()
+def step_targets(model: TrackingModel, frames: Sequence[np.ndarray], targets: Sequence[Target]) -> list[Tracked]:
+    """Find each target in its next frame, all in one batch, and let it remember where it is."""
+    drawn = [_search_crop(model, frame, target) for frame, target in zip(frames, targets, strict=True)]
+    pixels = normalised(torch.stack([crop for crop, _ in drawn]).to(model.device), model.preprocess)
+    found = model.find(torch.cat([target.tokens for target in targets]), pixels)
+    scores = found.logits.sigmoid()
+    windowed = (1 - WINDOW) * scores + WINDOW * hann_window(model.embedding.search).to(scores)
+    best = windowed.flatten(1).argmax(dim=1)
+    rows = torch.arange(len(best), device=best.device)
+    boxes = found.boxes.flatten(1, 2)[rows, best].double().cpu().numpy() * model.cropping.search
+    chosen = scores.flatten(1)[rows, best].tolist()
+    return [
+        _moved(target, crop_map.to_frame(box), score, frame)
+        for target, (_, crop_map), box, score, frame in zip(targets, drawn, boxes, chosen, frames, strict=True)
+    ]
+
+
+def hann_window(grid: tuple[int, int]) -> Tensor:
+    """Return the outer product of symmetric Hann windows, (rows, columns), zero at the border."""
+    rows, columns = (torch.hann_window(n, periodic=False) for n in grid)
+    return rows[:, None] * columns
+
+
+def _search_crop(model: TrackingModel, frame: np.ndarray, target: Target) -> tuple[Tensor, CropMap]:
+    middle, sides = (target.box[:2] + target.box[2:]) / 2, np.maximum(target.box[2:] - target.box[:2], LEAST_SIDE)
+    around = np.concatenate([middle - sides / 2, middle + sides / 2])
+    size = (model.cropping.search, model.cropping.search)
+    return draw_crop(frame, model.cropping.search_map(around), size, target.means)
+
+
+def _moved(target: Target, box: np.ndarray, score: float, frame: np.ndarray) -> Tracked:
+    """Let a target move to `box` (4,) xyxy, if that can be."""
+    limits = np.tile(frame.shape[1::-1], 2)
+    clipped = np.clip(box, 0, limits)
+    if np.isfinite(clipped).all() and (clipped[2:] > clipped[:2]).all():
+        target.box = clipped
+    answer = clipped if np.isfinite(clipped).all() else target.box
+    return Tracked(np.concatenate([answer[:2], answer[2:] - answer[:2]]), float(score))
