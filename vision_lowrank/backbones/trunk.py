@@ -71,6 +71,11 @@ class Trunk:
         """
         raise NotImplementedError
 
+    @property
+    def patch_embedding(self) -> nn.Conv2d:
+        """The convolution that makes tokens of patches."""
+        raise NotImplementedError
+
     def patch_tokens(self, pixels: Tensor) -> Tensor:
         """Compute patches alone, no prefix tokens and no positions: (B, 3, H, W), multiples of the patch, ->
         (B, h w, d).
@@ -109,6 +114,11 @@ class TimmTrunk(Trunk):
         if positions is not None and not model.no_embed_class:
             tokens = tokens + positions
         return self.enter(tokens)
+
+    @property
+    def patch_embedding(self) -> nn.Conv2d:
+        """The convolution that makes tokens of patches."""
+        return self._model.patch_embed.proj
 
     def patch_tokens(self, pixels: Tensor) -> Tensor:
         """Compute patches alone, see :meth:`Trunk.patch_tokens`."""
@@ -151,6 +161,11 @@ class OpenClipTrunk(Trunk):
         first = self._visual.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
         positions = self.positions(self.grid_of(pixels)).to(tokens.dtype)
         return self.enter(torch.cat([first, tokens], dim=1) + positions)
+
+    @property
+    def patch_embedding(self) -> nn.Conv2d:
+        """The convolution that makes tokens of patches."""
+        return self._visual.conv1
 
     def patch_tokens(self, pixels: Tensor) -> Tensor:
         """Compute patches alone, see :meth:`Trunk.patch_tokens`."""

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...backbones.load import load_backbone
-from ...backbones.weights import half_state
-from ...config.schema import RunConfig, Section
+from ...backbones.weights import RANDOM, half_state
+from ...config.schema import BackboneConfig, RunConfig, Section
 from ...data.gives import read_data
 from ...data.regions import RegionPairs
 from ...data.transforms import Preprocess
@@ -35,7 +35,10 @@ from ...engine.task import Batch, Outputs, Stage, Task, count
 from ...registry import register
 from ..saved import add_parts
 from .encoder import Encoder
+from .teacher import Teacher
+from .whitening import whiten_patches
 
+STATISTICS = 128  # pairs that patches are whitened and the teacher's channels standardised by
 HELD_OUT = 2**31  # seed of held-out pairs, apart from those of training
 
 
@@ -45,6 +48,8 @@ class PretrainRegionsConfig(Section):
     type: Literal["pretrain_regions"] = "pretrain_regions"
     temperature: float = Field(0.07, gt=0, le=10, description="of the softmax over places")
     cells: int = Field(64, ge=1, le=10**5, description="most cells of a first view that the loss looks at")
+    teacher: BackboneConfig | None = Field(None, description="a timm model whose maps the tokens learn too; none = none")
+    teacher_maps: tuple[int, ...] = Field((2, 3), min_length=1, description="which of its maps, as timm numbers them")
 
 
 class RegionViews(Dataset):
@@ -149,10 +154,18 @@ class PretrainRegions(Task):
     def __init__(self, config: RunConfig, seed: int) -> None:
         self._build(Encoder(load_backbone(**config.backbone.arguments)), config)
         self.seed = seed
+        backbone, views = self.model.backbone, self._views("train", seed)
+        looked = torch.cat([views[number, number]["views"] for number in range(STATISTICS)])
+        if config.backbone.weights == RANDOM:
+            whiten_patches(backbone.trunk.patch_embedding, looked)
+        if (teacher := config.task.teacher) is not None:
+            width = backbone.trunk.layout.width
+            self.teacher = Teacher(teacher, config.task.teacher_maps, width, looked, backbone.preprocess)
 
     def _build(self, model: Encoder, config: RunConfig) -> None:
         super().__init__()
         self.model, self.options, self.seed = model, config.task, 0
+        self.teacher: Teacher | None = None
         self.splits: dict[str, RegionPairs] = read_data(config.data, "regions")
         trunk = model.backbone.trunk
         self.cell, self.grid = trunk.patch[0], tuple(trunk.layout.grid)
@@ -172,14 +185,20 @@ class PretrainRegions(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return two groups: matrices decay; biases, norms and position embeddings do not."""
-        named = list(self.model.named_parameters())
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         decayed = [p for name, p in named if p.ndim >= 2 and "pos_embed" not in name]
         others = [p for name, p in named if p.ndim < 2 or "pos_embed" in name]
         return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss of a batch: views (B, 2, 3, s, s), places (B, h, w, 2)."""
-        return {"loss": self._loss(*self._tokens(batch))}
+        first, second, places = self._tokens(batch)
+        matching = self._loss(first, second, places)
+        if self.teacher is None:
+            return {"loss": matching}
+        tokens, views = torch.cat([first, second]), batch["views"].transpose(0, 1).flatten(0, 1)
+        taught = self.teacher.loss(tokens, views, self.grid)
+        return {"loss": matching + taught, "matching": matching.detach(), "teacher": taught.detach()}
 
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
         """Return pairs of held-out photographs that never change."""
