@@ -51,5 +51,7 @@ def test_a_crop_that_is_the_frame_is_the_frame():
 
 def test_means_and_masks():
     assert channel_means(ramp()) == pytest.approx([39.5, 29.5, 0])
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    assert np.array_equal(channel_means(noise), noise.reshape(-1, 3).mean(axis=0, dtype=np.float64))
     mask = cell_mask(np.array([8.0, 8, 16, 17]), (4, 4), (8, 8))
     assert np.argwhere(mask).tolist() == [[1, 1], [2, 1]]
