@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..attention.split import renew_identity, split_attention
+from ..attention.split import fuse_attention, renew_identity, split_attention
 from ..backbones.adapted import adapted
 from ..backbones.base import Backbone
 from ..errors import ArtefactError, UserError
@@ -73,6 +73,18 @@ def load_factored(folder: Path, backbone: Backbone) -> Backbone:
         raise
     backbone.factored = record["sha256"]
     return backbone
+
+
+def merge_factored(backbone: Backbone) -> Backbone:
+    """Fold the factors of :func:`load_factored` into the weights, in place, and fuse attention back.
+
+    What remains costs what the base costs and computes the same but for rounding. It is still known as the base with
+    that adapter: ``fingerprint`` and ``factored`` stay, and what refused the one refuses the other.
+    """
+    inside = [(path, part) for path, part in backbone.named_modules() if isinstance(part, FactoredLinear)]
+    for path, part in inside:
+        backbone.set_submodule(path, part.merged())
+    return fuse_attention(backbone)
 
 
 def pack_factors(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ its down-projection with its neighbours as that does (:mod:`.layers`), so output
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .layers import forward_together
@@ -42,3 +43,13 @@ class FactoredLinear(nn.Module):
     def branch(self) -> Branch:
         """Return the computation for the kernel."""
         return Branch(self.weight, self.bias, self.A, self.B, self.scale)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """Return an ordinary linear of W + scale · B A, computed in float32 or wider and cast to W's type once."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        delta = self.scale * (self.B.to(wide) @ self.A.to(wide))
+        linear = nn.Linear(self.weight.shape[1], self.weight.shape[0], bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter((self.weight.to(wide) + delta).to(self.weight.dtype), requires_grad=False)
+        linear.bias = self.bias
+        return linear.train(self.training)

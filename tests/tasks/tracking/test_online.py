@@ -1,9 +1,12 @@
 """The online loop with a network that knows the answer, and with one that knows nothing."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+import vision_lowrank as vl
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.errors import UserError
 from vision_lowrank.tasks.tracking.cropping import Cropping
@@ -155,3 +158,26 @@ def test_an_artefact_follows_as_its_tracker_did(tmp_path):
         one, other = model.track(frame), again.track(frame)
         assert np.array_equal(one.box, other.box)
         assert one.score == other.score
+
+
+def test_a_loaded_tracker_costs_what_its_bare_trunk_costs(tmp_path):
+    """Its adapter is in the weights: the same kinds of modules as in a trunk that never had one, the same answers."""
+    bare = tracker()
+    config = vl.LoraConfig(r=2, alpha=2.0, scaling="lora")
+    adapted = vl.attach(copy.deepcopy(bare.backbone), config, ("vision",), "all", "all")
+    model = TrackingModel(adapted, CROPS).eval()
+    with torch.no_grad():
+        factors = [p for name, p in model.backbone.named_parameters() if "lora_B" in name]
+        for parameter in (*factors, *bare.head.parameters()):
+            parameter.normal_(std=0.3)
+    model.parts.load_state_dict(bare.parts.state_dict())
+    model.save(tmp_path / "artefact", {})
+    again, attached = (TrackingModel.load(tmp_path / "artefact", attach=attach) for attach in (False, True))
+    assert [type(part) for part in again.modules()] == [type(part) for part in bare.modules()]
+    assert again.identity == attached.identity == model.identity
+    inputs = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 64, 64), torch.rand(2, 4, 4) < 0.5
+    with torch.no_grad():
+        found, expected, without = (each(*inputs) for each in (again, model, bare))
+    torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+    assert (without.boxes - expected.boxes).abs().max() > 0.01

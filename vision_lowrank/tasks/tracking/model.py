@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ...attachment.factored import merge_factored
 from ...backbones.adapted import backbone_of
 from ...backbones.trunk import Trunk
 from ...data.frames import Frame, as_box, as_frame
@@ -212,12 +213,16 @@ class TrackingModel(AdaptedModel):
     def load(
         cls, folder: str | Path, backbone: nn.Module | None = None, *, attach: bool = False, trust: bool = False
     ) -> TrackingModel:
-        """Read an artefact back, in evaluation mode; see :func:`~vision_lowrank.tasks.saved.load_model`."""
+        """Read an artefact back, in evaluation mode; see :func:`~vision_lowrank.tasks.saved.load_model`.
+
+        An adapter that has factors is folded into the weights: frame after frame at the cost of the bare trunk.
+        """
         folder = Path(folder)
         about = cls.read(folder)
-        model = cls(
-            restore_backbone(folder, about, backbone, attach=attach, trust=trust), Cropping.from_dict(about["cropping"])
-        )
+        whole = restore_backbone(folder, about, backbone, attach=attach, trust=trust)
+        if backbone_of(whole).factored:
+            merge_factored(whole)
+        model = cls(whole, Cropping.from_dict(about["cropping"]))
         load_part(model.parts, folder / TRACKER, about, "tracker")
         model.restore(about)
         return model.eval().requires_grad_(False)
