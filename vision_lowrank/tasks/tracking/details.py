@@ -44,27 +44,18 @@ def write_details(
     write_text(folder / "gallery.json", json.dumps(groups) + "\n")
 
 
-def _groups(name: str, clips: ClipSet, scores: TrackingScores, boxes: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Return the clips of three places in the order by success."""
-    success = [scores.sequences[clip.name].values["success_auc"] for clip in clips.clips]
+def places(success: Sequence[float]) -> dict[str, list[int]]:
+    """Return numbers of clips by their place in the order by success: the best, the middle and the worst.
+
+    Of the last the worst is first; a clip may be in two places where there are few.
+    """
     order = np.argsort([-value for value in success], kind="stable").tolist()
     middle = max(0, len(order) // 2 - EACH // 2)
-    places = {"best": order[:EACH], "middle": order[middle : middle + EACH], "worst": order[-EACH:][::-1]}
-    return [
-        {
-            "title": title,
-            "set": name,
-            "clips": [
-                {"name": clips[index].name, "success": success[index], "image": _strip(clips[index], boxes[index])}
-                for index in chosen
-            ],
-        }
-        for title, chosen in places.items()
-    ]
+    return {"best": order[:EACH], "middle": order[middle : middle + EACH], "worst": order[-EACH:][::-1]}
 
 
-def _strip(clip: Clip, boxes: np.ndarray) -> str:
-    """Return a data URI of some frames side by side."""
+def draw_strip(clip: Clip, boxes: np.ndarray) -> Image.Image:
+    """Draw some frames side by side, the truth in white and `boxes` (L, 4) in orange."""
     chosen = np.unique(np.linspace(0, len(clip) - 1, FRAMES).round().astype(int)).tolist()
     pictures = [_frame(clip, index, boxes[index]) for index in chosen]
     strip = Image.new("RGB", (sum(each.width for each in pictures), pictures[0].height))
@@ -72,8 +63,32 @@ def _strip(clip: Clip, boxes: np.ndarray) -> str:
     for each in pictures:
         strip.paste(each, (left, 0))
         left += each.width
+    return strip
+
+
+def _groups(name: str, clips: ClipSet, scores: TrackingScores, boxes: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Return the clips of three places in the order by success."""
+    success = [scores.sequences[clip.name].values["success_auc"] for clip in clips.clips]
+    return [
+        {
+            "title": title,
+            "set": name,
+            "clips": [
+                {
+                    "name": clips[index].name,
+                    "success": success[index],
+                    "image": _data_uri(draw_strip(clips[index], boxes[index])),
+                }
+                for index in chosen
+            ],
+        }
+        for title, chosen in places(success).items()
+    ]
+
+
+def _data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    strip.save(buffer, "JPEG", quality=80)
+    picture.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

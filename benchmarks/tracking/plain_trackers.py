@@ -1,16 +1,22 @@
 """Trackers without training: no motion, template matching, and OpenCV's CSRT and KCF. Each has ``init`` and ``track``.
 
-CSRT and KCF need opencv-contrib-python-headless, template matching any OpenCV; frames are RGB and are turned for it.
+    python benchmarks/tracking/plain_trackers.py CSRT VIDEO --box 120,80,40,60    # boxes as text, for comparisons
+
+CSRT and KCF need opencv-contrib-python-headless (extra ``tracking``), template matching any OpenCV; frames are RGB and
+are turned for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
 from vision_lowrank.data.tracking.base import Clip
+from vision_lowrank.data.videos import open_frames
 
 
 class Tracker(Protocol):
@@ -102,5 +108,37 @@ BASELINES: dict[str, Callable[[], Tracker]] = {
 
 def follow(tracker: Tracker, clip: Clip) -> np.ndarray:
     """Follow a clip's target: (L, 4)."""
-    tracker.init(clip.frame(0), clip.boxes[0])
-    return np.stack([clip.boxes[0], *(tracker.track(clip.frame(index)) for index in range(1, len(clip)))])
+    return follow_frames(tracker, (clip.frame(index) for index in range(len(clip))), clip.boxes[0])
+
+
+def follow_frames(tracker: Tracker, frames: Iterable[np.ndarray], box: np.ndarray) -> np.ndarray:
+    """Follow what lies in `box` (4,) of the first frame through all of them: (L, 4)."""
+    rest = iter(frames)
+    tracker.init(next(rest), box)
+    return np.stack([box, *(tracker.track(frame) for frame in rest)])
+
+
+def lacking() -> list[str]:
+    """List the trackers that cannot run here, for want of OpenCV or of its contrib modules."""
+    try:
+        import cv2
+    except ImportError:
+        return [name for name in BASELINES if name != "no motion"]
+    return [name for name in ("KCF", "CSRT") if not hasattr(cv2, f"Tracker{name}_create")]
+
+
+def main() -> None:
+    """Follow one target through a video and print its boxes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tracker", choices=BASELINES)
+    parser.add_argument("source", help="a video file, or a folder of frames")
+    parser.add_argument("--box", required=True, help="left,top,width,height in pixels")
+    parser.add_argument("--frames", type=int, help="follow through so many frames only")
+    given = parser.parse_args()
+    box = np.array([float(value) for value in given.box.split(",")])
+    found = follow_frames(BASELINES[given.tracker](), islice(open_frames(given.source), given.frames), box)
+    print("".join(",".join(f"{value:.2f}" for value in row) + "\n" for row in found.tolist()), end="")
+
+
+if __name__ == "__main__":
+    main()
