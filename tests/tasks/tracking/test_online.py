@@ -130,6 +130,16 @@ def test_colour_order_is_said():
     assert np.array_equal(model.track(video[1][0][..., ::-1], color="bgr").box, rgb.box)
 
 
+def test_what_follows_is_in_evaluation_mode():
+    model, video = tracker(), list(frames(3))
+    model.train()
+    model.init(*video[0])
+    assert not any(part.training for part in model.modules())
+    model.train()
+    model.track(video[1][0])
+    assert not any(part.training for part in model.modules())
+
+
 def test_what_cannot_be_followed_is_said():
     model = tracker()
     frame = np.zeros((50, 60, 3), dtype=np.uint8)

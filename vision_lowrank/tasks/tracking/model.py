@@ -177,7 +177,9 @@ class TrackingModel(AdaptedModel):
         """
         if not isinstance(frames, list | tuple):
             frames = [as_frame(frames, color)] * len(targets)
-        return step_targets(self.eval(), [as_frame(frame, color) for frame in frames], targets)
+        if self.training:  # `eval` goes through all modules, which is time of every frame
+            self.eval()
+        return step_targets(self, [as_frame(frame, color) for frame in frames], targets)
 
     def predict(self, inputs: Sequence[Any], batch_size: int = 64, **options: Any) -> list[Any]:
         """Refuse inputs: a tracker takes a video, and a box in its first frame.
