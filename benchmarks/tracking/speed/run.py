@@ -4,7 +4,8 @@
     python benchmarks/tracking/speed/run.py --quick --out FILE           # seconds, to see that everything runs
 
 All sides of a part take turns in each round, and the first round does not count; ratios are medians over the rounds of
-time / time of the side beside it in the same round, with their quartiles. Network and crops run on one thread.
+time / time of the side beside it in the same round, with their quartiles. Network and crops run on one thread and are
+measured in processor time, which other processes disturb less; commands on the wall.
 
 network   A tracker with LoRA of rank 64, saved and loaded as any tracker, and one frame of one target, the template
           kept. ``network`` is what that frame costs; ``factors`` the same with the adapter beside the weights;
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -60,14 +60,14 @@ Sides = Mapping[str, Callable[[], object]]
 Times = Mapping[str, Sequence[float]]
 
 
-def take_turns(sides: Sides, rounds: int, title: str) -> dict[str, list[float]]:
-    """Measure the seconds of every side in each round, after one that does not count."""
+def take_turns(sides: Sides, rounds: int, title: str, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Measure the seconds of every side in each round by a clock, after one that does not count."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in track(range(rounds + 1), title):
         for name, side in sides.items():
-            started = time.perf_counter()
+            started = clock()
             side()
-            times[name].append(time.perf_counter() - started)
+            times[name].append(clock() - started)
     return {name: values[1:] for name, values in times.items()}
 
 
@@ -125,7 +125,7 @@ def measure_network(name: str, sides: tuple[int, int], rounds: int, place: Path)
         "crop": crop,
         "frame": lambda: tracker.track_many([frame], [target]),
     }
-    times = take_turns(measured, rounds, name)
+    times = take_turns(measured, rounds, name, time.process_time)
     return {
         "search": sides[0],
         "tokens": tokens.shape[1],
@@ -175,7 +175,7 @@ def measure_command(model: Path, frames: int, rounds: int, place: Path) -> dict[
         options = ("--box", box, "--model", model, "--out", place / length)
         sides[f"track, {length}"] = process((*own, path, *options))
         sides[f"CSRT, {length}"] = process((OTHERS, "CSRT", path, "--box", box))
-    times = take_turns(sides, rounds, "commands")
+    times = take_turns(sides, rounds, "commands", time.perf_counter)
     said = json.loads((place / "all" / "track.json").read_text(encoding="utf-8"))["frames_per_second"]
     return {
         "frames": frames,
@@ -219,7 +219,7 @@ def main() -> None:
         can = given.model.is_dir() and has_csrt()
         found = measure_command(given.model, frames, max(1, rounds // 12), place) if can else None
     result = {
-        "command": shlex.join(["python", "benchmarks/tracking/speed/run.py", *(["--quick"] if given.quick else [])]),
+        "command": "python benchmarks/tracking/speed/run.py" + (" --quick" if given.quick else ""),
         "rounds": rounds,
         "environment": environment() | {"threads": 1},
         "networks": networks,
