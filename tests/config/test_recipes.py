@@ -4,18 +4,23 @@ import json
 import shutil
 
 import pytest
+import timm
 from PIL import Image
+from timm.layers import DropPath
 
 from vision_lowrank.config import load_config
 from vision_lowrank.data.edits.reader import EditsConfig
 from vision_lowrank.paths import shipped
 from vision_lowrank.registry import registry
 from vision_lowrank.studies.run import run
+from vision_lowrank.tasks.saved import load_model
 
 # CoACT's recipes differ in their numbers only, which tests/config/test_incremental_configs.py checks: two are enough.
 ALIKE, TRIED = "coact_fsci", ("coact_fscit_sun397", "coact_fscil_cub200")
 RECIPES = sorted(p for p in shipped("configs").rglob("*.yaml") if "_base_" not in p.parts)
 RECIPES = [path for path in RECIPES if not path.stem.startswith(ALIKE) or path.stem in TRIED]
+TRACKERS = [path for path in RECIPES if path.parent.name == "tracking"]
+RECIPES = [path for path in RECIPES if path not in TRACKERS]
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +79,23 @@ def test_recipe_runs_two_steps(path, pictures, four_classes, edited, tiny_weight
     result = run(load_config(path, overrides))
     assert any(name.startswith("test/") for name in result["metrics"])
     assert result["seeds"]["1"]["cost"].get("peak_memory", 1) > 0
+
+
+@pytest.mark.parametrize("path", TRACKERS, ids=lambda path: path.stem)
+def test_recipe_of_a_tracker_runs_two_steps(path, tmp_path, monkeypatch):
+    """Its own trunk with a few channels, built where timm's are, over drawn clips; its other settings as they are."""
+    config, create = load_config(path), timm.create_model
+    small = {"embed_dim": 96, "depth": 1, "num_heads": 3, "img_size": 28}
+    if config.backbone.name.startswith("timm:"):
+        monkeypatch.setattr(timm, "create_model", lambda *given, **options: create(*given, **options | small))
+    scenes = {"type": "emoji_scenes", "frames": 3, "size": [96, 72], "train_clips": 4, "test_clips": 1}
+    mixture = {"type": "clip_mixture", "train": [scenes], "tests": [scenes]}
+    data = mixture if config.data.type == "clip_mixture" else scenes
+    overrides = ["backbone.weights=random", f"data={json.dumps(data)}", f"out={tmp_path}", "engine.tensorboard=false"]
+    overrides += ["engine.steps=2", "engine.batch_size=4", "engine.precision=fp32", "engine.workers=0"]
+    result = run(load_config(path, overrides))
+    assert result["metrics"].keys() >= {"test/emoji_scenes/success_auc", "test/emoji_scenes/normalized_precision"}
+    tracker = load_model(tmp_path / path.stem / "seed-1" / "artefact")
+    assert tracker.cropping == config.task.cropping
+    share = getattr(config.backbone.options, "drop_path", 0)
+    assert [m.drop_prob for m in tracker.modules() if isinstance(m, DropPath)] == [share] * (2 * (share > 0))
