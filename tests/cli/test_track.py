@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from vision_lowrank.data.tracking.results import read_result
 from vision_lowrank.data.videos import VideoWriter, open_frames
 from vision_lowrank.tasks.tracking.cropping import Cropping
 from vision_lowrank.tasks.tracking.model import TrackingModel
+from vision_lowrank.viz import window
 
 SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 64}
 BOXES = ("--box", "30,20,20,16", "--box", "5 5 12 12")
@@ -142,6 +144,43 @@ def test_a_damaged_video_gives_what_comes_before(there, tmp_path, capsys):
     assert code == 0
     assert "frames before it were taken" in err
     assert 0 < len(json.loads((tmp_path / "out" / "track.json").read_text())["frames"]) < 8
+
+
+def test_a_window_shows_the_frames_and_stops(there, tmp_path, capsys, monkeypatch):
+    """Without a box one is drawn; what was tracked until the window is left is written."""
+    shown = []
+
+    class FakeWindow:
+        def __init__(self, title):
+            assert title == "clip.mp4"
+
+        def choose_box(self, frame):
+            assert frame.shape == (72, 96, 3)
+            return 30.0, 20.0, 20.0, 16.0
+
+        def show(self, frame):
+            shown.append(frame)
+            return len(shown) == 3
+
+        def close(self):
+            shown.append("closed")
+
+    monkeypatch.setattr(window, "Window", FakeWindow)
+    code, out, err = track(capsys, there, tmp_path / "out", "--show", boxes=())
+    assert code == 0, err
+    assert "3 frames, 1 target," in out
+    assert shown[3:] == ["closed"]
+    record = json.loads((tmp_path / "out" / "track.json").read_text())
+    assert record["boxes"] == [[30, 20, 20, 16]]
+    assert len(record["frames"]) == 3
+
+
+def test_without_a_display_nothing_is_begun(there, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tkinter", None)
+    code, _, err = track(capsys, there, tmp_path / "out", "--show")
+    assert code == 2
+    assert err.count("error: --show: no window can be opened here") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_benchmark_is_run_scored_and_packed(there, tmp_path, capsys):

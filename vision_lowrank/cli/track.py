@@ -160,7 +160,7 @@ def _run(
                 if options.save_video:
                     writer = writer or open_things.enter_context(VideoWriter(_video(out), frames.rate))
                     writer.write(drawn)
-                if window and window.show(drawn) == "q":
+                if window and window.show(drawn):
                     break
         except KeyboardInterrupt:
             stopped = True
