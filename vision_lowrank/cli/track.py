@@ -147,7 +147,7 @@ def _run(
     header = {"source": frames.name, "boxes": boxes, "format": options.fmt, "model": model.identity}
     done = read_journal(out, header) if options.resume else []
     rows: list[TrackRow] = []
-    strip, stopped = Strip(), False
+    strip, stopped = Strip(hide_below=options.hide_below), False
     writer = None
     with TrackJournal(out, header, done) as journal:
         try:
@@ -155,8 +155,10 @@ def _run(
                 rows.append(row)
                 if row.frame >= len(done):
                     journal.add(row)
+                strip.add(row.frame, frame, row.boxes, row.scores)
+                if not (options.save_video or window):
+                    continue
                 drawn = draw_tracks(frame, row.boxes, row.scores, options.hide_below)
-                strip.add(row.frame, drawn)
                 if options.save_video:
                     writer = writer or open_things.enter_context(VideoWriter(_video(out), frames.rate))
                     writer.write(drawn)

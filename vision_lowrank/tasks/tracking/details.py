@@ -45,13 +45,15 @@ def write_details(
 
 
 def places(success: Sequence[float]) -> dict[str, list[int]]:
-    """Return numbers of clips by their place in the order by success: the best, the middle and the worst.
+    """Return numbers of clips by their place in the order by success: the best, the middle and the worst, worst first.
 
-    Of the last the worst is first; a clip may be in two places where there are few.
+    No clip is in two places; a place without clips is left out.
     """
     order = np.argsort([-value for value in success], kind="stable").tolist()
-    middle = max(0, len(order) // 2 - EACH // 2)
-    return {"best": order[:EACH], "middle": order[middle : middle + EACH], "worst": order[-EACH:][::-1]}
+    middle = max(EACH, len(order) // 2 - EACH // 2)
+    found = {"best": order[:EACH], "middle": order[middle : middle + EACH], "worst": order[: EACH - 1 : -1][:EACH]}
+    found["middle"] = [index for index in found["middle"] if index not in found["worst"]]
+    return {title: chosen for title, chosen in found.items() if chosen}
 
 
 def draw_strip(clip: Clip, boxes: np.ndarray) -> Image.Image:
@@ -76,7 +78,7 @@ def _groups(name: str, clips: ClipSet, scores: TrackingScores, boxes: Sequence[n
             "clips": [
                 {
                     "name": clips[index].name,
-                    "success": success[index],
+                    "success": None if np.isnan(success[index]) else success[index],
                     "image": _data_uri(draw_strip(clips[index], boxes[index])),
                 }
                 for index in chosen

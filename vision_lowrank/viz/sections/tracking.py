@@ -98,9 +98,8 @@ def _curves(sets: Mapping[str, SetScores]) -> list[str]:
     """Plot each curve of all test sets, of the first seed."""
     plots = []
     for curve, (title, axis) in CURVES.items():
-        lines = {
-            name: (each.thresholds[curve], each.curves[curve]) for name, each in sets.items() if curve in each.curves
-        }
+        found = {name: (each.thresholds.get(curve, []), each.curves.get(curve, [])) for name, each in sets.items()}
+        lines = {name: pair for name, pair in found.items() if pair[0] and len(pair[0]) == len(pair[1])}
         if lines:
             plots.append(threshold_curves(lines, title, axis))
     return plots
