@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -206,3 +208,52 @@ def test_a_benchmark_is_run_scored_and_packed(there, tmp_path, capsys):
     code, _, err = run(capsys, "results", "score", "lasott", "--out", tmp_path)
     assert code == 2
     assert "lasot" in err
+
+
+def test_processes_share_the_clips_and_go_on_where_one_stopped(there, tmp_path, capfd):
+    """Two real processes: a file that is cut and one that is missing are written again, the others are not."""
+    data = ("emoji_scenes", "test_clips=3", "frames=3", "size=[96,72]", "--model", there / "tracker")
+    assert run(capfd, "results", "run", *data, "--out", tmp_path / "one")[0] == 0
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    one, two = (sorted((tmp_path / name).rglob("test-*[0-9].txt")) for name in ("one", "two"))
+    assert len(one) == 3
+    kept = two[1].stat().st_mtime_ns
+    two[0].write_text("1\t2\t3\t4\n")
+    two[2].unlink()
+    code, shown, err = run(capfd, "results", "run", *data, "--out", tmp_path / "two", "--jobs", "2")
+    assert code == 0, err
+    assert sorted(re.findall(r"3 clips, (\d) were left", shown)) == ["0", "2"]
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(read_result(a), read_result(b), atol=0.01)
+    assert two[1].stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(("part", "parts"), [("", ["0/2", "1/2"]), ("1/3", ["1/6", "4/6"])])
+def test_processes_divide_the_share_of_a_machine(there, tmp_path, capsys, monkeypatch, part, parts):
+    started = []
+
+    class FakeProcess:
+        def __init__(self, command, env):
+            started.append(command)
+            self.returncode = len(started) - 1
+
+        def wait(self):
+            return self.returncode
+
+    monkeypatch.setattr(subprocess, "Popen", FakeProcess)
+    data = ("emoji_scenes", "test_clips=3", "frames=3", "--model", there / "tracker", "--form", "got10k")
+    given = ("results", "run", *data, "--out", tmp_path, "--jobs", "2", *(("--part", part) if part else ()))
+    code, _, err = run(capsys, *given)
+    assert [command[-1] for command in started] == [f"--part={each}" for each in parts]
+    assert all({"emoji_scenes", "test_clips=3", "--form=got10k", f"--out={tmp_path}"} <= set(c) for c in started)
+    assert code == 2
+    assert "1 of 2 processes failed: call again" in err
+
+
+def test_a_mistake_starts_no_process(there, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    model = ("--model", there / "tracker", "--out", tmp_path, "--jobs", "2")
+    for words in (("lasott",), ("emoji_scenes", "--form", "csv"), ("emoji_scenes", "frams=2"), ("lasot", "--part=2/2")):
+        code, _, err = run(capsys, "results", "run", *words, *model)
+        assert code == 2
+        assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1

@@ -19,6 +19,7 @@ from ..config.marks import OfKind
 from ..config.schema import Section
 from ..data.gives import read_data
 from ..data.tracking.base import ClipSet
+from ..data.tracking.results import form_of
 from ..data.tracking.servers import check_got10k, check_trackingnet, pack_got10k, pack_trackingnet
 from ..errors import UserError, near_miss
 from ..files import write_text
@@ -58,12 +59,14 @@ def run_command(
         UserError: an option or the model cannot be used; or a process of several failed.
     """
     share = parse_part(part)
-    if jobs > 1:
-        _share_out(jobs)
-        return
+    form_of(form)
     sets = clip_sets(words)
     folder = model or shipped("data") / "tiny_tracker"
     read_about(folder)
+    if jobs > 1:
+        options = {"out": out, "model": folder, "form": form, "repeats": repeats, "device": device}
+        _share_out([*words, *(f"--{name}={value}" for name, value in options.items())], share, jobs)
+        return
     from ..tasks.saved import load_model  # torch, only now
     from ..tasks.tracking.benchmark import result_folder, run_benchmark
     from .scan import compute_device
@@ -133,14 +136,20 @@ def parse_part(part: str) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _share_out(jobs: int) -> None:
-    """Run this command in several processes, each with a part of the clips."""
-    given = [word for word in sys.argv[1:] if not word.startswith("--jobs=")]
-    if "--jobs" in given:
-        place = given.index("--jobs")
-        del given[place : place + 2]
-    command = [sys.executable, "-m", "vision_lowrank", *given]
-    running = [subprocess.Popen([*command, f"--part={number}/{jobs}"]) for number in range(jobs)]
+def _share_out(arguments: Sequence[str], share: tuple[int, int], jobs: int) -> None:
+    """Run this command in several processes, which divide the cores and this process's share of the clips.
+
+    Raises:
+        UserError: one of them failed, and has said why.
+    """
+    first, step = share
+    command = [sys.executable, "-m", "vision_lowrank", "results", "run", *arguments]
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    running = [
+        subprocess.Popen([*command, f"--part={first + step * number}/{step * jobs}"], env=environment)
+        for number in range(jobs)
+    ]
     failed = [process.returncode for process in running if process.wait()]
     if failed:
         raise UserError(f"{len(failed)} of {jobs} processes failed: call again to go on with what is left.")
