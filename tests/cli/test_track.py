@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.cli.main import main
@@ -109,9 +111,14 @@ def test_a_mistake_touches_nothing_that_is_there(there, tmp_path, capsys):
     [
         ({"boxes": ("--box", "1,2,3")}, "is not four numbers: give it as left,top,width,height"),
         ({"boxes": ("--box", "1,2,a,3")}, "is not four numbers"),
-        ({"boxes": ()}, "no target: give it as left,top,width,height"),
+        ({"boxes": ()}, "no target: give --box left,top,width,height"),
         ({"boxes": ("--boxes", "nothing.txt")}, "--boxes 'nothing.txt' cannot be read"),
         ({"boxes": ("--box", "1,2,3,4", "--fmt", "xyhw")}, "--fmt 'xyhw'"),
+        ({"boxes": ("--box", "1,2,3", "--fmt", "xyxy")}, "is not four numbers: give it as left,top,right,bottom"),
+        ({"boxes": ("--box", "20,20,9,9", "--fmt", "xyxy")}, "(xyxy) has no size: give it as left,top,right,bottom"),
+        ({"boxes": ("--box", "9,9,0,9")}, "box 9,9,0,9 (xywh) has no size"),
+        ({"boxes": ("--box", "1e400,9,9,9")}, "is not four finite numbers"),
+        ({"boxes": ("--box", "0,0,1,0.5")}, "covers less than a pixel of the frame of 96 x 72 pixels"),
         ({"boxes": ("--box", "9,9,9,9", "--text", "csv")}, "unknown form of results 'csv'"),
         ({"source": "other.mp4"}, "does not exist: give a video file"),
     ],
@@ -126,7 +133,8 @@ def test_mistakes_are_one_line(there, tmp_path, capsys, change, words):
 
 
 def test_boxes_come_from_a_file_too(there, tmp_path, capsys):
-    (tmp_path / "boxes.txt").write_text("# left, top, width, height\n30,20,20,16\n\n5,5,12,12\n")
+    lines = "# left, top, width, height\n30,20,20,16\n\n5,5,12,12\n"
+    (tmp_path / "boxes.txt").write_text(lines, encoding="utf-8-sig")  # as Windows' editor writes it
     assert track(capsys, there, tmp_path / "out", boxes=("--boxes", tmp_path / "boxes.txt"))[0] == 0
     assert len(json.loads((tmp_path / "out" / "track.json").read_text())["boxes"]) == 2
     (tmp_path / "boxes.txt").write_text("1,2,3,4\n1,2\n")
@@ -183,6 +191,95 @@ def test_without_a_display_nothing_is_begun(there, tmp_path, capsys, monkeypatch
     assert code == 2
     assert err.count("error: --show: no window can be opened here") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_video_without_frames_is_said(there, tmp_path, capsys):
+    with av.open(tmp_path / "none.mkv", "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p"
+        container.start_encoding()
+    code, _, err = track(capsys, there, tmp_path / "out", source=tmp_path / "none.mkv")
+    assert code == 2
+    assert len([line for line in err.splitlines() if line.startswith("error: ") and "none.mkv" in line]) == 1
+
+
+def test_a_video_that_changes_its_size_ends_there(there, tmp_path, capsys):
+    parts = []
+    for size in ((96, 72), (128, 96)):
+        with av.open(tmp_path / "part.ts", "w") as container:
+            stream = container.add_stream("mpeg2video", rate=25)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            for number in range(4):
+                frame = np.full((size[1], size[0], 3), 40 * number, dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        parts.append((tmp_path / "part.ts").read_bytes())
+    (tmp_path / "change.ts").write_bytes(b"".join(parts))
+    code, _, err = track(capsys, there, tmp_path / "out", "--save-video", source=tmp_path / "change.ts")
+    assert code == 0
+    assert "has 128 x 96 pixels and those before 96 x 72" in err
+    rows = json.loads((tmp_path / "out" / "track.json").read_text())["frames"]
+    assert 0 < len(rows) == len(list(open_frames(str(tmp_path / "out" / "track.mp4"))))
+
+
+@pytest.mark.parametrize("kind", ["L", "I;16", "RGBA", "LA", "P", "CMYK"])
+def test_frames_of_any_kind_are_followed(there, tmp_path, capsys, kind):
+    (tmp_path / "frames").mkdir()
+    for number in range(2):
+        grey = np.full((72, 96), 102, dtype=np.uint8)
+        grey[20:36, 30 + number : 50 + number] = 255
+        picture = Image.fromarray(grey.astype(np.uint16) * 257) if kind == "I;16" else Image.fromarray(grey)
+        picture = picture if kind == "I;16" else picture.convert("RGB").convert(kind)
+        picture.save(tmp_path / "frames" / f"{number}.{'tif' if kind == 'CMYK' else 'png'}")
+    assert track(capsys, there, tmp_path / "out", source=tmp_path / "frames")[0] == 0
+    rows = json.loads((tmp_path / "out" / "track.json").read_text())["frames"]
+    assert len(rows) == 2
+    seen = next(iter(open_frames(str(tmp_path / "frames"))))
+    assert seen.shape == (72, 96, 3)
+    assert [int(seen[0, 0, 0]), int(seen[25, 35, 0])] == pytest.approx([102, 255], abs=2)
+
+
+def test_an_artefact_that_was_changed_is_one_line(there, tmp_path, capsys):
+    """Of another size, without its base, without its own parts."""
+    about = json.loads((there / "tracker" / "artefact.json").read_text())
+    changes = {
+        "search": (lambda folder: _write(folder, about, search=64), "its tensors are not those of the tracker"),
+        "patch": (lambda folder: _write(folder, about, search=33), "no multiple of the patch"),
+        "template": (lambda folder: _write(folder, about, template=64), "is above task.search_size=32"),
+        "parts": (lambda folder: (folder / "tracker.safetensors").unlink(), "tracker.safetensors' is missing"),
+        "base": (lambda folder: (folder / "base.safetensors").unlink(), "base.safetensors' is missing"),
+    }
+    for name, (change, words) in changes.items():
+        shutil.copytree(there / "tracker", tmp_path / name)
+        change(tmp_path / name)
+        given = (there / "clip.mp4", "--box", "30,20,20,16", "--model", tmp_path / name, "--out", tmp_path / "out")
+        code, _, err = run(capsys, "track", *given)
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert (code, len(lines)) == (2, 1), name
+        assert words in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def _write(folder, about, **cropping):
+    changed = about | {"cropping": about["cropping"] | cropping}
+    (folder / "artefact.json").write_text(json.dumps(changed))
+
+
+def test_too_few_rows_of_a_result_are_said(there, tmp_path, capsys):
+    """By the convention of the toolkits they are failures; LaSOT's and GOT-10k's refuse them."""
+    data = ("emoji_scenes", "test_clips=2", "frames=4", "size=[96,72]", "--out", tmp_path)
+    assert run(capsys, "results", "run", *data, "--model", there / "tracker")[0] == 0
+    code, _, err = run(capsys, "results", "score", *data)
+    assert (code, "note" in err) == (0, False)
+    path = next(path for path in sorted(tmp_path.glob("test-*.txt")) if "time" not in path.name)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    code, _, err = run(capsys, "results", "score", *data)
+    assert code == 0
+    assert f"note: '{path.stem}' has too few rows (1 result in all): the frames that are missing count as" in err
+    for convention in ("lasot", "got10k"):
+        code, _, err = run(capsys, "results", "score", *data, "--convention", convention)
+        assert code == 2
+        assert "has 3 rows for 4 frames: run the tracker again" in err
 
 
 def test_a_benchmark_is_run_scored_and_packed(there, tmp_path, capsys):

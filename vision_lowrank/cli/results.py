@@ -90,12 +90,16 @@ def score_command(
         UserError: an option cannot be used; DataError: a result is missing or damaged.
     """
     sets = clip_sets(words)
-    from ..tasks.tracking.benchmark import result_folder, score_benchmark
+    from ..tasks.tracking.benchmark import result_folder, score_benchmark, too_short
 
     found = {}
     for name, clips in sets.items():
         results = result_folder(out if len(sets) == 1 else out / name, form, clips)
         scores, rate = score_benchmark(clips, results, convention)
+        if short := too_short(clips, results):
+            count = f"{len(short):,} result{'s' * (len(short) > 1)} in all"
+            note = f"note: '{short[0]}' has too few rows ({count}): the frames that are missing count as failures."
+            print(note, file=sys.stderr)
         found[name] = scores.to_dict() | {"frames_per_second": rate}
     print_table(_table(found, per_clip))
     if json_path:

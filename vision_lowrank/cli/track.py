@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from ..inference.tracks import TrackRow
     from ..tasks.tracking.model import TrackingModel
 
-HOW = "give it as left,top,width,height in pixels, such as --box 120,80,40,60"
-
 
 @dataclass(frozen=True)
 class TrackOptions:
@@ -75,11 +73,11 @@ def track_command(source: str, options: TrackOptions) -> None:
     form_of(options.form)
     if options.fmt not in FORMATS:
         raise UserError(f"--fmt '{options.fmt}': give {' or '.join(FORMATS)}.{near_miss(options.fmt, FORMATS)}")
-    boxes = [parse_box(text, "--box") for text in options.boxes]
+    boxes = [parse_box(text, "--box", options.fmt) for text in options.boxes]
     if options.boxes_file is not None:
-        boxes += read_boxes(options.boxes_file)
+        boxes += read_boxes(options.boxes_file, options.fmt)
     if not boxes and not options.show:
-        raise UserError(f"no target: {HOW}; or draw it with --show.")
+        raise UserError(f"no target: give --box {FORMATS[options.fmt]}; or draw it with --show.")
     frames = open_frames(source)
     folder = options.model or shipped("data") / "tiny_tracker"
     read_about(folder)
@@ -94,8 +92,8 @@ def track_command(source: str, options: TrackOptions) -> None:
         _run(frames, boxes, folder, options, window, open_things)
 
 
-def parse_box(text: str, where: str) -> list[float]:
-    """Read four numbers with commas or blanks between them.
+def parse_box(text: str, where: str, fmt: str) -> list[float]:
+    """Read four numbers, which are what `fmt` says, with commas or blanks between them.
 
     Raises:
         UserError: they are none; the message says how to give them.
@@ -106,24 +104,24 @@ def parse_box(text: str, where: str) -> list[float]:
     except ValueError:
         numbers = []
     if len(numbers) != 4:
-        raise UserError(f"{where} '{text}' is not four numbers: {HOW}.")
+        raise UserError(f"{where} '{text}' is not four numbers: give it as {FORMATS[fmt]}.")
     return numbers
 
 
-def read_boxes(path: Path) -> list[list[float]]:
+def read_boxes(path: Path, fmt: str) -> list[list[float]]:
     """Read a box a line; empty lines and those that begin with # are left out.
 
     Raises:
         UserError: the file is missing, or a line has no four numbers.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--boxes '{path}' cannot be read: {error}.") from None
     kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
     if not kept:
-        raise UserError(f"--boxes '{path}' has no box: give one a line, left,top,width,height in pixels.")
-    return [parse_box(line, f"--boxes '{path}', line {number}:") for number, line in kept]
+        raise UserError(f"--boxes '{path}' has no box: give one a line, {FORMATS[fmt]}.")
+    return [parse_box(line, f"--boxes '{path}', line {number}:", fmt) for number, line in kept]
 
 
 def _run(

@@ -21,7 +21,11 @@ from .images import read_image, to_rgb
 Frame: TypeAlias = Any
 
 COLORS = ("rgb", "bgr")
-FORMATS = ("xywh", "xyxy", "cxcywh")
+FORMATS = {  # what the four numbers are, in pixels
+    "xywh": "left,top,width,height in pixels, such as 120,80,40,60",
+    "xyxy": "left,top,right,bottom in pixels, such as 120,80,160,140",
+    "cxcywh": "middle x,middle y,width,height in pixels, such as 140,110,40,60",
+}
 
 
 def as_frame(frame: Frame, color: str = "rgb") -> np.ndarray:
@@ -75,7 +79,7 @@ def as_box(box: Sequence[float], fmt: str, size: Size) -> np.ndarray:
     except (TypeError, ValueError):
         given = np.empty(0)
     shown = ",".join(f"{value:g}" for value in given)
-    how = "give it as left,top,width,height in pixels, such as 120,80,40,60" if fmt == "xywh" else f"give {fmt}"
+    how = f"give it as {FORMATS[fmt]}"
     if given.shape != (4,) or not np.isfinite(given).all():
         raise UserError(f"box '{shown or box}' is not four finite numbers: {how}.")
     first, second = given[:2], given[2:]
@@ -88,8 +92,10 @@ def as_box(box: Sequence[float], fmt: str, size: Size) -> np.ndarray:
         raise UserError(f"box {shown} ({fmt}) has no size: {how}.")
     limits = np.array(size, dtype=np.float64)
     inside = np.concatenate([np.clip(low, 0, limits), np.clip(high, 0, limits)])
-    if (inside[2:] - inside[:2] < 1).any():
-        raise UserError(f"box {shown} ({fmt}) lies outside the frame of {size[0]} x {size[1]} pixels: {how}.")
+    sides = inside[2:] - inside[:2]
+    if (sides < 1).any():
+        what = "lies outside" if (sides <= 0).any() else "covers less than a pixel of"
+        raise UserError(f"box {shown} ({fmt}) {what} the frame of {size[0]} x {size[1]} pixels: {how}.")
     return inside
 
 

@@ -114,7 +114,7 @@ class VideoFrames(FrameSource):
 
         try:
             container = av.open(self._opened, format=self._format)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DataError(f"video '{self.name}' cannot be read: {_reason(error)}.") from None
         if not container.streams.video:
             container.close()

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from ..attachment.record import BASE
+from ..attachment.record import BASE, COPY
 from ..backbones.load import load_backbone
 from ..backbones.weights import PRETRAINED, RANDOM
 from ..config.marks import MAX_SIDE, WEIGHTS
@@ -89,8 +89,10 @@ def _allowed(folder: Path, spec: Mapping[str, Any]) -> int:
     """Return the most parameters that the base may have, from the headers of the artefact's tensor files."""
     files = sorted(folder.rglob("*.safetensors"))
     shapes = {path: [tuple(shape) for shape in read_header(path).values()] for path in files}
-    if spec["weights"] == RANDOM:  # twice: shared parameters are counted where they are used
-        return 2 * sum(prod(shape) for shape in shapes.get(folder / BASE, []))
+    if spec["weights"] == RANDOM:
+        if folder / BASE not in shapes:
+            raise ArtefactError(f"'{folder / BASE}' is missing: what it belongs to is incomplete; {COPY}.")
+        return 2 * sum(prod(shape) for shape in shapes[folder / BASE])  # shared parameters count where they are used
     widths = (max(shape, default=1) for path in files for shape in shapes[path])
     width = max([LEAST_WIDTH, *widths])
     return 4096 * width**2 + 300_000 * width

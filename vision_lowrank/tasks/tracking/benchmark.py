@@ -89,3 +89,8 @@ def score_benchmark(
     times = [folder.read_times(clip.name) for clip in clips.clips]
     known = [each[1:].ravel() for each in times if each is not None]
     return scores, frames_per_second(np.concatenate(known)) if known else None
+
+
+def too_short(clips: ClipSet, folder: ResultFolder) -> list[str]:
+    """Return the names of clips with a result that has fewer rows than the clip has frames."""
+    return [c.name for c in clips.clips if any(len(each.boxes) < len(c) for each in folder.read_all(c.name))]

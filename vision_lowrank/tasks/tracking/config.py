@@ -36,10 +36,6 @@ class TrackingConfig(Section):
         Raises:
             UserError: one of these.
         """
-        if self.template_size > self.search_size:
-            raise UserError(
-                f"task.template_size={self.template_size} is above task.search_size={self.search_size}: the template "
-                "shares the search crop's positions, so give it at most as many pixels."
-            )
+        self.cropping.check()
         if self.trains_base and config.adapter is not None:
             raise UserError("task.trains_base trains the whole trunk: leave `adapter` out, or set it to false.")

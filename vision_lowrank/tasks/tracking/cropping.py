@@ -31,12 +31,25 @@ class Cropping:
     search_factor: float
     template_factor: float
 
+    def check(self) -> None:
+        """Refuse a template larger than the search crop.
+
+        Raises:
+            UserError: it is.
+        """
+        if self.template > self.search:
+            raise UserError(
+                f"task.template_size={self.template} is above task.search_size={self.search}: the template shares the "
+                "search crop's positions, so give it at most as many pixels."
+            )
+
     def grids(self, patch: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return rows and columns of the search crop and of the template crop.
 
         Raises:
-            UserError: a side is no multiple of the patch.
+            UserError: a side is no multiple of the patch, or the template is the larger one.
         """
+        self.check()
         for name, side in (("search", self.search), ("template", self.template)):
             if any(side % each for each in patch):
                 near = max(1, round(side / patch[0])) * patch[0]
