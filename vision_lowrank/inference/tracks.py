@@ -19,6 +19,7 @@ import numpy as np
 from ..data.videos import FrameSource
 from ..errors import UserError
 from ..tasks.tracking.model import TrackingModel
+from ..tasks.tracking.online import Tracked, renew_template
 
 JOURNAL = "track.jsonl"
 
@@ -80,9 +81,10 @@ def follow(
             row = TrackRow(0, found, np.ones(len(targets)), time.perf_counter() - start)
         elif number < len(done):
             row = done[number]
-            for target, box in zip(targets, row.boxes, strict=True):
+            for target, box, score in zip(targets, row.boxes, row.scores, strict=True):
                 if (box[2:] > 0).all():
                     target.box = np.concatenate([box[:2], box[:2] + box[2:]])
+                renew_template(model, target, frame, Tracked(box, float(score)))
         else:
             tracked = model.track_many(frame, targets)
             scores = np.array([each.score for each in tracked])

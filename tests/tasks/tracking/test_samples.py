@@ -75,7 +75,7 @@ def test_flips_carry_mask_and_box_along():
     flipped = set()
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
-        one, two, cells, moved = augment_pair(z, x, mask, box, generator)
+        (one,), two, (cells,), moved = augment_pair(z[None], x, mask[None], box, generator)
         left, top, right, bottom = (int(v) for v in moved)
         assert (top, bottom) == (5, 9)
         assert right - left == 6

@@ -126,9 +126,14 @@ def draw_frames(clip: Clip, gap: int, rng: np.random.Generator) -> tuple[int, in
     template = _one_of(clip, range(len(clip)), rng)
     if template is None:
         return None
-    near = range(max(0, template - gap), min(len(clip), template + gap + 1))
-    search = _one_of(clip, [index for index in near if index != template], rng)
+    search = draw_near(clip, template, gap, rng)
     return template, template if search is None else search
+
+
+def draw_near(clip: Clip, index: int, gap: int, rng: np.random.Generator) -> int | None:
+    """Draw a frame that shows the target, at most `gap` from `index`, which is left out; None where there is none."""
+    near = range(max(0, index - gap), min(len(clip), index + gap + 1))
+    return _one_of(clip, [each for each in near if each != index], rng)
 
 
 def shows_target(clip: Clip, index: int) -> bool:

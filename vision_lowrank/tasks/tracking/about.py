@@ -17,7 +17,15 @@ class CroppingAbout(Closed):
     template_factor: float = Field(ge=1, le=100)
 
 
+class UpdateAbout(Closed):
+    """:class:`.online.TemplateUpdate` as JSON has it."""
+
+    frames: int = Field(ge=1, le=10**6)
+    score: float = Field(ge=0, le=1)
+
+
 class TrackingAbout(About):
     """What ``artefact.json`` says of a tracker."""
 
     cropping: CroppingAbout
+    update: UpdateAbout | None = None

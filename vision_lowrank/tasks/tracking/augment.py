@@ -2,7 +2,7 @@
 
 flip          each crop left to right with probability 1/2, independently
 colour        each crop: brightness, contrast, saturation by factors U(0.6, 1.4), in random order, independently
-one of three  grey, solarised at one half, or Gaussian blur of radius U(0.1, 2) pixels: the same for both
+one of three  grey, solarised at one half, or Gaussian blur of radius U(0.1, 2) pixels: the same for all
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ def augment_pair(
     """Augment crops in [0, 1] with what lies in them.
 
     Args:
-        z: (3, Hz, Wz) template.
+        z: (T, 3, Hz, Wz) templates, one or more.
         x: (3, Hx, Wx) search crop.
-        mask: (hz, wz) the template's cells.
+        mask: (T, hz, wz) cells of the templates.
         box: (4,) xyxy in pixels of the search crop.
         generator: all randomness.
     """
-    flip_z, flip_x = (torch.rand(2, generator=generator) < 0.5).tolist()
-    if flip_z:
-        z, mask = z.flip(-1), mask.flip(-1)
+    *flips_z, flip_x = (torch.rand(len(z) + 1, generator=generator) < 0.5).tolist()
+    z, mask = (torch.stack([c.flip(-1) if flip else c for c, flip in zip(all_of, flips_z, strict=True)])
+               for all_of in (z, mask))  # fmt: skip
     if flip_x:
         x, width = x.flip(-1), x.shape[-1]
         box = np.array([width - box[2], box[1], width - box[0], box[3]])
-    z, x = jitter_colours(z, generator), jitter_colours(x, generator)
+    z, x = torch.stack([jitter_colours(crop, generator) for crop in z]), jitter_colours(x, generator)
     choice, share = torch.rand(2, generator=generator).tolist()
     radius = BLUR[0] + share * (BLUR[1] - BLUR[0])
-    z, x = (_one_of_three(crop, int(3 * choice), radius) for crop in (z, x))
-    return z, x, mask, box
+    *crops, x = (_one_of_three(crop, int(3 * choice), radius) for crop in (*z, x))
+    return torch.stack(crops), x, mask, box
 
 
 def jitter_colours(crop: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from pydantic import Field
 from ...config.schema import RunConfig, Section
 from ...errors import UserError
 from .cropping import Cropping
+from .online import TemplateUpdate
 
 
 class TrackingConfig(Section):
@@ -24,6 +25,19 @@ class TrackingConfig(Section):
     pairs: int = Field(131_072, ge=1, le=10**9, description="training: pairs of an epoch")
     trains_base: bool = Field(False, description="train all of the trunk instead of an adapter")
     test_batch: int = Field(8, ge=1, le=1024, description="clips that are followed side by side")
+
+    templates: int = Field(
+        1, ge=1, le=16, description="training: templates of a pair; further ones are of frames near the search crop's"
+    )
+    update_after: int = Field(
+        0, ge=0, le=10**6, description="following: a second template is cut anew after so many sure frames; 0 = never"
+    )
+    update_score: float = Field(0.6, ge=0, le=1, description="following: the score from which a frame is sure")
+
+    @property
+    def update(self) -> TemplateUpdate | None:
+        """When a second template is cut anew; None where it never is."""
+        return TemplateUpdate(self.update_after, self.update_score) if self.update_after else None
 
     @property
     def cropping(self) -> Cropping:

@@ -8,6 +8,7 @@ Its artefact holds, beside what :mod:`vision_lowrank.tasks.saved` writes, the tw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +30,7 @@ from ..saved import AdaptedModel, load_part, restore_backbone
 from .about import TrackingAbout
 from .cropping import Cropping
 from .head import BoxHead, Found
-from .online import Target, Tracked, start_target, step_targets
+from .online import Target, TemplateUpdate, Tracked, start_target, step_targets
 from .tokens import TokenEmbedding
 
 TRACKER = "tracker.safetensors"
@@ -51,6 +52,7 @@ class TrackingModel(AdaptedModel):
 
     Attributes:
         cropping: of template and search crop.
+        update: of a second template while following; None, as in LoRAT: there is none.
         embedding: tokens of both crops.
         head: scores and boxes of the search crop's cells.
     """
@@ -60,14 +62,14 @@ class TrackingModel(AdaptedModel):
     takes: ClassVar[tuple[str, ...]] = ("video",)
     exports: ClassVar[tuple[str, ...]] = (*AdaptedModel.exports, "onnx")
 
-    def __init__(self, model: nn.Module, cropping: Cropping) -> None:
+    def __init__(self, model: nn.Module, cropping: Cropping, update: TemplateUpdate | None = None) -> None:
         """Build the parts beside `model`, a backbone with a trunk.
 
         Raises:
             UserError: it has none, or the patches do not fill the crops.
         """
         super().__init__(model)
-        self.cropping = cropping
+        self.cropping, self.update = cropping, update
         self.parts = TrackerParts(self.trunk, cropping)
         self._target: Target | None = None
 
@@ -99,20 +101,21 @@ class TrackingModel(AdaptedModel):
     @property
     def identity(self) -> str:
         """16 hex digits that change with anything that its answers depend on."""
-        return identity_of(self, self.parts.state_dict(), self.cropping)
+        facts = self.cropping if self.update is None else (self.cropping, self.update)
+        return identity_of(self, self.parts.state_dict(), facts)
 
     def forward(self, z: Tensor, x: Tensor, mask: Tensor) -> Found:
         """Find the targets of templates in search crops.
 
         Args:
-            z: (B, 3, Hz, Wz) template crops, normalised.
+            z: (B, 3, Hz, Wz) template crops, normalised; or (B, T, 3, Hz, Wz), several of each target.
             x: (B, 3, Hx, Wx) search crops, normalised.
-            mask: (B, hz, wz), 1 where a cell covers the target.
+            mask: (B, hz, wz), or (B, T, hz, wz), 1 where a cell covers the target.
         """
         return self.find(self.embedding.template_tokens(self.trunk, z, mask), x)
 
     def find(self, template: Tensor, x: Tensor) -> Found:
-        """Do as :meth:`forward`, with the template's tokens (B, hz wz, d)."""
+        """Do as :meth:`forward`, with the tokens of the template, or of several, (B, T hz wz, d)."""
         trunk = self.trunk
         tokens = torch.cat([template, self.embedding.search_tokens(trunk, x)], dim=1)
         for block in trunk.blocks:
@@ -209,6 +212,7 @@ class TrackingModel(AdaptedModel):
     def save(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
         about = {"task": self.task, "cropping": self.cropping.to_dict()}
+        about |= {} if self.update is None else {"update": asdict(self.update)}
         self.save_model(folder, about, record, {TRACKER: self.parts.state_dict()})
 
     @classmethod
@@ -224,7 +228,8 @@ class TrackingModel(AdaptedModel):
         whole = restore_backbone(folder, about, backbone, attach=attach, trust=trust)
         if backbone_of(whole).factored:
             merge_factored(whole)
-        model = cls(whole, Cropping.from_dict(about["cropping"]))
+        update = about.get("update")
+        model = cls(whole, Cropping.from_dict(about["cropping"]), TemplateUpdate(**update) if update else None)
         load_part(model.parts, folder / TRACKER, about, "tracker")
         model.restore(about)
         return model.eval().requires_grad_(False)

@@ -1,6 +1,6 @@
 """LoRAT's online loop: one target through the frames of a video.
 
-    start       cut the template around the first box; it never changes
+    start       cut the template around the first box; it never changes, see :class:`TemplateUpdate` for an experiment
     step        sides of the state box raised to 10 px about its middle -> search crop -> network -> p = sigmoid(logits)
                 cell = argmax of (1 - w) p + w H,   w = 0.45,  H = outer product of two symmetric Hann windows
                 box of the cell, back to the frame, clipped to it: the answer; its p, without window, is the score
@@ -29,6 +29,21 @@ WINDOW = 0.45
 LEAST_SIDE = 10.0  # pixels
 
 
+@dataclass(frozen=True)
+class TemplateUpdate:
+    """A second template, beside the first, that is cut anew when the tracker was sure for a while; not in LoRAT.
+
+    Until then the first one is there twice.
+
+    Attributes:
+        frames: how many in a row must have had at least `score`; then they are counted anew.
+        score: in [0, 1].
+    """
+
+    frames: int
+    score: float
+
+
 @dataclass
 class Target:
     """What a tracker remembers of one target.
@@ -37,11 +52,21 @@ class Target:
         tokens: (1, hz wz, d), the template's.
         means: (3,) colour of what lies outside the frame, in [0, 255].
         box: (4,) left, top, right, bottom in pixels, where it was seen last.
+        recent: (1, hz wz, d), the second template's, once there is one.
+        sure: frames in a row that count towards the next one.
     """
 
     tokens: Tensor
     means: np.ndarray
     box: np.ndarray
+    recent: Tensor | None = None
+    sure: int = 0
+
+    def templates(self, update: TemplateUpdate | None) -> Tensor:
+        """Return the tokens of its template, or of both where there is an update: (1, n, d)."""
+        if update is None:
+            return self.tokens
+        return torch.cat([self.tokens, self.tokens if self.recent is None else self.recent], dim=1)
 
 
 @dataclass(frozen=True)
@@ -60,11 +85,7 @@ class Tracked:
 @torch.inference_mode()
 def start_target(model: TrackingModel, frame: np.ndarray, box: np.ndarray) -> Target:
     """Begin to follow what lies in `box` (4,) xyxy of a frame (H, W, 3) uint8 RGB."""
-    crop, mask = model.cropping.cut_template(frame, box, model.embedding.template)
-    pixels = normalised(crop[None].to(model.device), model.preprocess)
-    return Target(
-        model.embedding.template_tokens(model.trunk, pixels, mask[None].to(model.device)), channel_means(frame), box
-    )
+    return Target(_template(model, frame, box), channel_means(frame), box)
 
 
 @torch.inference_mode()
@@ -72,23 +93,44 @@ def step_targets(model: TrackingModel, frames: Sequence[np.ndarray], targets: Se
     """Find each target in its next frame, all in one batch, and let it remember where it is."""
     drawn = [_search_crop(model, frame, target) for frame, target in zip(frames, targets, strict=True)]
     pixels = normalised(torch.stack([crop for crop, _ in drawn]).to(model.device), model.preprocess)
-    found = model.find(torch.cat([target.tokens for target in targets]), pixels)
+    found = model.find(torch.cat([target.templates(model.update) for target in targets]), pixels)
     scores = found.logits.sigmoid()
     windowed = (1 - WINDOW) * scores + WINDOW * hann_window(model.embedding.search).to(scores)
     best = windowed.flatten(1).argmax(dim=1)
     rows = torch.arange(len(best), device=best.device)
     boxes = found.boxes.flatten(1, 2)[rows, best].double().cpu().numpy() * model.cropping.search
     chosen = scores.flatten(1)[rows, best].tolist()
-    return [
+    answers = [
         _moved(target, crop_map.to_frame(box), score, frame)
         for target, (_, crop_map), box, score, frame in zip(targets, drawn, boxes, chosen, frames, strict=True)
     ]
+    for target, frame, answer in zip(targets, frames, answers, strict=True):
+        renew_template(model, target, frame, answer)
+    return answers
+
+
+@torch.inference_mode()
+def renew_template(model: TrackingModel, target: Target, frame: np.ndarray, answer: Tracked) -> None:
+    """Count a frame in which a target was found, and cut its second template there when it is time to."""
+    update = model.update
+    if update is None:
+        return
+    sure = answer.score >= update.score and bool((answer.box[2:] > 0).all())
+    target.sure = target.sure + 1 if sure else 0
+    if target.sure >= update.frames:
+        target.recent, target.sure = _template(model, frame, target.box), 0
 
 
 def hann_window(grid: tuple[int, int]) -> Tensor:
     """Return the outer product of symmetric Hann windows, (rows, columns), zero at the border."""
     rows, columns = (torch.hann_window(n, periodic=False) for n in grid)
     return rows[:, None] * columns
+
+
+def _template(model: TrackingModel, frame: np.ndarray, box: np.ndarray) -> Tensor:
+    crop, mask = model.cropping.cut_template(frame, box, model.embedding.template)
+    pixels = normalised(crop[None].to(model.device), model.preprocess)
+    return model.embedding.template_tokens(model.trunk, pixels, mask[None].to(model.device))
 
 
 def _search_crop(model: TrackingModel, frame: np.ndarray, target: Target) -> tuple[Tensor, CropMap]:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ...data.geometry import channel_means, draw_crop
 from ...data.tracking.base import Clip
 from ...data.tracking.pair_crops import SearchJitter
-from ...data.tracking.pairs import PairSource
+from ...data.tracking.pairs import PairSource, draw_near
 from ...data.transforms import Preprocess
 from ...errors import DataError
 from .augment import augment_pair
@@ -24,7 +24,8 @@ PAIRS_TRIED = 50
 
 class PairSamples(Dataset):
     """``self[position, index]``: ``{"z": (3, Hz, Wz), "x": (3, Hx, Wx), "mask": (hz, wz) bool, "box": (4,),
-    "positives": (hx, wx) bool}``, crops normalised, the box clipped to the search crop, as shares of its sides.
+    "positives": (hx, wx) bool}``, crops normalised, the box clipped to the search crop, as shares of its sides. With
+    several templates ``z`` and ``mask`` have an axis of them in front.
     """
 
     def __init__(
@@ -37,12 +38,24 @@ class PairSamples(Dataset):
         least_side: float,
         length: int,
         seed: int,
+        templates: int = 1,
     ) -> None:
-        """Take samples from `pairs`; `grids` are those of search and template crop, `length` the pairs of an epoch."""
+        """Take samples from `pairs`.
+
+        Args:
+            pairs: which frames.
+            cropping: of the crops.
+            grids: of search and template crop.
+            preprocess: of the backbone.
+            least_side: shortest side of a target in a search crop, in pixels.
+            length: pairs of an epoch.
+            seed: of all randomness.
+            templates: of a sample; the further ones are of frames that are as near to the search crop's as a template.
+        """
         self.pairs, self.cropping, self.grids, self.preprocess = pairs, cropping, grids, preprocess
         side = cropping.search
         self.jitter = SearchJitter(cropping.search_factor, (side, side), least_side)
-        self.length, self.seed = length, seed
+        self.length, self.seed, self.templates = length, seed, templates
 
     def __len__(self) -> int:
         return self.length
@@ -63,12 +76,17 @@ class PairSamples(Dataset):
         where = self.jitter.draw(box, rng)
         if where is None:
             return None
-        z, mask = self.cropping.cut_template(clip.frame(first), corners(clip.box(first)), self.grids[1])
+        shown = [first, *(draw_near(clip, second, self.pairs.gap, rng) for _ in range(self.templates - 1))]
+        shown = [first if index is None else index for index in shown]
+        cut = [self.cropping.cut_template(clip.frame(i), corners(clip.box(i)), self.grids[1]) for i in shown]
+        z, mask = (torch.stack(parts) for parts in zip(*cut, strict=True))
         frame = clip.frame(second)
         x, drawn = draw_crop(frame, where, (side, side), channel_means(frame))
         inside = np.clip(drawn.to_crop(box), 0, side)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         z, x, mask, inside = augment_pair(z / 255, x / 255, mask, inside, generator)
+        if self.templates == 1:
+            z, mask = z[0], mask[0]
         return {
             "z": normalised(255 * z, self.preprocess),
             "x": normalised(255 * x, self.preprocess),

@@ -47,7 +47,7 @@ class Tracking(Task):
     shares = ("task.search_size", "task.template_size")
 
     def __init__(self, config: RunConfig, seed: int) -> None:
-        model = TrackingModel(_adapted_backbone(config), config.task.cropping)
+        model = TrackingModel(_adapted_backbone(config), config.task.cropping, config.task.update)
         self._build(model, read_data(config.data, "clips"), config.task)
         self.seed = seed
         if config.task.trains_base:
@@ -91,6 +91,7 @@ class Tracking(Task):
             self.model.preprocess,
             least_side=options.least_side,
             length=options.pairs,
+            templates=options.templates,
             seed=self.seed,
         )
         return [Stage("track", samples)]

@@ -49,12 +49,15 @@ class TokenEmbedding(nn.Module):
 
         Args:
             trunk: what the positions came from.
-            z: (B, 3, Hz, Wz), normalised.
-            mask: (B, hz, wz) integer or bool, 1 where a cell covers the target.
+            z: (B, 3, Hz, Wz), normalised; or (B, T, 3, Hz, Wz).
+            mask: (B, hz, wz), or (B, T, hz, wz), integer or bool, 1 where a cell covers the target.
 
         Returns:
-            (B, hz wz, d).
+            (B, hz wz, d); or (B, T hz wz, d), template after template, all with the same positions and types.
         """
+        if z.ndim == 5:
+            each = self.template_tokens(trunk, z.flatten(0, 1), mask.flatten(0, 1))
+            return each.unflatten(0, z.shape[:2]).flatten(1, 2)
         rows, columns = self.template
         shared = self.positions.unflatten(1, self.search)[:, :rows, :columns].flatten(1, 2)
         return trunk.enter(trunk.patch_tokens(z) + shared) + self.types[mask.flatten(1).long()]
