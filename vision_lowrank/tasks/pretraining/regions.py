@@ -50,6 +50,7 @@ class PretrainRegionsConfig(Section):
     cells: int = Field(64, ge=1, le=10**5, description="most cells of a first view that the loss looks at")
     teacher: BackboneConfig | None = Field(None, description="a timm model whose maps the tokens learn too; none = none")
     teacher_maps: tuple[int, ...] = Field((2, 3), min_length=1, description="which of its maps, as timm numbers them")
+    teacher_weight: float = Field(5.0, gt=0, le=1e3, description="of the teacher's loss beside that of places")
 
 
 class RegionViews(Dataset):
@@ -198,7 +199,8 @@ class PretrainRegions(Task):
             return {"loss": matching}
         tokens, views = torch.cat([first, second]), batch["views"].transpose(0, 1).flatten(0, 1)
         taught = self.teacher.loss(tokens, views, self.grid)
-        return {"loss": matching + taught, "matching": matching.detach(), "teacher": taught.detach()}
+        loss = matching + self.options.teacher_weight * taught
+        return {"loss": loss, "matching": matching.detach(), "teacher": taught.detach()}
 
     def eval_sets(self, split: Literal["val", "test"]) -> Mapping[str, Dataset]:
         """Return pairs of held-out photographs that never change."""
