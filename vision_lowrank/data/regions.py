@@ -100,7 +100,7 @@ class RegionPairs:
         rng = np.random.default_rng((seed, number))
         layers = self._scene(rng, photo, side)
         seen = [_drawn(layers, view, side) for view in (0, 1)]
-        views = np.stack([_developed(picture, rng) for picture, _ in seen])
+        views = np.stack([developed(picture, rng) for picture, _ in seen])
         return RegionPair(views, _places(layers, seen[0][1], seen[1][1], side, cell))
 
     def _scene(self, rng: np.random.Generator, photo: int, side: int) -> list[Layer]:
@@ -158,14 +158,14 @@ def cut_blob(photo: Image.Image, rng: np.random.Generator, most: int = 96) -> Im
 # --- maps ------------------------------------------------------------------------------------------------------------
 
 
-def _linear(rng: np.random.Generator, scale: float, turn: float) -> np.ndarray:
+def draw_linear(rng: np.random.Generator, scale: float, turn: float) -> np.ndarray:
     """Draw a (2, 2) map that scales by `scale`, turns by N(0, `turn`) radians, stretches and shears a little."""
     angle, aspect, shear = turn * rng.normal(), np.exp(0.12 * rng.normal()), 0.12 * rng.normal()
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     return scale * rotation @ np.array([[aspect, shear], [0, 1 / aspect]])
 
 
-def _about(linear: np.ndarray, source: np.ndarray, place: np.ndarray) -> Affine:
+def about(linear: np.ndarray, source: np.ndarray, place: np.ndarray) -> Affine:
     """Return the map q -> source + linear (q - place)."""
     return np.concatenate([linear, (source - linear @ place)[:, None]], axis=1)
 
@@ -180,7 +180,7 @@ def _background_maps(rng: np.random.Generator, size: Sequence[int], side: int) -
     maps = []
     for region, centre in zip(regions, (middle, second), strict=True):
         inside = np.clip(centre, region / 2, np.maximum(extent - region / 2, region / 2))
-        maps.append(_about(_linear(rng, region / side, 0.25), inside, np.full(2, side / 2)))
+        maps.append(about(draw_linear(rng, region / side, 0.25), inside, np.full(2, side / 2)))
     return maps[0], maps[1]
 
 
@@ -192,7 +192,7 @@ def _object_maps(rng: np.random.Generator, size: Sequence[int], side: int) -> tu
     maps = []
     for _ in range(2):
         scale = max(size) / (share * side)
-        maps.append(_about(_linear(rng, scale, 0.3), extent / 2, place))
+        maps.append(about(draw_linear(rng, scale, 0.3), extent / 2, place))
         share = float(np.clip(share * np.exp(0.3 * rng.normal()), SMALLEST / 2, 1))
         place = np.clip(place + rng.normal(0, 0.18, 2) * side, 0.05 * side, 0.95 * side)
     return maps[0], maps[1]
@@ -219,7 +219,7 @@ def _drawn(layers: Sequence[Layer], view: int, side: int) -> tuple[Image.Image, 
         picture = warped(layer.picture, layer.maps[view], side)
         opaque.append(np.asarray(picture.getchannel("A")) >= OPAQUE)
         if canvas is None:
-            canvas = Image.new("RGB", (side, side), tuple(round(v) for v in _mean(layer.picture)))
+            canvas = Image.new("RGB", (side, side), mean_colour(layer.picture))
         canvas.paste(picture, mask=picture.getchannel("A"))
     assert canvas is not None
     return canvas, np.stack(opaque)
@@ -236,24 +236,26 @@ def warped(picture: Image.Image, affine: Affine, side: int) -> Image.Image:
     )
 
 
-def _mean(picture: Image.Image) -> list[float]:
-    return np.asarray(picture.convert("RGB").resize((1, 1), Image.Resampling.BOX)).ravel().tolist()
+def mean_colour(picture: Image.Image) -> tuple[int, int, int]:
+    """Return the mean of an RGB or RGBA picture's colours."""
+    red, green, blue = np.asarray(picture.convert("RGB").resize((1, 1), Image.Resampling.BOX)).ravel().tolist()
+    return red, green, blue
 
 
-def _developed(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """Change light, colour, sharpness and noise: (side, side, 3) uint8."""
+def developed(picture: Image.Image, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
+    """Change light, colour, sharpness and noise, by `strength` of what is usual: (side, side, 3) uint8."""
     if rng.random() < 0.3:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.3)))
+        picture = picture.filter(ImageFilter.GaussianBlur(strength * rng.uniform(0.3, 1.3)))
     values = np.asarray(picture).astype(np.float32) / 255
-    values = values ** np.exp(0.25 * rng.normal())
+    values = values ** np.exp(0.25 * strength * rng.normal())
     grey = values.mean(axis=2, keepdims=True)
-    saturation = 0.0 if rng.random() < 0.08 else np.exp(0.35 * rng.normal())
+    saturation = 0.0 if rng.random() < 0.08 * strength else np.exp(0.35 * strength * rng.normal())
     values = grey + saturation * (values - grey)
     level = values.mean()
-    values = level + np.exp(0.25 * rng.normal()) * (values - level)
-    values = values * np.exp(0.06 * rng.normal(size=3)) + 0.08 * rng.normal()
+    values = level + np.exp(0.25 * strength * rng.normal()) * (values - level)
+    values = values * np.exp(0.06 * strength * rng.normal(size=3)) + 0.08 * strength * rng.normal()
     if rng.random() < 0.4:
-        values = values + rng.normal(0, rng.uniform(0, 0.04), values.shape)
+        values = values + rng.normal(0, rng.uniform(0, 0.04 * strength), values.shape)
     return (255 * np.clip(values, 0, 1) + 0.5).astype(np.uint8)
 
 

@@ -26,3 +26,13 @@ def test_jitter_has_the_published_spread_and_keeps_the_target_inside():
 
 def test_a_target_that_is_too_small_is_given_up():
     assert SearchJitter(4.0, (224, 224), 100.0).draw(np.array([0.0, 0, 40, 40]), np.random.default_rng(0)) is None
+
+
+def test_spread_can_be_set():
+    rng, box = np.random.default_rng(0), np.array([100.0, 80, 150, 120])
+    plain = CropMap.around(box, 4.0, (224, 224))
+    found = [SearchJitter(4.0, (224, 224), 10.0, scale=0, shift=0.5).draw(box, rng) for _ in range(300)]
+    assert all(np.allclose(crop.scale, plain.scale) for crop in found)
+    away = np.array([crop.to_crop(box) - plain.to_crop(box) for crop in found])[:, :2]
+    most = 0.5 * ((box[2:] - box[:2]) * plain.scale).sum() / 2
+    assert 0.95 * most < np.abs(away).max() <= most + 1e-6

@@ -215,6 +215,16 @@ def test_the_losses_against_a_loop():
     assert not boxes.grad[~positives].any()
 
 
+def test_labels_of_one_are_told_whatever_the_box():
+    torch.manual_seed(4)
+    logits, boxes = torch.randn(1, 2, 2), torch.rand(1, 2, 2, 4)
+    positives = torch.tensor([[[True, False], [False, True]]])
+    losses = tracking_losses(Found(logits, boxes), torch.tensor([[0.1, 0.1, 0.4, 0.4]]), positives, "one")
+    s = logits.sigmoid()
+    expected = -(s[positives].log().sum() + (1 - s[~positives]).log().sum()) / 2
+    torch.testing.assert_close(losses["cls"], expected)
+
+
 def test_a_perfect_box_and_a_batch_without_positives():
     boxes = torch.zeros(1, 2, 2, 4, requires_grad=True)
     true = torch.tensor([[0.1, 0.1, 0.4, 0.4]])
@@ -277,3 +287,10 @@ def test_onnx_computes_scores_and_boxes_of_the_adapted_network(tmp_path):
     torch.testing.assert_close(torch.from_numpy(logits), expected.logits, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(torch.from_numpy(boxes), expected.boxes, rtol=1e-3, atol=1e-5)
     assert tracker.backbone is model
+
+
+@pytest.mark.parametrize(("width", "std"), [(160, 0.096), (384, 0.04), (768, 0.02), (1024, 0.02)])
+def test_the_heads_of_narrow_trunks_start_louder(width, std):
+    torch.manual_seed(0)
+    weight = BoxHead(width, (2, 2)).reg_mlp.layers[0].weight
+    assert float(weight.std()) == pytest.approx(std, rel=0.02)

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from vision_lowrank.data.emoji_scenes import EmojiScenesConfig, emoji_scenes
+from vision_lowrank.data.tracking.pair_crops import SearchJitter
 from vision_lowrank.data.tracking.pairs import PairSource
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.tasks.tracking import samples as own
-from vision_lowrank.tasks.tracking.augment import augment_pair, jitter_colours
+from vision_lowrank.tasks.tracking.augment import Augmentation, augment_pair, jitter_colours
 from vision_lowrank.tasks.tracking.cropping import Cropping
 from vision_lowrank.tasks.tracking.samples import PairSamples
 
@@ -22,7 +23,8 @@ def source():
 
 
 def samples(source, **more):
-    options = {"least_side": 4, "length": 16, "seed": 1} | more
+    jitter = SearchJitter(4.0, (96, 96), 4)
+    options = {"jitter": jitter, "augmentation": Augmentation(), "length": 16, "seed": 1} | more
     return PairSamples(source, Cropping(96, 48, 4.0, 2.0), ((12, 12), (6, 6)), PLAIN, **options)
 
 
@@ -52,7 +54,7 @@ def test_shapes_and_ranges(source):
 
 def test_the_target_is_where_the_box_is(source, monkeypatch):
     """Without augmentation, the mean colour inside the box is the target's in both crops, not the background's."""
-    monkeypatch.setattr(own, "augment_pair", lambda z, x, mask, box, generator: (z, x, mask, box))
+    monkeypatch.setattr(own, "augment_pair", lambda z, x, mask, box, generator, how: (z, x, mask, box))
     near = []
     for number in range(16):
         sample = samples(source)[number, 0]
@@ -93,3 +95,25 @@ def test_colours_change_by_at_most_two_fifths():
     values = [float(jitter_colours(grey, torch.Generator().manual_seed(seed)).mean()) for seed in range(200)]
     assert 0.3 - 1e-6 <= min(values) < 0.34
     assert 0.66 < max(values) <= 0.7 + 1e-6
+
+
+def test_a_pair_is_left_as_it_is_where_nothing_is_asked_for():
+    z, x, mask = torch.rand(1, 3, 12, 12), torch.rand(3, 24, 24), torch.ones(1, 3, 3, dtype=torch.bool)
+    box, generator = np.array([2.0, 5, 8, 9]), torch.Generator().manual_seed(0)
+    left = augment_pair(z, x, mask, box, generator, Augmentation(0, 0, 0))
+    for found, given in zip(left, (z, x, mask, box), strict=True):
+        assert np.array_equal(found, given)
+
+
+def test_filters_are_drawn_as_often_as_asked():
+    z, mask, box = torch.rand(1, 3, 12, 12), torch.ones(1, 3, 3, dtype=torch.bool), np.zeros(4)
+    counts = {}
+    for share in (0.3, 1.0):
+        changed = 0
+        for seed in range(300):
+            generator = torch.Generator().manual_seed(seed)
+            found, *_ = augment_pair(z, z[0], mask, box, generator, Augmentation(0, 0, share))
+            changed += not torch.equal(found, z)
+        counts[share] = changed
+    assert counts[1.0] > 295  # a blur of the least radius changes nothing
+    assert 65 <= counts[0.3] <= 115

@@ -10,11 +10,13 @@ from torch.utils.data import default_collate
 from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.config import load_config
 from vision_lowrank.data.emoji_scenes import EmojiScenesConfig, emoji_scenes
+from vision_lowrank.data.tracking.pair_crops import SearchJitter
 from vision_lowrank.data.tracking.pairs import PairSource
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.inference.tracks import follow
 from vision_lowrank.paths import shipped
 from vision_lowrank.tasks.tracking import samples as own
+from vision_lowrank.tasks.tracking.augment import Augmentation
 from vision_lowrank.tasks.tracking.config import TrackingConfig
 from vision_lowrank.tasks.tracking.cropping import Cropping
 from vision_lowrank.tasks.tracking.head import Found
@@ -66,11 +68,12 @@ def test_templates_stand_one_after_another_before_the_search_crop():
 def samples(scenes, **more):
     pairs = PairSource([scenes.train], gap=2)
     plain = Preprocess(96, (0, 0, 0), (1, 1, 1))
-    return PairSamples(pairs, CROPS, ((4, 4), (2, 2)), plain, least_side=2, length=9, seed=1, **more)
+    return PairSamples(pairs, CROPS, ((4, 4), (2, 2)), plain, jitter=SearchJitter(4.0, (CROPS.search,) * 2, 2),
+                       augmentation=Augmentation(), length=9, seed=1, **more)  # fmt: skip
 
 
 def test_further_templates_are_of_frames_near_the_search_crops(scenes, monkeypatch):
-    monkeypatch.setattr(own, "augment_pair", lambda z, x, mask, box, generator: (z, x, mask, box))
+    monkeypatch.setattr(own, "augment_pair", lambda z, x, mask, box, generator, how: (z, x, mask, box))
     several, one = samples(scenes, templates=3), samples(scenes)
     for number in range(6):
         found, plain = several[number, 0], one[number, 0]

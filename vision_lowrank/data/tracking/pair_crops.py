@@ -17,7 +17,6 @@ import numpy as np
 from ..boxes import Size
 from ..geometry import CropMap
 
-SCALE_JITTER, SHIFT_JITTER = 0.25, 3.0
 TRIES = 11
 
 
@@ -29,19 +28,23 @@ class SearchJitter:
         factor: area factor of the crop.
         size: (width, height) of the crop in pixels.
         least_side: of the box inside the crop, in pixels.
+        scale: standard deviation of the logarithm of each axis' scale.
+        shift: most that the box's middle leaves the crop's, in mean sides of the box.
     """
 
     factor: float
     size: Size
     least_side: float
+    scale: float = 0.25
+    shift: float = 3.0
 
     def draw(self, box: np.ndarray, rng: np.random.Generator) -> CropMap | None:
         """Draw where the search crop lies around `box` (4,) xyxy; None where no try gave a box inside."""
         plain, sides, limits = CropMap.around(box, self.factor, self.size), box[2:] - box[:2], np.tile(self.size, 2)
         middle = (box[:2] + box[2:]) / 2
         for _ in range(TRIES):
-            scale = plain.scale / np.exp(SCALE_JITTER * rng.normal(size=2))
-            away = rng.uniform(-1, 1, 2) * SHIFT_JITTER * (sides * scale).sum() / 2
+            scale = plain.scale / np.exp(self.scale * rng.normal(size=2))
+            away = rng.uniform(-1, 1, 2) * self.shift * (sides * scale).sum() / 2
             crop = CropMap(scale, np.array(self.size) / 2 - scale * middle + away)
             inside = np.clip(crop.to_crop(box), 0, limits)
             if (inside[2:] - inside[:2] >= self.least_side).all():

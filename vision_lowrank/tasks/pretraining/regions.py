@@ -48,7 +48,9 @@ class PretrainRegionsConfig(Section):
     type: Literal["pretrain_regions"] = "pretrain_regions"
     temperature: float = Field(0.07, gt=0, le=10, description="of the softmax over places")
     cells: int = Field(64, ge=1, le=10**5, description="most cells of a first view that the loss looks at")
-    teacher: BackboneConfig | None = Field(None, description="a timm model whose maps the tokens learn too; none = none")
+    teacher: BackboneConfig | None = Field(
+        None, description="a timm model whose maps the tokens learn too; none = none"
+    )
     teacher_maps: tuple[int, ...] = Field((2, 3), min_length=1, description="which of its maps, as timm numbers them")
     teacher_weight: float = Field(5.0, gt=0, le=1e3, description="of the teacher's loss beside that of places")
 

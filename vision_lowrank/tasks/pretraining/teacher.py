@@ -7,8 +7,8 @@ the mean μ and standard deviation σ of each of the C = sum c_m channels over s
     y = W a + b,  a the tokens                                      (B, N, C)
     loss = mean smooth_l1(y, t) + mean (1 - cos(y, t))
 
-W and b train beside the ViT and are thrown away with the teacher: feature distillation with a linear regressor (FitNets,
-arXiv 1412.6550) on every token. Labels are not needed, so any photographs will do.
+W and b train beside the ViT and are thrown away with the teacher: feature distillation with a linear regressor on every
+token (FitNets, arXiv 1412.6550). Labels are not needed, so any photographs will do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Teacher(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, config: BackboneConfig, maps: tuple[int, ...], width: int, views: Tensor, given: Preprocess):
+    def __init__(
+        self, config: BackboneConfig, maps: tuple[int, ...], width: int, views: Tensor, given: Preprocess
+    ) -> None:
         """Load the teacher and look at some views.
 
         Args:

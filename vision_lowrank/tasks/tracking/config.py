@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from ...config.schema import RunConfig, Section
+from ...data.tracking.pair_crops import SearchJitter
 from ...errors import UserError
+from .augment import Augmentation
 from .cropping import Cropping
 from .online import TemplateUpdate
 
@@ -21,6 +23,16 @@ class TrackingConfig(Section):
     search_factor: float = Field(4.0, gt=1, le=100, description="sides of the search crop per side of a square target")
     template_factor: float = Field(2.0, ge=1, le=100, description="likewise of the template crop")
     least_side: float = Field(10.0, ge=1, le=1000, description="training: shortest side of a target in a search crop")
+    shift_jitter: float = Field(3.0, ge=0, le=10, description="training: how far a target leaves the middle, in sides")
+    scale_jitter: float = Field(0.25, ge=0, le=2, description="training: of each axis of a search crop, log-normal")
+    flip: float = Field(0.5, ge=0, le=1, description="training: share of crops that are flipped")
+    colours: float = Field(0.4, ge=0, lt=1, description="training: most change of brightness, contrast, saturation")
+    filters: float = Field(1.0, ge=0, le=1, description="training: share of pairs made grey, solarised or blurred")
+    type_std: float = Field(0.02, gt=0, le=10, description="standard deviation that token types start with")
+    labels: Literal["iou", "one"] = Field(
+        "iou",
+        description="training: a cell's true score: its box's overlap; or 1, which says more while boxes are poor",
+    )
     gap: int = Field(100, ge=1, le=10**6, description="training: most frames between template and search crop")
     pairs: int = Field(131_072, ge=1, le=10**9, description="training: pairs of an epoch")
     trains_base: bool = Field(False, description="train all of the trunk instead of an adapter")
@@ -38,6 +50,17 @@ class TrackingConfig(Section):
     def update(self) -> TemplateUpdate | None:
         """When a second template is cut anew; None where it never is."""
         return TemplateUpdate(self.update_after, self.update_score) if self.update_after else None
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How much crops are changed."""
+        return Augmentation(self.flip, self.colours, self.filters)
+
+    @property
+    def jitter(self) -> SearchJitter:
+        """Where search crops lie."""
+        size = (self.search_size, self.search_size)
+        return SearchJitter(self.search_factor, size, self.least_side, self.scale_jitter, self.shift_jitter)
 
     @property
     def cropping(self) -> Cropping:

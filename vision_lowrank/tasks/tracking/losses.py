@@ -1,7 +1,9 @@
 """LoRAT's losses. With the true box g and predicted boxes p of all cells, as shares of the search crop::
 
     positives    all cells that the true box, clipped to the crop, touches (no centre sampling)
-    cls          binary cross-entropy with logits over all cells; target IoU(p, g), no gradient, at positives, else 0
+    cls          binary cross-entropy with logits over all cells; target IoU(p, g), no gradient, at positives, else 0;
+                 with labels "one", not LoRAT's, the target is 1 at positives: while boxes are poor, as in pretraining
+                 from little, their IoU says hardly more than 0, and cells learn nothing to tell them apart
     reg          1 - GIoU(p, g) at positives
     total        (sum cls + sum reg) / n,   n = mean over processes of the positives of the batch, at least 1
 
@@ -9,6 +11,8 @@ All in float32, with 1e-6 on union and enclosing area. A batch without positives
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -29,18 +33,21 @@ def iou_and_giou(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return iou, iou - (around - union) / (around + EPS)
 
 
-def tracking_losses(found: Found, boxes: Tensor, positives: Tensor) -> dict[str, Tensor]:
+def tracking_losses(
+    found: Found, boxes: Tensor, positives: Tensor, labels: Literal["iou", "one"] = "iou"
+) -> dict[str, Tensor]:
     """Compute ``{"loss", "cls", "reg"}``.
 
     Args:
         found: what the head says.
         boxes: (B, 4) true boxes, clipped to the crop, as shares of its sides.
         positives: (B, h, w) bool.
+        labels: what the score of a positive cell should be.
     """
     true = boxes[:, None, None].expand_as(found.boxes)[positives].float()
     iou, giou = iou_and_giou(found.boxes[positives], true)
     target = torch.zeros_like(found.logits)
-    target[positives] = iou.detach()
+    target[positives] = iou.detach() if labels == "iou" else 1.0
     n = _over_processes(positives.sum().float()).clamp(min=1)
     cls = F.binary_cross_entropy_with_logits(found.logits, target, reduction="sum") / n
     reg = (1 - giou).sum() / n + 0 * found.boxes.sum()

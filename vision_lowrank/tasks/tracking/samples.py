@@ -16,7 +16,7 @@ from ...data.tracking.pair_crops import SearchJitter
 from ...data.tracking.pairs import PairSource, draw_near
 from ...data.transforms import Preprocess
 from ...errors import DataError
-from .augment import augment_pair
+from .augment import Augmentation, augment_pair
 from .cropping import Cropping, mask_of, normalised
 
 PAIRS_TRIED = 50
@@ -35,7 +35,8 @@ class PairSamples(Dataset):
         grids: tuple[tuple[int, int], tuple[int, int]],
         preprocess: Preprocess,
         *,
-        least_side: float,
+        jitter: SearchJitter,
+        augmentation: Augmentation,
         length: int,
         seed: int,
         templates: int = 1,
@@ -47,14 +48,14 @@ class PairSamples(Dataset):
             cropping: of the crops.
             grids: of search and template crop.
             preprocess: of the backbone.
-            least_side: shortest side of a target in a search crop, in pixels.
+            jitter: where search crops lie.
+            augmentation: how much both crops are changed.
             length: pairs of an epoch.
             seed: of all randomness.
             templates: of a sample; the further ones are of frames that are as near to the search crop's as a template.
         """
         self.pairs, self.cropping, self.grids, self.preprocess = pairs, cropping, grids, preprocess
-        side = cropping.search
-        self.jitter = SearchJitter(cropping.search_factor, (side, side), least_side)
+        self.jitter, self.augmentation = jitter, augmentation
         self.length, self.seed, self.templates = length, seed, templates
 
     def __len__(self) -> int:
@@ -84,7 +85,7 @@ class PairSamples(Dataset):
         x, drawn = draw_crop(frame, where, (side, side), channel_means(frame))
         inside = np.clip(drawn.to_crop(box), 0, side)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        z, x, mask, inside = augment_pair(z / 255, x / 255, mask, inside, generator)
+        z, x, mask, inside = augment_pair(z / 255, x / 255, mask, inside, generator, self.augmentation)
         if self.templates == 1:
             z, mask = z[0], mask[0]
         return {

@@ -33,6 +33,7 @@ from .follow import follow_clips, score_clips, still
 from .losses import tracking_losses
 from .model import TrackingModel
 from .samples import PairSamples
+from .tokens import STD
 
 
 @register("task", "tracking", summary="single-object tracking: LoRAT with any adapter", paper="arXiv 2403.05231",
@@ -48,6 +49,8 @@ class Tracking(Task):
 
     def __init__(self, config: RunConfig, seed: int) -> None:
         model = TrackingModel(_adapted_backbone(config), config.task.cropping, config.task.update)
+        with torch.no_grad():
+            model.embedding.types.mul_(config.task.type_std / STD)
         self._build(model, read_data(config.data, "clips"), config.task)
         self.seed = seed
         if config.task.trains_base:
@@ -89,7 +92,8 @@ class Tracking(Task):
             self.model.cropping,
             (embedding.search, embedding.template),
             self.model.preprocess,
-            least_side=options.least_side,
+            jitter=options.jitter,
+            augmentation=options.augmentation,
             length=options.pairs,
             templates=options.templates,
             seed=self.seed,
@@ -113,7 +117,7 @@ class Tracking(Task):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the losses of a batch of :class:`.samples.PairSamples`."""
         found = self.model(batch["z"], batch["x"], batch["mask"])
-        return tracking_losses(found, batch["box"], batch["positives"])
+        return tracking_losses(found, batch["box"], batch["positives"], self.options.labels)
 
     def eval_sets(self, split: Literal["val", "test"]) -> EvalSets:
         """Return the clips of a split."""
