@@ -42,6 +42,7 @@ class RegionsConfig(Section):
     photographs: tuple[Folder, ...] = Field((), description="folders, searched in depth; none = scikit-image's")
     styles: tuple[Style, ...] = Field(STYLES, min_length=1, description="drawing styles of the objects")
     objects: int = Field(2, ge=0, le=8, description="most objects over a photograph")
+    strength: float = Field(1.0, ge=0, le=4, description="of the change of light, colour, sharpness and noise")
     test_pairs: int = Field(512, ge=1, le=10**6, description="pairs of the validation set and of the test set each")
 
 
@@ -80,12 +81,14 @@ class RegionPairs:
         pool: photographs to look at, and to cut objects out of; emoji to draw as objects.
         styles: drawing styles of the emoji.
         objects: most objects over a photograph.
+        strength: of the change of light and colour.
         length: how many pairs are listed; training draws further ones by their number.
     """
 
     pool: Pool
     styles: tuple[str, ...]
     objects: int
+    strength: float
     length: int
 
     def __len__(self) -> int:
@@ -100,7 +103,7 @@ class RegionPairs:
         rng = np.random.default_rng((seed, number))
         layers = self._scene(rng, photo, side)
         seen = [_drawn(layers, view, side) for view in (0, 1)]
-        views = np.stack([developed(picture, rng) for picture, _ in seen])
+        views = np.stack([developed(picture, rng, self.strength) for picture, _ in seen])
         return RegionPair(views, _places(layers, seen[0][1], seen[1][1], side, cell))
 
     def _scene(self, rng: np.random.Generator, photo: int, side: int) -> list[Layer]:
@@ -130,7 +133,11 @@ def regions(config: RegionsConfig) -> dict[str, RegionPairs]:
     divided = pools(config.photographs or None)
     return {
         split: RegionPairs(
-            pool, config.styles, config.objects, len(pool.photographs) if split == "train" else config.test_pairs
+            pool,
+            config.styles,
+            config.objects,
+            config.strength,
+            len(pool.photographs) if split == "train" else config.test_pairs,
         )
         for split, pool in divided.items()
     }

@@ -52,7 +52,7 @@ class PretrainRegionsConfig(Section):
         None, description="a timm model whose maps the tokens learn too; none = none"
     )
     teacher_maps: tuple[int, ...] = Field((2, 3), min_length=1, description="which of its maps, as timm numbers them")
-    teacher_weight: float = Field(5.0, gt=0, le=1e3, description="of the teacher's loss beside that of places")
+    teacher_weight: float = Field(30.0, gt=0, le=1e3, description="of the teacher's loss beside that of places")
 
 
 class RegionViews(Dataset):
