@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vision_lowrank.cli.main import main
+from vision_lowrank.data.videos import VideoWriter
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,8 +35,18 @@ def with_blocks(language):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, pictures):
-    """A folder with pictures in my_pictures, and nothing of the checkout: recipes are found by their names."""
+    """A folder with pictures in my_pictures, a video and its frames, and nothing of the checkout: recipes are found by
+    their names.
+    """
     shutil.copytree(pictures, tmp_path / "my_pictures")
+    (tmp_path / "frames").mkdir()
+    with VideoWriter(tmp_path / "video.mp4", rate=10) as video:
+        for number in range(4):
+            frame = np.full((120, 160, 3), 90, np.uint8)
+            frame[40:70, 60 + 5 * number : 100 + 5 * number] = (200, 60, 40)
+            video.write(frame)
+            Image.fromarray(frame).save(tmp_path / "frames" / f"{number:04d}.png")
+    (tmp_path / "boxes.txt").write_text("60,40,40,30\n10,10,30,30\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -51,6 +64,7 @@ LESS = {
         "task.protocol={name: fscit, sessions: [[heart, person], [face concerned]], shots: 2, base_shots: 2}"
     ],
     "manipulation/": ["data.crops=4"],
+    "tracking/": ["data.test_clips=1", "data.frames=4"],
     "mine.yaml": [],
 }
 

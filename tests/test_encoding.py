@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = [path for folder in ("vision_lowrank", "benchmarks", "examples", "tools", "data")
          for path in sorted((ROOT / folder).rglob("*.py"))]  # fmt: skip
-OTHERS = {"Image", "os", "tarfile", "zipfile", "webbrowser"}  # whose `open` is of no text
+OTHERS = {"Image", "av", "os", "tarfile", "zipfile", "webbrowser"}  # whose `open` is of no text
 
 
 def texts_without_encoding(source):

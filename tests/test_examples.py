@@ -4,8 +4,11 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+
+from vision_lowrank.data.videos import open_frames
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -39,3 +42,14 @@ def test_the_plain_loop_trains_phase_by_phase(config, phases, capsys, monkeypatc
     assert [line.split(",")[0] for line in lines[1:-1]] == phases
     assert lines[0].startswith("before: ")
     assert lines[-1].startswith("after: ")
+
+
+def test_the_drawn_clip_is_a_video_with_its_boxes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["draw_clip.py", str(tmp_path / "clip"), "--number", "1", "--frames", "4"])
+    runpy.run_path(str(FOLDER / "draw_clip.py"), run_name="__main__")
+    frames = list(open_frames(str(tmp_path / "clip" / "clip.mp4")))
+    truth = np.loadtxt(tmp_path / "clip" / "truth.csv", delimiter=",")
+    assert len(frames) == len(truth) == 4
+    assert frames[0].shape == (240, 320, 3)
+    np.testing.assert_array_equal(np.loadtxt(tmp_path / "clip" / "boxes.txt", delimiter=","), truth[0])
+    assert "4 frames of 320 x 240" in capsys.readouterr().out

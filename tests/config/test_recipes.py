@@ -19,7 +19,7 @@ from vision_lowrank.tasks.saved import load_model
 ALIKE, TRIED = "coact_fsci", ("coact_fscit_sun397", "coact_fscil_cub200")
 RECIPES = sorted(p for p in shipped("configs").rglob("*.yaml") if "_base_" not in p.parts)
 RECIPES = [path for path in RECIPES if not path.stem.startswith(ALIKE) or path.stem in TRIED]
-TRACKERS = [path for path in RECIPES if path.parent.name == "tracking"]
+TRACKERS = [path for path in RECIPES if path.parent.name == "tracking" or path.stem.endswith("_tracking")]
 RECIPES = [path for path in RECIPES if path not in TRACKERS]
 
 
@@ -65,7 +65,11 @@ def test_recipe_runs_two_steps(path, pictures, four_classes, edited, tiny_weight
         overrides.append("selection.steps=3")
         if hasattr(config.selection, "warmup"):
             overrides.append("selection.warmup=1")
-    if config.task.type == "manipulation":
+    if config.task.type == "pretrain_regions":
+        overrides += ["backbone={name: tiny-vit, weights: random}", "data={type: regions, test_pairs: 4}"]
+        teacher = "{name: timm:test_efficientnet, weights: random}"
+        overrides += [f"task.teacher={teacher}", "task.teacher_maps=[1, 2]"]
+    elif config.task.type == "manipulation":
         overrides += ["seeds=[1]", f"data={edited}", "engine.precision=fp32"]
         overrides += ["task.contrast.steps=2"] if config.task.contrast else []
         if config.task.explanation:
