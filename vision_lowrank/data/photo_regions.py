@@ -80,11 +80,9 @@ class RegionClip(Clip):
         """Draw frame `index`."""
         if not 0 <= index < FRAMES:
             raise IndexError(f"frame {index} of {FRAMES}")
-        photo = self._pool.photograph(self._number).convert("RGBA")
-        canvas = Image.new("RGB", self.size, mean_colour(photo))
-        view = warped(photo, self._maps[index], SIDE)
-        canvas.paste(view, mask=view.getchannel("A"))
-        return developed(canvas, np.random.default_rng((*self._seed, index)), STRENGTH)
+        photo = self._pool.photograph(self._number)
+        view = warped(photo, self._maps[index], SIDE, mean_colour(photo))
+        return developed(view, np.random.default_rng((*self._seed, index)), STRENGTH)
 
 
 @dataclass(frozen=True)

@@ -232,14 +232,20 @@ def _drawn(layers: Sequence[Layer], view: int, side: int) -> tuple[Image.Image, 
     return canvas, np.stack(opaque)
 
 
-def warped(picture: Image.Image, affine: Affine, side: int) -> Image.Image:
-    """Draw an RGBA picture under a map from places of the view to its own, averaging where it is made smaller."""
+def warped(picture: Image.Image, affine: Affine, side: int, fill: tuple[int, int, int] | None = None) -> Image.Image:
+    """Draw a picture under a map from places of the view to its own, averaging where it is made smaller; outside it is
+    `fill`, or zeros, which is transparent in RGBA.
+    """
     factor = int(np.sqrt(abs(np.linalg.det(affine[:, :2]))))
     if factor > 1:
         picture, affine = picture.reduce(factor), affine / factor
     # PIL takes places at pixel centres: it adds half a pixel before the map.
     return picture.transform(
-        (side, side), Image.Transform.AFFINE, affine.ravel().tolist(), resample=Image.Resampling.BILINEAR
+        (side, side),
+        Image.Transform.AFFINE,
+        affine.ravel().tolist(),
+        resample=Image.Resampling.BILINEAR,
+        fillcolor=fill,
     )
 
 
@@ -253,16 +259,18 @@ def developed(picture: Image.Image, rng: np.random.Generator, strength: float = 
     """Change light, colour, sharpness and noise, by `strength` of what is usual: (side, side, 3) uint8."""
     if rng.random() < 0.3:
         picture = picture.filter(ImageFilter.GaussianBlur(strength * rng.uniform(0.3, 1.3)))
-    values = np.asarray(picture).astype(np.float32) / 255
-    values = values ** np.exp(0.25 * strength * rng.normal())
+    levels = (np.arange(256) / 255) ** np.exp(0.25 * strength * rng.normal())
+    values = levels.astype(np.float32)[np.asarray(picture)]
     grey = values.mean(axis=2, keepdims=True)
-    saturation = 0.0 if rng.random() < 0.08 * strength else np.exp(0.35 * strength * rng.normal())
+    saturation = 0.0 if rng.random() < 0.08 * strength else float(np.exp(0.35 * strength * rng.normal()))
     values = grey + saturation * (values - grey)
-    level = values.mean()
-    values = level + np.exp(0.25 * strength * rng.normal()) * (values - level)
-    values = values * np.exp(0.06 * strength * rng.normal(size=3)) + 0.08 * strength * rng.normal()
+    level = float(values.mean())
+    values = level + float(np.exp(0.25 * strength * rng.normal())) * (values - level)
+    gains, offset = np.exp(0.06 * strength * rng.normal(size=3)), 0.08 * strength * rng.normal()
+    values = values * gains.astype(np.float32) + float(offset)
     if rng.random() < 0.4:
-        values = values + rng.normal(0, rng.uniform(0, 0.04 * strength), values.shape)
+        noise = rng.standard_normal(values.shape, dtype=np.float32)
+        values = values + float(rng.uniform(0, 0.04 * strength)) * noise
     return (255 * np.clip(values, 0, 1) + 0.5).astype(np.uint8)
 
 
