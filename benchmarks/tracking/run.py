@@ -6,7 +6,7 @@
 
 All are tested on the same clips of ``emoji_scenes``, whose objects and photographs no training has seen. *Trackers* (no
 motion, template matching, KCF, CSRT and the artefact that ``--model`` names) are scored through result files, with the
-spread over clips. *Arms* are configs/tracking/emoji_lora.yaml with another method in LoRA's place, at equal pairs:
+spread over clips. *Arms* are configs/tracking/scenes_lora.yaml with another method in LoRA's place, at equal pairs:
 ``lora+truncated_normal`` is LoRAT's start, ``lora`` the usual one, at the pretrained function; ``none`` trains head and
 token types only, ``full`` all of the trunk; the others are every adapter whose updates have factors, at the recipe's
 rank. Three seeds. Learning rates are chosen per arm on the first seed's validation clips, by success.

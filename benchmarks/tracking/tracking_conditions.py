@@ -14,7 +14,7 @@ from vision_lowrank.data.gives import read_data
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RUNS = ROOT / "runs"
-RECIPE = ROOT / "configs" / "tracking" / "emoji_lora.yaml"
+RECIPE = ROOT / "configs" / "tracking" / "scenes_lora.yaml"
 SEEDS = (1, 2, 3)
 STEPS = 600
 TRIAL = (

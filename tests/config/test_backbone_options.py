@@ -24,6 +24,7 @@ def test_options_are_those_of_the_family_and_become_keywords_of_its_loader(tmp_p
     )
     assert config.backbone.arguments == {
         "name": "timm:vit_tiny_patch16_224", "weights": "random", "image_size": 32, "pooler": True,
+        "drop_path": 0.0,
     }  # fmt: skip
     backbone = load_backbone(**config.backbone.arguments)
     assert backbone.spec == config.backbone.arguments
@@ -46,7 +47,7 @@ def test_options_that_are_left_out_leave_no_trace_in_the_spec(tmp_path):
     ("backbone", "message"),
     [
         ("{name: timm:v, weights: x, options: {poler: 1}}", "options.poler: unknown key. Did you mean 'pooler'?"),
-        ("{name: timm:v, weights: x, options: {dtype: x}}", "backbone.options.dtype: unknown key. Known: pooler."),
+        ("{name: timm:v, weights: x, options: {dtype: x}}", "options.dtype: unknown key. Known: pooler, drop_path."),
         ("{name: tiny-clip, options: {pooler: true}}", "backbone.options.pooler: unknown key. Known: none."),
         ("{name: hf:v, weights: x, options: {dtype: float8}}", "backbone.options.dtype: input should be 'float32'"),
         ("{name: timn:vit, options: {pooler: true}}", "backbone.name: unknown backbone 'timn'. Did you mean 'timm'?"),

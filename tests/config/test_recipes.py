@@ -67,8 +67,7 @@ def test_recipe_runs_two_steps(path, pictures, four_classes, edited, tiny_weight
             overrides.append("selection.warmup=1")
     if config.task.type == "pretrain_regions":
         overrides += ["backbone={name: tiny-vit, weights: random}", "data={type: regions, test_pairs: 4}"]
-        teacher = "{name: timm:test_efficientnet, weights: random}"
-        overrides += [f"task.teacher={teacher}", "task.teacher_maps=[1, 2]"]
+        overrides += ["task.teacher=timm:test_efficientnet", "task.teacher_weights=random", "task.teacher_maps=[1, 2]"]
     elif config.task.type == "manipulation":
         overrides += ["seeds=[1]", f"data={edited}", "engine.precision=fp32"]
         overrides += ["task.contrast.steps=2"] if config.task.contrast else []

@@ -27,6 +27,7 @@ from vision_lowrank.initializers.lora_ga import LoraGa
 from vision_lowrank.initializers.lora_sb import LoraSb
 from vision_lowrank.initializers.nystrom import Nystrom
 from vision_lowrank.initializers.pissa import Pissa
+from vision_lowrank.initializers.truncated_normal import TruncatedNormal
 from vision_lowrank.registry import registry
 
 STARTS = {
@@ -35,6 +36,7 @@ STARTS = {
     "lora_sb": LoraSb(lr=1e-3),
     "lora_sb residual": LoraSb(lr=1e-3, residual=True),
     "nystrom": Nystrom(),
+    "truncated_normal": TruncatedNormal(),
     "nystrom pinv": Nystrom(core="pinv", residual=True),
 }
 ADAPTERS = {

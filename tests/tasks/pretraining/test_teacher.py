@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vision_lowrank.config.schema import BackboneConfig
+from vision_lowrank.backbones.load import load_backbone
 from vision_lowrank.data.transforms import Preprocess
 from vision_lowrank.errors import UserError
 from vision_lowrank.tasks.pretraining.teacher import Teacher
@@ -13,11 +13,14 @@ from vision_lowrank.tasks.pretraining.teacher import Teacher
 GIVEN = Preprocess(64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+def network():
+    return load_backbone("timm:test_efficientnet", "random")
+
+
 @pytest.fixture(scope="module")
 def teacher():
     torch.manual_seed(0)
-    config = BackboneConfig(name="timm:test_efficientnet", weights="random")
-    return Teacher(config, (1, 2), 6, torch.randn(8, 3, 64, 64), GIVEN)
+    return Teacher(network(), (1, 2), 6, torch.randn(8, 3, 64, 64), GIVEN)
 
 
 def test_the_loss_is_its_formula(teacher):
@@ -42,7 +45,7 @@ def test_the_loss_is_its_formula(teacher):
 def test_channels_are_standardised_over_the_views_seen():
     torch.manual_seed(0)
     views = torch.randn(8, 3, 64, 64)
-    teacher = Teacher(BackboneConfig(name="timm:test_efficientnet", weights="random"), (2,), 6, views, GIVEN)
+    teacher = Teacher(network(), (2,), 6, views, GIVEN)
     seen = ((teacher._channels(views, (8, 8)) - teacher.mean) / teacher.deviation).flatten(0, 1)
     moving = seen.std(dim=0) > 0.5  # dead channels stay zero
     torch.testing.assert_close(seen.mean(dim=0), torch.zeros(seen.shape[1]), atol=1e-4, rtol=0)
@@ -58,6 +61,4 @@ def test_the_regressor_alone_trains(teacher):
 
 def test_maps_that_are_not_there_are_said():
     with pytest.raises(UserError, match=r"gives no maps \[9\]"):
-        Teacher(
-            BackboneConfig(name="timm:test_efficientnet", weights="random"), (9,), 6, torch.randn(2, 3, 64, 64), GIVEN
-        )
+        Teacher(network(), (9,), 6, torch.randn(2, 3, 64, 64), GIVEN)

@@ -91,7 +91,7 @@ def test_further_templates_are_of_frames_near_the_search_crops(scenes, monkeypat
 def test_a_training_step_with_several_templates(scenes):
     data = {"type": "emoji_scenes", "frames": 4, "size": [96, 72], "train_clips": 2, "test_clips": 1}
     sides = ["task.search_size=32", "task.template_size=16", "task.templates=2", "task.update_after=3"]
-    recipe = shipped("configs") / "tracking" / "emoji_lora.yaml"
+    recipe = shipped("configs") / "tracking" / "scenes_lora.yaml"
     task = Tracking(load_config(recipe, [f"data={json.dumps(data)}", "backbone.weights=random", *sides]), seed=1)
     assert task.model.update == TemplateUpdate(3, 0.6)
     (stage,) = task.stages()

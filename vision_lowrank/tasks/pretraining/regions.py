@@ -27,7 +27,8 @@ from torch.utils.data import Dataset
 
 from ...backbones.load import load_backbone
 from ...backbones.weights import RANDOM, half_state
-from ...config.schema import BackboneConfig, RunConfig, Section
+from ...config.marks import FileOrTag
+from ...config.schema import RunConfig, Section
 from ...data.gives import read_data
 from ...data.regions import RegionPairs
 from ...data.transforms import Preprocess
@@ -48,9 +49,8 @@ class PretrainRegionsConfig(Section):
     type: Literal["pretrain_regions"] = "pretrain_regions"
     temperature: float = Field(0.07, gt=0, le=10, description="of the softmax over places")
     cells: int = Field(64, ge=1, le=10**5, description="most cells of a first view that the loss looks at")
-    teacher: BackboneConfig | None = Field(
-        None, description="a timm model whose maps the tokens learn too; none = none"
-    )
+    teacher: str = Field("", description="a timm model whose maps the tokens learn too: `timm:<model>`; empty = none")
+    teacher_weights: FileOrTag = Field("pretrained", description="its weights, as `backbone.weights`")
     teacher_maps: tuple[int, ...] = Field((2, 3), min_length=1, description="which of its maps, as timm numbers them")
     teacher_weight: float = Field(30.0, gt=0, le=1e3, description="of the teacher's loss beside that of places")
 
@@ -161,7 +161,8 @@ class PretrainRegions(Task):
         looked = torch.cat([views[number, number]["views"] for number in range(STATISTICS)])
         if config.backbone.weights == RANDOM:
             whiten_patches(backbone.trunk.patch_embedding, looked)
-        if (teacher := config.task.teacher) is not None:
+        if config.task.teacher:
+            teacher = load_backbone(config.task.teacher, config.task.teacher_weights)
             width = backbone.trunk.layout.width
             self.teacher = Teacher(teacher, config.task.teacher_maps, width, looked, backbone.preprocess)
 

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...backbones.load import load_backbone
-from ...config.schema import BackboneConfig
+from ...backbones.roles import ImageEncoder
 from ...data.transforms import Preprocess
 from ...errors import UserError
 
@@ -36,12 +35,12 @@ class Teacher(nn.Module):
     deviation: Tensor
 
     def __init__(
-        self, config: BackboneConfig, maps: tuple[int, ...], width: int, views: Tensor, given: Preprocess
+        self, backbone: ImageEncoder, maps: tuple[int, ...], width: int, views: Tensor, given: Preprocess
     ) -> None:
-        """Load the teacher and look at some views.
+        """Freeze the teacher and let it look at some views.
 
         Args:
-            config: a timm model that gives maps (``forward_intermediates``).
+            backbone: a timm model that gives maps (``forward_intermediates``).
             maps: which of them, as timm numbers them.
             width: of the tokens.
             views: (n, 3, s, s), normalised as the student takes them.
@@ -51,8 +50,7 @@ class Teacher(nn.Module):
             UserError: the backbone gives no maps, or none of a number.
         """
         super().__init__()
-        backbone = load_backbone(**config.arguments).eval().requires_grad_(False)
-        self.backbone, self.maps, self.name = backbone, list(maps), config.name
+        self.backbone, self.maps = backbone.eval().requires_grad_(False), list(maps)
         own = backbone.preprocess
         scale = torch.tensor(given.std) / torch.tensor(own.std)
         shift = (torch.tensor(given.mean) - torch.tensor(own.mean)) / torch.tensor(own.std)
@@ -77,7 +75,7 @@ class Teacher(nn.Module):
             found = self.backbone.model.forward_intermediates(pixels, indices=self.maps, intermediates_only=True)
         except (AttributeError, AssertionError) as error:
             raise UserError(
-                f"task.teacher '{self.name}' gives no maps {self.maps}: name a timm model that has them."
+                f"task.teacher '{self.backbone.name}' gives no maps {self.maps}: name a timm model that has them."
             ) from error
         maps = [F.interpolate(each, grid, mode="bilinear", align_corners=False) for each in found]
         return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
