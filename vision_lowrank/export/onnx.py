@@ -1,7 +1,7 @@
 """``export_onnx``: a saved model's network as one ONNX graph, checked against onnxruntime.
 
 Adapters are merged into the weights and attention is fused back, so the graph is an ordinary vision model. What goes in
-and comes out, the model says (:class:`OnnxGraph`); the batch is free. A classifier has its class features as a
+and comes out, the model says (:mod:`.onnx_graph`); the batch is free. A classifier has its class features as a
 constant::
 
     pixels (batch, 3, H, W) float32, prepared as the metadata says  ->  logits (batch, C) float32
@@ -16,43 +16,23 @@ import copy
 import importlib
 import json
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..attachment.merge import merge
 from ..backbones.adapted import adapted, uncompiled
 from ..errors import UserError
 from ..files import temporary_folder
+from .onnx_graph import OnnxGraph
 from .tensors import file_in
 
 OPSET = 18
 LARGEST_FILE = 2_000_000_000  # bytes of weights
 # Largest difference of an output, relative to its largest value.
 TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class OnnxGraph:
-    """How a model's network is called.
-
-    Attributes:
-        file: name of the file where a folder is given.
-        inputs: name of each argument of its ``forward``, in order.
-        outputs: name of each tensor that it returns, in order.
-        draw: makes random arguments for a batch of some size, always the same.
-        about: what the file's metadata says.
-    """
-
-    file: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    draw: Callable[[int], tuple[Tensor, ...]]
-    about: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -167,8 +147,3 @@ def _compare(plain: nn.Module, graph: OnnxGraph, path: Path) -> float:
                 )
             worst = max(worst, difference)
     return worst
-
-
-def draw_pictures(count: int, size: int, seed: int = 0) -> Tensor:
-    """Draw random pictures (count, 3, size, size), always the same."""
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ...data.options import check_templates
-from ...export.onnx import OnnxGraph, draw_pictures
+from ...export.onnx_graph import OnnxGraph, draw_pictures
 from ...json_files import Strict
 from ...registry import register
 from ..about import About, Text

@@ -22,7 +22,7 @@ from ...backbones.trunk import Trunk
 from ...data.frames import Frame, as_box, as_frame
 from ...data.transforms import Preprocess
 from ...errors import UserError
-from ...export.onnx import OnnxGraph, draw_pictures
+from ...export.onnx_graph import OnnxGraph, draw_pictures
 from ...registry import register
 from ..about import About
 from ..model_identity import identity_of
