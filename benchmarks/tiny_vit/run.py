@@ -78,8 +78,8 @@ def bases() -> Iterator[tuple[str, Features]]:
 
 def pairs(photographs: list[str]) -> dict[str, Tensor]:
     """Draw pairs of crops of the test clips, unaugmented: z, x, mask, positives."""
-    config = EmojiScenesConfig(photographs=tuple(photographs), test_clips=PAIRS) if photographs else None
-    clips = emoji_scenes(config or EmojiScenesConfig(test_clips=PAIRS)).tests["emoji_scenes"]
+    over = {"photographs": tuple(photographs)} if photographs else {}
+    clips = emoji_scenes(EmojiScenesConfig(test_clips=PAIRS, **over)).tests["emoji_scenes"]
     cropping = Cropping(SIDE, SIDE // 2, 4.0, 2.0)
     samples = PairSamples(
         PairSource([clips], gap=30),
