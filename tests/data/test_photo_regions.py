@@ -23,9 +23,9 @@ def test_points_of_the_region_look_alike_in_all_frames(splits, monkeypatch):
         left, top, width, height = clip.boxes[0]
         grid = np.stack(np.meshgrid(*[np.linspace(0.25, 0.75, 5)] * 2), axis=-1).reshape(-1, 2)
         points = np.array([left, top]) + grid * [width, height]
-        source = apply(clip._maps[0], points)
+        source = apply(clip.views.maps[0], points)
         for index in range(1, len(clip)):
-            there = apply(inverse(clip._maps[index]), source)
+            there = apply(inverse(clip.views.maps[index]), source)
             inside = np.all([(each > 1) & (each < own.SIDE - 1) for each in (there, points)], axis=(0, 2))
             one = frames[0][points[inside, 1].astype(int), points[inside, 0].astype(int)]
             other = frames[index][there[inside, 1].astype(int), there[inside, 0].astype(int)]
@@ -37,7 +37,7 @@ def test_points_of_the_region_look_alike_in_all_frames(splits, monkeypatch):
 def test_the_box_is_the_smallest_around_the_region(splits):
     for number in range(5):
         clip = splits.train[number]
-        corners = [apply(inverse(each), apply(clip._maps[0], _corners(clip))) for each in clip._maps]
+        corners = [apply(inverse(each), apply(clip.views.maps[0], _corners(clip))) for each in clip.views.maps]
         for box, seen in zip(clip.boxes, corners, strict=True):
             np.testing.assert_allclose(box[:2], seen.min(axis=0), atol=1e-6)
             np.testing.assert_allclose(box[2:], seen.max(axis=0) - seen.min(axis=0), atol=1e-6)
@@ -47,13 +47,13 @@ def _corners(clip):
     """Draw the region again from the clip's seed: its corners in frame 0."""
     rng = np.random.default_rng(clip._seed)
     rng.integers(len(clip._pool.photographs))
-    photo = clip._pool.photograph(clip._number)
+    photo = clip._pool.photograph(clip.views.photograph)
     for _ in range(own.TRIES):
         middle, sides = own._draw_region(rng, photo.size)
         if own._contrast(photo, middle, sides) >= own.FLAT:
             break
     corners = middle + sides * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
-    return apply(inverse(clip._maps[0]), corners)
+    return apply(inverse(clip.views.maps[0]), corners)
 
 
 def test_a_clip_is_a_function_of_its_number(splits):

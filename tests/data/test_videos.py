@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vision_lowrank.data.videos import VideoWriter, natural_order, open_frames
+from vision_lowrank.data.find_pictures import natural_order
+from vision_lowrank.data.videos import VideoWriter, open_frames
 from vision_lowrank.errors import DataError, UserError
 
 

@@ -24,9 +24,8 @@ from ..data.tracking.servers import check_got10k, check_trackingnet, pack_got10k
 from ..errors import UserError, near_miss
 from ..files import write_text
 from ..metrics.names import is_share, title
-from ..paths import shipped
-from ..tasks.about import read_about
 from .tables import print_table
+from .tracker import load_tracker, tracker_folder
 
 SERVERS = {"got10k": (check_got10k, pack_got10k), "trackingnet": (check_trackingnet, pack_trackingnet)}
 
@@ -61,20 +60,14 @@ def run_command(
     share = parse_part(part)
     form_of(form)
     sets = clip_sets(words)
-    folder = model or shipped("data") / "tiny_tracker"
-    read_about(folder)
+    folder = tracker_folder(model)
     if jobs > 1:
         options = {"out": out, "model": folder, "form": form, "repeats": repeats, "device": device}
         _share_out([*words, *(f"--{name}={value}" for name, value in options.items())], share, jobs)
         return
-    from ..tasks.saved import load_model  # torch, only now
-    from ..tasks.tracking.benchmark import result_folder, run_benchmark
-    from .scan import compute_device
+    tracker = load_tracker(folder, device)
+    from ..tasks.tracking.benchmark import result_folder, run_benchmark  # torch, only now
 
-    tracker: Any = load_model(folder)
-    if not hasattr(tracker, "track_many"):
-        raise UserError(f"{folder}: a model for {tracker.task} follows nothing: give the artefact of a tracker.")
-    tracker = tracker.to(compute_device(device))
     for name, clips in sets.items():
         results = result_folder(out if len(sets) == 1 else out / name, form, clips)
         count = run_benchmark(tracker, clips, results, repeats=repeats, part=share, watch=_bar)

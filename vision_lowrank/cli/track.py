@@ -20,10 +20,8 @@ from ..data.tracking.results import ResultFolder, form_of
 from ..data.videos import FrameSource, VideoWriter, open_frames
 from ..errors import UserError, near_miss
 from ..files import write_text
-from ..paths import shipped
-from ..tasks.about import read_about
 from ..viz.tracked import Strip, draw_tracks, write_track_page
-from .imports import without_collection
+from .tracker import load_tracker, tracker_folder
 
 if TYPE_CHECKING:
     from ..inference.tracks import TrackRow
@@ -79,8 +77,7 @@ def track_command(source: str, options: TrackOptions) -> None:
     if not boxes and not options.show:
         raise UserError(f"no target: give --box {FORMATS[options.fmt]}; or draw it with --show.")
     frames = open_frames(source)
-    folder = options.model or shipped("data") / "tiny_tracker"
-    read_about(folder)
+    folder = tracker_folder(options.model)
     with ExitStack() as open_things:
         window = None
         if options.show:
@@ -132,15 +129,9 @@ def _run(
     window: Any,
     open_things: ExitStack,
 ) -> None:
-    with without_collection():
-        from ..inference.tracks import TrackJournal, read_journal
-        from ..tasks.saved import load_model
-    from .scan import compute_device
+    model = load_tracker(folder, options.device, options.trust)
+    from ..inference.tracks import TrackJournal, read_journal  # torch, only now
 
-    model: TrackingModel = load_model(folder, trust=options.trust)  # type: ignore[assignment]
-    if not hasattr(model, "track_many"):
-        raise UserError(f"{folder}: a model for {model.task} follows nothing: give the artefact of a tracker.")
-    model = model.to(compute_device(options.device))
     out = options.out or Path(f"track-{Path(frames.name).stem.replace(' ', '-')}")
     header = {"source": frames.name, "boxes": boxes, "format": options.fmt, "model": model.identity}
     done = read_journal(out, header) if options.resume else []

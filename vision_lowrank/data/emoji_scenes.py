@@ -9,10 +9,8 @@ sets has its `scene`, whose boxes and masks of all objects are detection and seg
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, overload
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -22,6 +20,7 @@ from ..registry import register
 from .edits.dividing import SPLITS
 from .emoji import STYLES, Style
 from .scenes.cast import SceneSettings
+from .scenes.drawn import DrawnClips, digest_of
 from .scenes.pools import SHIPPED, Pool, class_names, pools
 from .scenes.scene import Scene, SceneClip
 from .tracking.base import ClipSet, ClipSplits
@@ -71,45 +70,22 @@ class EmojiScenesConfig(Section):
 
 
 @dataclass(frozen=True)
-class SceneClips(Sequence[SceneClip]):
-    """The scenes of a split, numbered from 0; a clip is made when it is asked for and is not kept.
+class SceneClips(DrawnClips[SceneClip]):
+    """The scenes of a split.
 
     Attributes:
-        split: ``train``, ``val`` or ``test``.
-        pool: its photographs and emoji.
         settings: of all scenes.
-        seed: of the data set.
-        count: clips there are; :meth:`scene` takes any number, so there is no end of scenes.
     """
 
-    split: str
-    pool: Pool
     settings: SceneSettings
-    seed: int
-    count: int
 
-    def __len__(self) -> int:
-        return self.count
-
-    @overload
-    def __getitem__(self, index: int) -> SceneClip: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[SceneClip, ...]: ...
-    def __getitem__(self, index: Any) -> Any:
-        """Return clip `index`, or those of a slice."""
-        if isinstance(index, slice):
-            return tuple(self[number] for number in range(*index.indices(self.count)))
-        number = int(index) + self.count * (index < 0)
-        if not 0 <= number < self.count:
-            raise IndexError(f"clip {index} of {self.count}")
-        return SceneClip(f"{self.split}-{number:06d}", self.pool, self.settings, self._seed(number))
+    def make(self, name: str, seed: tuple[int, ...]) -> SceneClip:
+        """Make the clip of a scene."""
+        return SceneClip(name, self.pool, self.settings, seed)
 
     def scene(self, number: int) -> Scene:
         """Return scene `number`, 0 or more: that of clip `number` where there is one."""
-        return Scene(self.pool, self.settings, self._seed(number))
-
-    def _seed(self, number: int) -> tuple[int, int, int]:
-        return self.seed, SPLITS.index(self.split), number
+        return Scene(self.pool, self.settings, self.seed_of(number))
 
 
 @dataclass(frozen=True)
@@ -141,7 +117,7 @@ def emoji_scenes(config: EmojiScenesConfig) -> SceneSplits:
     sets = {
         split: ClipSet(
             "emoji_scenes" if split == "test" else split,
-            SceneClips(split, divided[split], config.settings, config.seed, counts[split]),
+            SceneClips(split, divided[split], config.seed, counts[split], config.settings),
             _identity(divided[split], config),
         )
         for split in SPLITS
@@ -151,5 +127,5 @@ def emoji_scenes(config: EmojiScenesConfig) -> SceneSplits:
 
 def _identity(pool: Pool, config: EmojiScenesConfig) -> str:
     """Return a digest of all that a split's scenes are made of."""
-    facts = (config.settings, config.seed, [key for key, _ in pool.photographs], [row.code for row in pool.emoji])
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    keys, codes = [key for key, _ in pool.photographs], [row.code for row in pool.emoji]
+    return digest_of(config.settings, config.seed, keys, codes)

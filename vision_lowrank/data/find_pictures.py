@@ -8,6 +8,7 @@ no pictures, and folders seen before: links are followed, each folder once, so t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,3 +140,8 @@ def _folder_reason(path: Path, recursive: bool, seen: set[object]) -> str:
         return SEEN
     seen.add(own)
     return ""
+
+
+def natural_order(name: str) -> list[tuple[int, int | str]]:
+    """Return what sorts names as people count: 2.jpg before 10.jpg."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]

@@ -14,10 +14,9 @@ then changes light, colour, sharpness and noise. The box is the smallest around 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -27,7 +26,8 @@ from ..config.marks import MAX_SEED, Folder
 from ..config.schema import Section
 from ..registry import register
 from .edits.dividing import SPLITS
-from .regions import about, apply, developed, draw_linear, inverse, mean_colour, warped
+from .regions import Affine, about, apply, developed, draw_linear, inverse, mean_colour, warped
+from .scenes.drawn import DrawnClips, digest_of
 from .scenes.pools import Pool, pools
 from .tracking.base import Clip, ClipSet, ClipSplits
 
@@ -48,30 +48,61 @@ class PhotoRegionsConfig(Section):
     seed: int = Field(1, ge=0, le=MAX_SEED, description="of everything drawn; splits do not depend on it")
 
 
+@dataclass(frozen=True)
+class Views:
+    """What is seen of a region.
+
+    Attributes:
+        photograph: its number in the pool.
+        maps: of each frame, from the frame to the photograph.
+        boxes: (L, 4) float64, left, top, width, height of the region in pixels.
+    """
+
+    photograph: int
+    maps: tuple[Affine, ...]
+    boxes: np.ndarray
+
+
 class RegionClip(Clip):
-    """Views of one photograph; the target is a region of it."""
+    """Views of one photograph; the target is a region of it. The photograph is read when more than a name is asked for.
+
+    Attributes:
+        visible: (L,) bool, always.
+    """
+
+    attributes = ()
+    size = (SIDE, SIDE)
 
     def __init__(self, name: str, pool: Pool, seed: tuple[int, ...]) -> None:
+        """Keep what :attr:`views` are drawn from."""
         self.name, self._pool, self._seed = name, pool, seed
-        rng = np.random.default_rng(seed)
-        self._number = int(rng.integers(len(pool.photographs)))
-        photo = pool.photograph(self._number)
+        self.visible = np.ones(FRAMES, bool)
+
+    @cached_property
+    def views(self) -> Views:
+        """Where the region is, and how it is seen."""
+        rng = np.random.default_rng(self._seed)
+        number = int(rng.integers(len(self._pool.photographs)))
+        photo = self._pool.photograph(number)
         for _ in range(TRIES):
             middle, sides = _draw_region(rng, photo.size)
             if _contrast(photo, middle, sides) >= FLAT:
                 break
         shown = np.exp(rng.uniform(*np.log(SHOWN)))
         corners = middle + sides * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
-        self._maps = []
-        boxes = []
+        maps, boxes = [], []
         for _ in range(FRAMES):
             linear = draw_linear(rng, np.sqrt(sides.prod()) / shown * np.exp(0.2 * rng.normal()), 0.15)
             place = SIDE / 2 + rng.uniform(-1, 1, 2) * SIDE / 4
-            self._maps.append(about(linear, middle, place))
-            seen = apply(inverse(self._maps[-1]), corners)
+            maps.append(about(linear, middle, place))
+            seen = apply(inverse(maps[-1]), corners)
             boxes.append(np.concatenate([seen.min(axis=0), np.ptp(seen, axis=0)]))
-        self.boxes, self.visible = np.stack(boxes), np.ones(FRAMES, bool)
-        self.attributes, self.size = (), (SIDE, SIDE)
+        return Views(number, tuple(maps), np.stack(boxes))
+
+    @property
+    def boxes(self) -> np.ndarray:  # pyrefly: ignore[bad-override]
+        """(L, 4) float64, the smallest boxes around the region's corners."""
+        return self.views.boxes
 
     def __len__(self) -> int:
         return FRAMES
@@ -80,35 +111,17 @@ class RegionClip(Clip):
         """Draw frame `index`."""
         if not 0 <= index < FRAMES:
             raise IndexError(f"frame {index} of {FRAMES}")
-        photo = self._pool.photograph(self._number)
-        view = warped(photo, self._maps[index], SIDE, mean_colour(photo))
+        photo = self._pool.photograph(self.views.photograph)
+        view = warped(photo, self.views.maps[index], SIDE, mean_colour(photo))
         return developed(view, np.random.default_rng((*self._seed, index)), STRENGTH)
 
 
-@dataclass(frozen=True)
-class RegionClips(Sequence[RegionClip]):
-    """The clips of a split, numbered from 0; a clip is made when it is asked for and is not kept."""
+class RegionClips(DrawnClips[RegionClip]):
+    """The clips of a split."""
 
-    split: str
-    pool: Pool
-    seed: int
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    @overload
-    def __getitem__(self, index: int) -> RegionClip: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[RegionClip, ...]: ...
-    def __getitem__(self, index: Any) -> Any:
-        """Return clip `index`, or those of a slice."""
-        if isinstance(index, slice):
-            return tuple(self[number] for number in range(*index.indices(self.count)))
-        number = int(index) + self.count * (index < 0)
-        if not 0 <= number < self.count:
-            raise IndexError(f"clip {index} of {self.count}")
-        return RegionClip(f"{self.split}-{number:06d}", self.pool, (self.seed, SPLITS.index(self.split), number))
+    def make(self, name: str, seed: tuple[int, ...]) -> RegionClip:
+        """Make a clip."""
+        return RegionClip(name, self.pool, seed)
 
 
 @register("data", "photo_regions", summary="clips whose target is any region of a photograph",
@@ -125,7 +138,7 @@ def photo_regions(config: PhotoRegionsConfig) -> ClipSplits:
         split: ClipSet(
             "photo_regions" if split == "test" else split,
             RegionClips(split, divided[split], config.seed, counts[split]),
-            _identity(divided[split], config.seed),
+            digest_of(config.seed, [key for key, _ in divided[split].photographs]),
         )
         for split in SPLITS
     }
@@ -145,8 +158,3 @@ def _contrast(photo: Image.Image, middle: np.ndarray, sides: np.ndarray) -> floa
     left, top = middle - sides / 2
     part = photo.resize((8, 8), Image.Resampling.BOX, box=(left, top, left + sides[0], top + sides[1]))
     return float(np.asarray(part, dtype=float).std(axis=(0, 1)).mean())
-
-
-def _identity(pool: Pool, seed: int) -> str:
-    """Return a digest of what a split's clips are made of."""
-    return hashlib.sha256(repr((seed, [key for key, _ in pool.photographs])).encode()).hexdigest()[:16]

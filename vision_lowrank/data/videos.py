@@ -10,7 +10,6 @@ A source that breaks in the middle (damaged, or a frame of another size) ends th
 from __future__ import annotations
 
 import glob
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, UserError
-from .boxes import Size
-from .find_pictures import find_pictures
+from .find_pictures import find_pictures, natural_order
 from .images import named_as_picture, read_image
 
 RATE = 30.0  # frames per second, where a source does not say
@@ -170,11 +168,6 @@ def open_frames(source: str) -> FrameSource:
     return _pictures(path.parent.name or "frames", [match for match in matches if named_as_picture(match.name)], source)
 
 
-def natural_order(name: str) -> list[tuple[int, int | str]]:
-    """Return what sorts names as people count: 2.jpg before 10.jpg."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
-
-
 class VideoWriter:
     """Writes an mp4 that browsers play: H.264 where the build has it, else VP9. Use it as a context."""
 
@@ -244,8 +237,3 @@ def _held(stream: Any) -> list[Any]:
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error)
     return text.rstrip(".").lower() or type(error).__name__
-
-
-def frame_size(frame: np.ndarray) -> Size:
-    """Return (width, height) of a frame."""
-    return frame.shape[1], frame.shape[0]

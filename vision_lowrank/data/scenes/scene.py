@@ -269,24 +269,27 @@ class SceneClip(Clip):
         """Tell whether a tenth or more of the target is seen in frame `index`, which alone is looked at."""
         return self._view(index).target_seen >= LEAST_SEEN
 
-    @cached_property
+    @property
     def boxes(self) -> np.ndarray:
         """(L, 4) float64, the whole target's tight box, cut at the frame's border; NaN where it is outside."""
-        return np.stack([view.target_box for view in self._views])
+        return self._targets[0]
 
-    @cached_property
+    @property
     def visible(self) -> np.ndarray:
         """(L,) bool, whether a tenth or more of the target is seen."""
-        return np.array([view.target_seen >= LEAST_SEEN for view in self._views])
+        return self._targets[1]
 
     @property
     def attributes(self) -> tuple[str, ...]:
         """What makes it hard, see :attr:`Scene.attributes`."""
         return self.scene.attributes
 
-    @property
-    def _views(self) -> list[View]:
-        return [self.scene.view(index) for index in range(len(self))]
+    @cached_property
+    def _targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes and visibility of all frames, each drawn once for both, and none kept."""
+        views = map(self.scene.view, range(len(self)))
+        boxes, seen = zip(*((view.target_box, view.target_seen) for view in views), strict=True)
+        return np.stack(boxes), np.array(seen) >= LEAST_SEEN
 
 
 def _depth(number: int, actor: Actor) -> tuple[int, int]:

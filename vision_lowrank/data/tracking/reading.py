@@ -7,7 +7,6 @@ here (``origin``), as in every toolkit; what starts from such a box answers in i
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +18,7 @@ import numpy as np
 from ...errors import DataError, near_miss
 from ...metrics.tracking.base import Truth
 from ..boxes import Size
+from ..find_pictures import natural_order
 from ..images import image_size, listed, named_as_picture, read_image
 from .base import Clip, ClipSet, ClipSplits
 
@@ -220,12 +220,9 @@ def pictures_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"folder of frames '{folder}' does not exist: get the sequence again.")
-    return sorted((path for path in folder.iterdir() if named_as_picture(path.name)), key=natural)
-
-
-def natural(path: Path) -> tuple[tuple[int, str], ...]:
-    """Return the key of an order in which runs of digits are numbers."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.findall(r"\d+|\D+", path.name))
+    return sorted(
+        (path for path in folder.iterdir() if named_as_picture(path.name)), key=lambda path: natural_order(path.name)
+    )
 
 
 def numbered(folder: Path, numbers: Iterable[int], name: str) -> tuple[Path, ...]:

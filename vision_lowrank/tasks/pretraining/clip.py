@@ -41,6 +41,7 @@ from ...registry import register
 from ..classification.base import ClassificationTask, load_splits
 from ..classification.classifier import ImageClassifier
 from ..saved import add_parts
+from .decay import decay_groups
 
 MAX_SCALE = 100.0
 
@@ -149,10 +150,7 @@ class PretrainClip(ClassificationTask):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return two groups: matrices decay; biases, norms, position embeddings and the scale do not (CLIP's rule)."""
-        named = list(self.model.backbone.named_parameters())
-        decayed = [p for name, p in named if p.ndim >= 2 and "positional" not in name]
-        others = [p for name, p in named if p.ndim < 2 or "positional" in name]
-        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        return decay_groups(self.model.backbone.named_parameters(), "positional")
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss of a batch: image (B, 3, H, W), tokens (B, L), caption (B,), true_captions (B, K)."""

@@ -35,6 +35,7 @@ from ...data.transforms import Preprocess
 from ...engine.task import Batch, Outputs, Stage, Task, count
 from ...registry import register
 from ..saved import add_parts
+from .decay import decay_groups
 from .encoder import Encoder
 from .teacher import Teacher
 from .whitening import whiten_patches
@@ -157,9 +158,12 @@ class PretrainRegions(Task):
     def __init__(self, config: RunConfig, seed: int) -> None:
         self._build(Encoder(load_backbone(**config.backbone.arguments)), config)
         self.seed = seed
-        backbone, views = self.model.backbone, self._views("train", seed)
+        backbone, drawn = self.model.backbone, config.backbone.weights == RANDOM
+        if not drawn and not config.task.teacher:
+            return
+        views = self._views("train", seed)
         looked = torch.cat([views[number, number]["views"] for number in range(STATISTICS)])
-        if config.backbone.weights == RANDOM:
+        if drawn:
             whiten_patches(backbone.trunk.patch_embedding, looked)
         if config.task.teacher:
             teacher = load_backbone(config.task.teacher, config.task.teacher_weights)
@@ -189,10 +193,7 @@ class PretrainRegions(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return two groups: matrices decay; biases, norms and position embeddings do not."""
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        decayed = [p for name, p in named if p.ndim >= 2 and "pos_embed" not in name]
-        others = [p for name, p in named if p.ndim < 2 or "pos_embed" in name]
-        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        return decay_groups(((name, p) for name, p in self.named_parameters() if p.requires_grad), "pos_embed")
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss of a batch: views (B, 2, 3, s, s), places (B, h, w, 2)."""
