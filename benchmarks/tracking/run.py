@@ -9,7 +9,8 @@ motion, template matching, KCF, CSRT and the artefact that ``--model`` names) ar
 spread over clips. *Arms* are configs/tracking/scenes_lora.yaml with another method in LoRA's place, at equal pairs:
 ``lora+truncated_normal`` is LoRAT's start, ``lora`` the usual one, at the pretrained function; ``none`` trains head and
 token types only, ``full`` all of the trunk; the others are every adapter whose updates have factors, at the recipe's
-rank. Three seeds. Learning rates are chosen per arm on the first seed's validation clips, by success.
+rank. Three seeds, of those others one. Learning rates are chosen per arm on the first seed's validation clips, by
+success. Beside them further templates in training, and a second template that is cut anew while following.
 
 Writes ``results.json`` beside this file; ``--jobs N`` trains in N processes. OpenCV comes with the extra ``tracking``.
 """
@@ -27,6 +28,7 @@ from clip_scores import KEPT, clips_by_attribute, scored_trackers
 from plain_trackers import lacking
 from tracking_conditions import RECIPE, ROOT, Conditions, add_options, command, conditions
 
+from vision_lowrank.config import load_config
 from vision_lowrank.engine.progress import say
 from vision_lowrank.files import write_text
 from vision_lowrank.paths import shipped
@@ -40,10 +42,13 @@ from vision_lowrank.studies.variants import Variant, entries
 # Adapters whose ΔW has factors in every linear; tests/test_tracking_benchmark.py counts them.
 FACTORS = ("block_lora", "comp_lora", "kasa", "lamda", "loldu", "lora_xs", "slora", "sora")
 ARMS = ("lora+truncated_normal", "lora", "none", "full", *FACTORS)
+# Options that LoRAT does not have, beside `lora` at its learning rate.
+EXPERIMENTS = {
+    "lora, two templates": ("task.templates=2",),
+    "lora, template update": ("task.templates=2", "task.update_after=10"),
+}
 RATES = {
-    "lora+truncated_normal": (5e-4, 1e-3, 2e-3),
-    "lora": (5e-4, 1e-3, 2e-3),
-    "full": (2e-4, 5e-4, 1e-3),
+    "full": (2e-4, 1e-3),
     "lora_xs": (2e-3, 8e-3),  # few numbers between frozen matrices take large steps
     "loldu": (2e-3, 8e-3),
 }
@@ -56,12 +61,22 @@ def arms_study(names: Sequence[str], study: Conditions) -> Study:
     """Return the study of some arms, each with the rates to choose from."""
     plan = Methods(RECIPE, entries(",".join(names)), budget="rank").study(study.folder / "arms", study.overrides)
     variants = [_with_rates(variant, study.trial) for variant in plan.variants]
+    for lora in [variant for variant in variants if variant.name == "lora"]:
+        for name, changes in EXPERIMENTS.items():
+            config = load_config(RECIPE, [*study.overrides, "initializer=null", "seeds=[1]", *changes])
+            variants.append(Variant(name, config, follows=lora))
     return replace(plan, title="arms", variants=variants)
 
 
 def _with_rates(variant: Variant, trial: bool) -> Variant:
-    rates = RATES.get(variant.name, OTHER_RATES)
-    return replace(variant, rates=rates[:1] if trial else rates)
+    """Return an arm with its rates; of the adapters that are tried once, with one seed."""
+    rates, config = RATES.get(variant.name, OTHER_RATES), variant.config
+    once = config is not None and variant.name in FACTORS
+    return replace(
+        variant,
+        rates=rates[:1] if trial else rates,
+        config=config.model_copy(update={"seeds": config.seeds[:1]}) if once else config,
+    )
 
 
 def arms(names: Sequence[str], study: Conditions, launch: Launcher) -> dict[str, Any]:

@@ -21,6 +21,8 @@ NAMES = {
     "lora": "LoRA, usual start",
     "none": "frozen",
     "full": "full fine-tuning",
+    "lora, two templates": "LoRA, two templates",
+    "lora, template update": "LoRA, template update",
 }
 TEST = "test/emoji_scenes/"
 

@@ -50,7 +50,10 @@ def plan(run):
 
 def test_the_arms_are_equal_but_for_what_they_compare(run, plan):
     configs = {variant.name: variant.config for variant in plan.variants}
-    assert list(configs) == list(run.ARMS)
+    assert list(configs) == [*run.ARMS, *run.EXPERIMENTS]
+    assert {name: (config.task.templates, config.task.update_after) for name, config in configs.items()} == {
+        **dict.fromkeys(run.ARMS, (1, 0)), "lora, two templates": (2, 0), "lora, template update": (2, 10),
+    }  # fmt: skip
     assert configs["lora+truncated_normal"].initializer.type == "truncated_normal"
     assert all(config.initializer is None for name, config in configs.items() if "+" not in name)
     assert configs["none"].adapter is configs["full"].adapter is None
@@ -58,7 +61,7 @@ def test_the_arms_are_equal_but_for_what_they_compare(run, plan):
     first = configs["lora"]
     for config in configs.values():
         assert (config.data, config.backbone, config.engine, config.seeds) == (
-            first.data, first.backbone, first.engine, first.seeds,
+            first.data, first.backbone, first.engine, (1,),
         )  # fmt: skip
     assert {configs[name].adapter.options["r"] for name in run.FACTORS if name != "loldu"} == {64}
 
@@ -81,14 +84,15 @@ def test_every_adapter_whose_updates_have_factors_is_an_arm(run):
 
 def test_learning_rates_are_chosen_from_a_short_list(run):
     study = run.arms_study(["lora", "none", "loldu"], run.Conditions(photographs=()))
-    assert [variant.rates for variant in study.variants] == [run.RATES["lora"], run.OTHER_RATES, run.RATES["loldu"]]
-    assert {variant.config.seeds for variant in study.variants} == {(1, 2, 3)}
+    assert [each.rates for each in study.variants] == [run.OTHER_RATES, run.OTHER_RATES, run.RATES["loldu"], (), ()]
+    assert [variant.config.seeds for variant in study.variants] == [(1, 2, 3), (1, 2, 3), (1,), (1,), (1,)]
+    assert [variant.follows for variant in study.variants] == [None] * 3 + [study.variants[0]] * 2
 
 
 def test_no_folder_of_the_machine_is_written(run, tmp_path):
-    given = argparse.Namespace(photographs=[str(tmp_path), "b"], steps=300, trial=False)
+    given = argparse.Namespace(photographs=[str(tmp_path), "b"], steps=200, trial=False)
     said = run.command("run.py", given)
-    assert said == "python run.py --photographs FOLDER FOLDER --steps 300"
+    assert said == "python run.py --photographs FOLDER FOLDER --steps 200"
     about = run.Conditions(trial=True).about()
     assert (about["pairs"], about["clips"], about["frames"]) == (4, 2, 4)
     assert min(about["photographs"].values()) > 0
