@@ -33,6 +33,21 @@ def test_a_video_comes_back(video):
     assert source.problem == ""
 
 
+def test_a_look_at_the_first_frame_opens_a_source_once(video, monkeypatch):
+    source, opened = open_frames(str(video)), []
+    read = source._read
+    monkeypatch.setattr(source, "_read", lambda: opened.append(1) or read())
+    first = source.peek()
+    assert np.array_equal(source.peek(), first)
+    assert opened == [1]
+    frames = list(source)
+    assert len(frames) == 24
+    assert np.array_equal(frames[0], first)
+    assert opened == [1]
+    assert len(list(source)) == 24  # and then again from the start
+    assert opened == [1, 1]
+
+
 def test_odd_sides_are_made_even(tmp_path):
     with VideoWriter(tmp_path / "odd.mp4", 30000 / 1001) as writer:
         writer.write(frame(0, (33, 51)))

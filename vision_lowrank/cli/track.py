@@ -85,7 +85,7 @@ def track_command(source: str, options: TrackOptions) -> None:
 
             window = Window(frames.name)
             open_things.callback(window.close)
-            boxes = boxes or [list(window.choose_box(next(iter(frames))))]
+            boxes = boxes or [list(window.choose_box(frames.peek()))]
         _run(frames, boxes, folder, options, window, open_things)
 
 

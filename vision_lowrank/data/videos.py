@@ -10,6 +10,7 @@ A source that breaks in the middle (damaged, or a frame of another size) ends th
 from __future__ import annotations
 
 import glob
+import itertools
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -48,6 +49,7 @@ class FrameSource:
     rate: float = RATE
     count: int | None = None
     problem: str = ""
+    _begun: Iterator[np.ndarray] | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Read the frames, (H, W, 3) uint8 RGB, all of one size.
@@ -55,6 +57,21 @@ class FrameSource:
         Raises:
             DataError: there is no frame at all.
         """
+        begun, self._begun = self._begun, None
+        return begun or self._checked()
+
+    def peek(self) -> np.ndarray:
+        """Read the first frame; what iterates next begins with it and goes on, so that a camera is opened once.
+
+        Raises:
+            DataError: there is none.
+        """
+        frames = iter(self)
+        first = next(frames)
+        self._begun = itertools.chain([first], frames)
+        return first
+
+    def _checked(self) -> Iterator[np.ndarray]:
         self.problem, size, number = "", None, 0
         try:
             for frame in self._read():

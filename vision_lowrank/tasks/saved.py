@@ -140,7 +140,7 @@ class AdaptedModel(nn.Module):
         if not adapted(self.backbone):
             self.trained_base |= {name for name, p in self.backbone.named_parameters() if p.requires_grad}
 
-    def save(self, folder: Path, record: Mapping[str, Any]) -> None:
+    def save(self, folder: str | Path, record: Mapping[str, Any]) -> None:
         """Write the model; `record` is kept beside it (config, versions, metrics), where the folder has a place."""
         self._save_adapter(folder, random_base(self.backbone))
 
@@ -175,7 +175,7 @@ class AdaptedModel(nn.Module):
 
     def save_model(
         self,
-        folder: Path,
+        folder: str | Path,
         about: Mapping[str, Any],
         record: Mapping[str, Any],
         parts: Mapping[str, Mapping[str, Tensor]] = {},
@@ -191,6 +191,7 @@ class AdaptedModel(nn.Module):
         Raises:
             UserError: it was loaded for prediction alone.
         """
+        folder = Path(folder)
         has_adapter = adapted(self.backbone) or self.backbone.factored
         base = self._base_state()
         everything = {

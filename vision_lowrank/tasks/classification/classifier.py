@@ -128,7 +128,7 @@ class ImageClassifier(AdaptedModel):
         draw = lambda count: (draw_pictures(count, preprocess.size),)  # noqa: E731
         return OnnxGraph("classifier.onnx", ("pixels",), ("logits",), draw, about)
 
-    def save(self, folder: Path, record: Mapping[str, Any]) -> None:
+    def save(self, folder: str | Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
         about = {
             "task": self.task,

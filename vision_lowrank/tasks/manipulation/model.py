@@ -163,7 +163,7 @@ class ManipulationModel(AdaptedModel):
         device = next(self.decoder.parameters()).device
         return {key: value.to(device) for key, value in stacked([self.frames.sample(each) for each in images]).items()}
 
-    def save(self, folder: Path, record: Mapping[str, Any]) -> None:
+    def save(self, folder: str | Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
         deactivate_explainer(self.backbone)
         about = {

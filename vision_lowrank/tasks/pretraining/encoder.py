@@ -54,6 +54,6 @@ class Encoder(AdaptedModel):
             found = self.backbone.encode_image(pixels).float().cpu()
         return [Embedding(tuple(round(value, 6) for value in row)) for row in found.tolist()]
 
-    def save(self, folder: Path, record: Mapping[str, Any]) -> None:
+    def save(self, folder: str | Path, record: Mapping[str, Any]) -> None:
         """Write the artefact."""
         self.save_model(folder, {"task": self.task}, record)

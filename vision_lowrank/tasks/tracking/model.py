@@ -209,7 +209,7 @@ class TrackingModel(AdaptedModel):
         about = {"cropping": crops.to_dict(), "mean": self.preprocess.mean, "std": self.preprocess.std}
         return OnnxGraph("tracker.onnx", ("template", "search", "mask"), ("logits", "boxes"), draw, about)
 
-    def save(self, folder: Path, record: Mapping[str, Any]) -> None:
+    def save(self, folder: str | Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
         about = {"task": self.task, "cropping": self.cropping.to_dict()}
         about |= {} if self.update is None else {"update": asdict(self.update)}
