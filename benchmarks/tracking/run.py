@@ -10,7 +10,8 @@ spread over clips. *Arms* are configs/tracking/scenes_lora.yaml with another met
 ``lora+truncated_normal`` is LoRAT's start, ``lora`` the usual one, at the pretrained function; ``none`` trains head and
 token types only, ``full`` all of the trunk; the others are every adapter whose updates have factors, at the recipe's
 rank. Three seeds, of those others one. Learning rates are chosen per arm on the first seed's validation clips, by
-success. Beside them further templates in training, and a second template that is cut anew while following.
+success; those others have one rate. Beside them further templates in training, and a second template that is cut anew
+while following.
 
 Writes ``results.json`` beside this file; ``--jobs N`` trains in N processes. OpenCV comes with the extra ``tracking``.
 """
@@ -49,8 +50,9 @@ EXPERIMENTS = {
 }
 RATES = {
     "full": (2e-4, 1e-3),
-    "lora_xs": (2e-3, 8e-3),  # few numbers between frozen matrices take large steps
-    "loldu": (2e-3, 8e-3),
+    "lora_xs": (4e-3,),  # few numbers between frozen matrices take large steps
+    "loldu": (4e-3,),
+    **dict.fromkeys(("block_lora", "comp_lora", "kasa", "lamda", "slora", "sora"), (1e-3,)),
 }
 OTHER_RATES = (5e-4, 2e-3)
 TEST = "test/emoji_scenes/"

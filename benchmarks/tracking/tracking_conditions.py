@@ -16,7 +16,7 @@ ROOT = HERE.parents[1]
 RUNS = ROOT / "runs"
 RECIPE = ROOT / "configs" / "tracking" / "scenes_lora.yaml"
 SEEDS = (1, 2, 3)
-STEPS = 300
+STEPS = 200
 TRIAL = (
     "backbone.weights=random", "engine.steps=2", "engine.warmup_steps=1", "engine.batch_size=2", "seeds=[1]",
     "task.pairs=8", "data.test_clips=2", "data.frames=4",

@@ -90,9 +90,9 @@ def test_learning_rates_are_chosen_from_a_short_list(run):
 
 
 def test_no_folder_of_the_machine_is_written(run, tmp_path):
-    given = argparse.Namespace(photographs=[str(tmp_path), "b"], steps=200, trial=False)
+    given = argparse.Namespace(photographs=[str(tmp_path), "b"], steps=300, trial=False)
     said = run.command("run.py", given)
-    assert said == "python run.py --photographs FOLDER FOLDER --steps 200"
+    assert said == "python run.py --photographs FOLDER FOLDER --steps 300"
     about = run.Conditions(trial=True).about()
     assert (about["pairs"], about["clips"], about["frames"]) == (4, 2, 4)
     assert min(about["photographs"].values()) > 0
