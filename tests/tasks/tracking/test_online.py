@@ -98,6 +98,27 @@ def test_the_state_stays_where_an_answer_has_no_area():
     assert np.array_equal(found.box, [40, 40, 20, 20])
 
 
+def test_a_size_rate_takes_a_share_of_each_change_of_size(tmp_path):
+    model = tracker()
+    frame = np.full((100, 100, 3), 9, dtype=np.uint8)
+    quarter = torch.tensor([0.25, 0.375, 0.75, 0.625]).expand(1, 8, 8, 4)  # of the crop: twice as wide as high
+    answers = {}
+    for rate in (1.0, 0.25):
+        target, model.size_rate = model.start(frame, (40, 40, 20, 20)), rate
+        model.find = lambda template, x: Found(torch.zeros(1, 8, 8), quarter)
+        answers[rate] = model.track_many(frame, [target])[0].box
+        assert np.array_equal(target.box[2:] - target.box[:2], answers[rate][2:])
+    at_once, slowly = answers[1.0], answers[0.25]
+    assert slowly[2:] == pytest.approx(20**0.75 * at_once[2:] ** 0.25)
+    assert slowly[:2] + slowly[2:] / 2 == pytest.approx(at_once[:2] + at_once[2:] / 2)
+    saved = tracker()
+    plain, saved.size_rate = saved.identity, 0.25
+    saved.save(tmp_path / "artefact", {})
+    again = TrackingModel.load(tmp_path / "artefact")
+    assert (again.size_rate, again.identity) == (0.25, saved.identity)
+    assert saved.identity != plain
+
+
 def test_one_tracker_on_two_videos_is_two_trackers():
     model, other = tracker(), tracker()
     first, second = list(frames(5)), list(frames(5, (24, 50)))[::-1]

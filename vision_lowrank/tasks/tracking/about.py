@@ -29,3 +29,4 @@ class TrackingAbout(About):
 
     cropping: CroppingAbout
     update: UpdateAbout | None = None
+    size_rate: float = Field(1.0, gt=0, le=1)

@@ -45,6 +45,9 @@ class TrackingConfig(Section):
         0, ge=0, le=10**6, description="following: a second template is cut anew after so many sure frames; 0 = never"
     )
     update_score: float = Field(0.6, ge=0, le=1, description="following: the score from which a frame is sure")
+    size_rate: float = Field(
+        1.0, gt=0, le=1, description="following: share of a change of size that is taken at once; 1 = all"
+    )
 
     @property
     def update(self) -> TemplateUpdate | None:

@@ -4,6 +4,7 @@
     step        sides of the state box raised to 10 px about its middle -> search crop -> network -> p = sigmoid(logits)
                 cell = argmax of (1 - w) p + w H,   w = 0.45,  H = outer product of two symmetric Hann windows
                 box of the cell, back to the frame, clipped to it: the answer; its p, without window, is the score
+                (its sides are s = s_before^(1 - r) s_found^r: all of the change with r = 1, LoRAT's)
                 the state becomes the answer only where that is finite, has an area and lies in the frame
 
 What is outside the frame is filled with the mean colour of the frame that the template was cut from.
@@ -101,7 +102,7 @@ def step_targets(model: TrackingModel, frames: Sequence[np.ndarray], targets: Se
     boxes = found.boxes.flatten(1, 2)[rows, best].double().cpu().numpy() * model.cropping.search
     chosen = scores.flatten(1)[rows, best].tolist()
     answers = [
-        _moved(target, crop_map.to_frame(box), score, frame)
+        _moved(target, damped(crop_map.to_frame(box), target.box, model.size_rate), score, frame)
         for target, (_, crop_map), box, score, frame in zip(targets, drawn, boxes, chosen, frames, strict=True)
     ]
     for target, frame, answer in zip(targets, frames, answers, strict=True):
@@ -119,6 +120,21 @@ def renew_template(model: TrackingModel, target: Target, frame: np.ndarray, answ
     target.sure = target.sure + 1 if sure else 0
     if target.sure >= update.frames:
         target.recent, target.sure = _template(model, frame, target.box), 0
+
+
+def damped(box: np.ndarray, before: np.ndarray, rate: float) -> np.ndarray:
+    """Return a box (4,) xyxy whose sides have changed by a share of the way only, as a power; its middle stays.
+
+    Args:
+        box: where the target was found.
+        before: where it was.
+        rate: share, in (0, 1]; 1 leaves the box as it is.
+    """
+    sides, old = box[2:] - box[:2], before[2:] - before[:2]
+    if rate == 1 or not (sides > 0).all():
+        return box
+    middle, half = (box[:2] + box[2:]) / 2, old * (sides / old) ** rate / 2
+    return np.concatenate([middle - half, middle + half])
 
 
 def hann_window(grid: tuple[int, int]) -> Tensor:
