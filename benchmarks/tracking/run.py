@@ -40,7 +40,7 @@ from vision_lowrank.studies.processes import local
 from vision_lowrank.studies.study import Study, run_study
 from vision_lowrank.studies.variants import Variant, entries
 
-# Adapters whose ΔW has factors in every linear; tests/test_tracking_benchmark.py counts them.
+# Adapters whose ΔW has factors in every linear; tests/benchmarks/test_tracking.py counts them.
 FACTORS = ("block_lora", "comp_lora", "kasa", "lamda", "loldu", "lora_xs", "slora", "sora")
 ARMS = ("lora+truncated_normal", "lora", "none", "full", *FACTORS)
 # Options that LoRAT does not have, beside `lora` at its learning rate.
@@ -50,9 +50,8 @@ EXPERIMENTS = {
 }
 RATES = {
     "full": (2e-4, 1e-3),
-    "lora_xs": (4e-3,),  # few numbers between frozen matrices take large steps
-    "loldu": (4e-3,),
-    **dict.fromkeys(("block_lora", "comp_lora", "kasa", "lamda", "slora", "sora"), (1e-3,)),
+    **dict.fromkeys(FACTORS, (1e-3,)),
+    **dict.fromkeys(("lora_xs", "loldu"), (4e-3,)),  # few numbers between frozen matrices take large steps
 }
 OTHER_RATES = (5e-4, 2e-3)
 TEST = "test/emoji_scenes/"
