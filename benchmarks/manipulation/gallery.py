@@ -18,7 +18,6 @@ In each row no photograph comes twice, nor does a kind of edit. A row may be sho
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from vision_lowrank.data.edits.reader import read_edits
 from vision_lowrank.data.manipulation.base import REAL, ManipulationSet
 from vision_lowrank.tasks.manipulation.model import ManipulationModel
 from vision_lowrank.tasks.manipulation.scoring import Priors, score
+from vision_lowrank.viz.encoding import encode_webp
 from vision_lowrank.viz.overlay import overlay
 
 SIDE, ACROSS, GAP, TEXT = 192, 4, 6, 18
@@ -114,16 +114,6 @@ def _pair(detector: ManipulationModel, pictures: ManipulationSet, index: int) ->
     return pair
 
 
-def webp(image: Image.Image) -> bytes:
-    """Encode the picture as WebP of at most ``LIMIT`` bytes, at the highest quality that fits."""
-    for quality in range(90, 0, -10):
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=quality, method=6)
-        if buffer.tell() <= LIMIT:
-            break
-    return buffer.getvalue()
-
-
 def main() -> None:
     """Write the sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,7 +123,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     detector = ManipulationModel.load(given.artefact)
-    content = webp(sheet(detector, pictures_of(given.squares, detector.framing.size)))
+    content = encode_webp(sheet(detector, pictures_of(given.squares, detector.framing.size)), LIMIT)
     given.out.write_bytes(content)
     print(given.out, len(content))
 

@@ -12,7 +12,6 @@ A row has six frames from the first to the last, the truth in white, the answer 
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 
 from clip_scores import scores_of, tracker_results
@@ -25,6 +24,7 @@ from vision_lowrank.data.tracking.results import ResultFolder
 from vision_lowrank.files import write_bytes
 from vision_lowrank.paths import shipped
 from vision_lowrank.tasks.tracking.details import draw_strip, places
+from vision_lowrank.viz.encoding import encode_webp
 
 LIMIT, TEXT, GAP = 300_000, 16, 6  # bytes; pixels
 
@@ -48,17 +48,6 @@ def sheet(clips: ClipSet, results: ResultFolder) -> Image.Image:
     return canvas
 
 
-def webp(picture: Image.Image) -> bytes:
-    """Encode as WebP of at most ``LIMIT`` bytes, at the highest quality that fits."""
-    buffer = io.BytesIO()
-    for quality in range(90, 0, -10):
-        buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", quality=quality, method=6)
-        if buffer.tell() <= LIMIT:
-            break
-    return buffer.getvalue()
-
-
 def main() -> None:
     """Follow what is missing and write the sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -70,7 +59,7 @@ def main() -> None:
     config = EmojiScenesConfig(test_clips=given.clips, frames=given.frames)
     clips = emoji_scenes(config).tests["emoji_scenes"]
     results = tracker_results(given.model, clips, RUNS / "tracking" / "results")
-    write_bytes(given.out, webp(sheet(clips, results)))
+    write_bytes(given.out, encode_webp(sheet(clips, results), LIMIT))
     print(given.out)
 
 

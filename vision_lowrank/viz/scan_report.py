@@ -20,6 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..files import write_text
+from .encoding import data_uri, encode_jpeg
 from .pages import template
 
 PICTURES = 500  # rows that are shown with pictures; more would make a page that no browser opens with ease
@@ -80,12 +81,7 @@ def _pictures(paths: Sequence[Path]) -> dict[str, str] | None:
         picture, shown = (path.read_bytes() for path in paths)
         icon = Image.open(io.BytesIO(picture))
         icon.thumbnail((2 * _ICON, _ICON))
-        buffer = io.BytesIO()
-        icon.save(buffer, "JPEG", quality=70)
+        encoded = encode_jpeg(icon, 70)
     except OSError:
         return None
-    return {"picture": _uri(picture), "overlay": _uri(shown), "icon": _uri(buffer.getvalue())}
-
-
-def _uri(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    return {"picture": data_uri(picture), "overlay": data_uri(shown), "icon": data_uri(encoded)}

@@ -6,8 +6,6 @@ they show on any frame.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..files import write_text
+from .encoding import data_uri, encode_jpeg
 from .pages import template
 
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -82,16 +81,15 @@ class Strip:
             return []
         number, *seen = self._last
         kept = self._kept | ({} if number in self._kept else {number: self._small(*seen)})
-        return [(number, f"data:image/jpeg;base64,{base64.b64encode(data).decode()}") for number, data in kept.items()]
+        return [(number, data_uri(data)) for number, data in kept.items()]
 
     def _small(self, frame: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> bytes:
         """Draw boxes into a frame that is small already, so that lines and numbers can be read."""
-        picture, buffer = Image.fromarray(frame), io.BytesIO()
+        picture = Image.fromarray(frame)
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
         scale = np.tile(np.array(picture.size) / frame.shape[1::-1], 2)
         drawn = draw_tracks(np.asarray(picture), boxes * scale, scores, self._hide_below, _LETTERS)
-        Image.fromarray(drawn).save(buffer, "JPEG", quality=82)
-        return buffer.getvalue()
+        return encode_jpeg(Image.fromarray(drawn), 82)
 
 
 def write_track_page(path: Path, about: Mapping[str, Any], scores: np.ndarray, strip: Strip) -> Path:

@@ -5,8 +5,6 @@ The section of the report reads both files (:mod:`vision_lowrank.viz.sections.cl
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from ...data.base import ImageSet
 from ...engine.task import Outputs
 from ...files import write_text
 from ...metrics.classification import confusion_matrix
+from ...viz.encoding import data_uri, encode_png
 
 WORST_MISTAKES = 24
 _THUMBNAIL = (96, 96)  # pixels
@@ -72,6 +71,4 @@ def _thumbnail(images: ImageSet, index: int) -> str:
     """Return a small copy of the picture as a data URI."""
     picture = images.image(index)
     picture.thumbnail(_THUMBNAIL)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(encode_png(picture), "png")

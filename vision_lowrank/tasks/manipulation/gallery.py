@@ -17,8 +17,6 @@ show (:mod:`vision_lowrank.viz.overlay`), what was really edited outlined in mag
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +30,7 @@ from ...data.boxes import Boxes
 from ...data.manipulation.base import REAL, ManipulationSet
 from ...data.manipulation.regions import mask_of_boxes
 from ...files import write_text
+from ...viz.encoding import data_uri, encode_jpeg
 from ...viz.overlay import overlay
 from .model import ManipulationModel
 from .pictures import boxes_of
@@ -142,7 +141,7 @@ def _example(
         **{key: row[key] for key in ("id", "editor", "verdict", "probability")},
         "quality": quality,
         "measure": measure,
-        "image": _data_uri(picture),
+        "image": data_uri(encode_jpeg(picture, 85)),
     }
 
 
@@ -150,9 +149,3 @@ def _truth(pictures: ManipulationSet, index: int, size: tuple[int, int]) -> np.n
     """Return the mask, or the boxes as one; None where neither is annotated."""
     mask, boxes = pictures.mask(index), boxes_of(pictures.records[index])
     return mask_of_boxes(boxes, *size) if mask is None and boxes is not None else mask
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

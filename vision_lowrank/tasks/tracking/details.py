@@ -7,8 +7,6 @@ in white.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from PIL import Image, ImageDraw
 from ...data.tracking.base import Clip, ClipSet
 from ...files import write_text
 from ...metrics.tracking.score import TrackingScores
+from ...viz.encoding import data_uri, encode_jpeg
 
 EACH, FRAMES, SIDE = 2, 6, 150
 
@@ -79,19 +78,13 @@ def _groups(name: str, clips: ClipSet, scores: TrackingScores, boxes: Sequence[n
                 {
                     "name": clips[index].name,
                     "success": None if np.isnan(success[index]) else success[index],
-                    "image": _data_uri(draw_strip(clips[index], boxes[index])),
+                    "image": data_uri(encode_jpeg(draw_strip(clips[index], boxes[index]))),
                 }
                 for index in chosen
             ],
         }
         for title, chosen in places(success).items()
     ]
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _frame(clip: Clip, index: int, box: np.ndarray) -> Image.Image:
