@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EDITS := runs/demo_edits
+CLIP := runs/demo_clip
 
 .PHONY: setup demo parts test lint clean
 
@@ -29,7 +30,10 @@ demo: setup
 	@echo "demo: looking for edits in photographs that were just edited (the shipped detector knows the photographs)"
 	$(BIN)/vision-lowrank make-edits builtin $(EDITS) --crops 1 --size 224 --per-photo 1 --seed 7 --fractions 0,0,1
 	$(BIN)/vision-lowrank scan $(EDITS)/real $(EDITS)/edited --recursive --out runs/demo_scan --overlay
-	@echo "demo: open runs/demo/report.html and runs/demo_scan/report.html"
+	@echo "demo: following an object through a clip that was just drawn, of objects that the tracker has never seen"
+	$(BIN)/python examples/draw_clip.py $(CLIP)
+	$(BIN)/vision-lowrank track $(CLIP)/clip.mp4 --boxes $(CLIP)/boxes.txt --out runs/demo_track --save-video
+	@echo "demo: open runs/demo/report.html, runs/demo_scan/report.html, and track.html and track.mp4 in runs/demo_track"
 
 parts: setup
 	$(BIN)/python tools/index_parts.py

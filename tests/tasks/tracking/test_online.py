@@ -12,7 +12,7 @@ from vision_lowrank.errors import UserError
 from vision_lowrank.tasks.tracking.cropping import Cropping
 from vision_lowrank.tasks.tracking.head import Found
 from vision_lowrank.tasks.tracking.model import TrackingModel
-from vision_lowrank.tasks.tracking.online import WINDOW, hann_window
+from vision_lowrank.tasks.tracking.online import WINDOW, Following, hann_window, voted
 
 SMALL = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 64}
 CROPS = Cropping(search=64, template=32, search_factor=4.0, template_factor=2.0)
@@ -104,7 +104,7 @@ def test_a_size_rate_takes_a_share_of_each_change_of_size(tmp_path):
     quarter = torch.tensor([0.25, 0.375, 0.75, 0.625]).expand(1, 8, 8, 4)  # of the crop: twice as wide as high
     answers = {}
     for rate in (1.0, 0.25):
-        target, model.size_rate = model.start(frame, (40, 40, 20, 20)), rate
+        target, model.following = model.start(frame, (40, 40, 20, 20)), Following(size_rate=rate)
         model.find = lambda template, x: Found(torch.zeros(1, 8, 8), quarter)
         answers[rate] = model.track_many(frame, [target])[0].box
         assert np.array_equal(target.box[2:] - target.box[:2], answers[rate][2:])
@@ -112,11 +112,54 @@ def test_a_size_rate_takes_a_share_of_each_change_of_size(tmp_path):
     assert slowly[2:] == pytest.approx(20**0.75 * at_once[2:] ** 0.25)
     assert slowly[:2] + slowly[2:] / 2 == pytest.approx(at_once[:2] + at_once[2:] / 2)
     saved = tracker()
-    plain, saved.size_rate = saved.identity, 0.25
+    plain, saved.following = saved.identity, Following(size_rate=0.25, vote_iou=0.3)
     saved.save(tmp_path / "artefact", {})
     again = TrackingModel.load(tmp_path / "artefact")
-    assert (again.size_rate, again.identity) == (0.25, saved.identity)
+    assert (again.following, again.identity) == (saved.following, saved.identity)
     assert saved.identity != plain
+
+
+def test_boxes_that_agree_with_the_best_one_are_averaged():
+    """Against a plain loop in float64; where none agrees, or the least overlap is 1, the best one is the answer."""
+    generator = torch.Generator().manual_seed(3)
+    corners = torch.rand(2, 30, 2, generator=generator, dtype=torch.float64) * 0.3
+    boxes = torch.cat([corners, corners + 0.2 + 0.3 * torch.rand(2, 30, 2, generator=generator).double()], dim=-1)
+    scores, best = torch.rand(2, 30, generator=generator, dtype=torch.float64), torch.tensor([4, 17])
+    boxes[0, 9] = float("nan")  # of a cell that agrees with none
+    found = voted(boxes, scores, best, 0.3)
+    for box, p, chosen, answer in zip(boxes.tolist(), scores.tolist(), best.tolist(), found.numpy(), strict=True):
+        agree = [i for i, each in enumerate(box) if overlap(each, box[chosen]) >= 0.3]
+        assert 2 < len(agree) < 30
+        expected = sum(p[i] ** 2 * np.array(box[i]) for i in agree) / sum(p[i] ** 2 for i in agree)
+        np.testing.assert_allclose(answer, expected, rtol=1e-12)
+    alone = boxes[[0, 1], best]
+    assert torch.equal(voted(boxes, scores, best, 1.0), alone)
+    apart = torch.arange(5.0).repeat(4, 1).T[None] + torch.tensor([0, 0, 0.5, 0.5])
+    assert torch.equal(voted(apart, torch.zeros(1, 5), torch.tensor([2]), 0.1), apart[:, 2])
+
+
+def overlap(one, other):
+    wide = max(0, min(one[2], other[2]) - max(one[0], other[0]))
+    both = wide * max(0, min(one[3], other[3]) - max(one[1], other[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return both / (sum(areas) - both + 1e-6)
+
+
+def test_the_vote_reaches_the_answer():
+    model = tracker()
+    frame, cells = np.full((100, 100, 3), 9, dtype=np.uint8), torch.zeros(1, 8, 8, 4)
+    cells[..., 2:] = 0.1  # elsewhere than the two
+    cells[0, 3, 3], cells[0, 3, 4] = torch.tensor([0.4, 0.4, 0.6, 0.6]), torch.tensor([0.4, 0.4, 0.6, 0.7])
+    logits = torch.full((1, 8, 8), -20.0)
+    logits[0, 3, 3], logits[0, 3, 4] = 2.0, 1.0
+    model.find = lambda template, x: Found(logits, cells)
+    sides = {}
+    for least in (1.0, 0.5):
+        model.following = Following(vote_iou=least)
+        sides[least] = model.track_many(frame, [model.start(frame, (40, 40, 20, 20))])[0].box[2:]
+    high, low = (torch.tensor([2.0, 1.0]).sigmoid() ** 2).tolist()
+    ratio = (0.2 * high + 0.3 * low) / (high + low) / 0.2
+    assert sides[0.5] / sides[1.0] == pytest.approx([1, ratio], abs=1e-6)
 
 
 def test_one_tracker_on_two_videos_is_two_trackers():

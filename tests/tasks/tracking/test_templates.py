@@ -21,7 +21,7 @@ from vision_lowrank.tasks.tracking.config import TrackingConfig
 from vision_lowrank.tasks.tracking.cropping import Cropping
 from vision_lowrank.tasks.tracking.head import Found
 from vision_lowrank.tasks.tracking.model import TrackingModel
-from vision_lowrank.tasks.tracking.online import TemplateUpdate
+from vision_lowrank.tasks.tracking.online import Following, TemplateUpdate
 from vision_lowrank.tasks.tracking.samples import PairSamples, corners
 from vision_lowrank.tasks.tracking.task import Tracking
 
@@ -32,7 +32,7 @@ BOX = (30.0, 20.0, 20.0, 16.0)
 
 def tracker(update=None):
     torch.manual_seed(0)
-    return TrackingModel(load_backbone("timm:vit_tiny_patch16_224", "random", **SMALL), CROPS, update).eval()
+    return TrackingModel(load_backbone("timm:vit_tiny_patch16_224", "random", **SMALL), CROPS, Following(update)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_training_step_with_several_templates(scenes):
     sides = ["task.search_size=32", "task.template_size=16", "task.templates=2", "task.update_after=3"]
     recipe = shipped("configs") / "tracking" / "scenes_lora.yaml"
     task = Tracking(load_config(recipe, [f"data={json.dumps(data)}", "backbone.weights=random", *sides]), seed=1)
-    assert task.model.update == TemplateUpdate(3, 0.6)
+    assert task.model.following == Following(TemplateUpdate(3, 0.6))
     (stage,) = task.stages()
     batch = default_collate([stage.data[number, 0] for number in range(2)])
     assert batch["z"].shape == (2, 2, 3, 16, 16)
@@ -122,7 +122,7 @@ def says(model, scores):
 
 
 def test_without_it_there_is_one_template(clip, tmp_path):
-    assert TrackingConfig().update is None
+    assert TrackingConfig().following == Following()
     model = tracker()
     given = says(model, [0.9] * 6)
     target = model.start(clip.frame(0), BOX)
@@ -131,7 +131,7 @@ def test_without_it_there_is_one_template(clip, tmp_path):
     assert all(tokens is target.tokens or torch.equal(tokens, target.tokens) for tokens in given)
     assert target.recent is None
     tracker().save(tmp_path / "artefact", {})
-    assert "update" not in json.loads((tmp_path / "artefact" / "artefact.json").read_text())
+    assert "following" not in json.loads((tmp_path / "artefact" / "artefact.json").read_text())
 
 
 def test_the_second_template_is_cut_after_sure_frames_in_a_row(clip):
@@ -167,7 +167,7 @@ def test_an_artefact_follows_with_its_update(clip, tmp_path):
     model = tracker(TemplateUpdate(2, 0.1))
     model.save(tmp_path / "artefact", {})
     again = TrackingModel.load(tmp_path / "artefact")
-    assert again.update == model.update
+    assert again.following == model.following
     assert again.identity == model.identity != tracker().identity
     for each in (model, again):
         each.init(clip.frame(0), BOX)

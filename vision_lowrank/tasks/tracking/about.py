@@ -24,9 +24,16 @@ class UpdateAbout(Closed):
     score: float = Field(ge=0, le=1)
 
 
+class FollowingAbout(Closed):
+    """:class:`.online.Following` as JSON has it."""
+
+    update: UpdateAbout | None = None
+    size_rate: float = Field(1.0, gt=0, le=1)
+    vote_iou: float = Field(1.0, gt=0, le=1)
+
+
 class TrackingAbout(About):
     """What ``artefact.json`` says of a tracker."""
 
     cropping: CroppingAbout
-    update: UpdateAbout | None = None
-    size_rate: float = Field(1.0, gt=0, le=1)
+    following: FollowingAbout | None = None

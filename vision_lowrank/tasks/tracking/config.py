@@ -11,7 +11,7 @@ from ...data.tracking.pair_crops import SearchJitter
 from ...errors import UserError
 from .augment import Augmentation
 from .cropping import Cropping
-from .online import TemplateUpdate
+from .online import Following, TemplateUpdate
 
 
 class TrackingConfig(Section):
@@ -48,11 +48,18 @@ class TrackingConfig(Section):
     size_rate: float = Field(
         1.0, gt=0, le=1, description="following: share of a change of size that is taken at once; 1 = all"
     )
+    vote_iou: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="following: cells whose boxes overlap the best one's by so much are averaged with it; 1 = none",
+    )
 
     @property
-    def update(self) -> TemplateUpdate | None:
-        """When a second template is cut anew; None where it never is."""
-        return TemplateUpdate(self.update_after, self.update_score) if self.update_after else None
+    def following(self) -> Following:
+        """What is done while following beside LoRAT's loop."""
+        update = TemplateUpdate(self.update_after, self.update_score) if self.update_after else None
+        return Following(update, self.size_rate, self.vote_iou)
 
     @property
     def augmentation(self) -> Augmentation:

@@ -25,10 +25,10 @@ EPS = 1e-6
 
 
 def iou_and_giou(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute IoU and generalised IoU (arXiv 1902.09630) of boxes row by row: (n, 4), (n, 4) xyxy -> (n,), (n,)."""
-    both = _area(torch.maximum(one[:, :2], other[:, :2]), torch.minimum(one[:, 2:], other[:, 2:]))
-    union = _area(one[:, :2], one[:, 2:]) + _area(other[:, :2], other[:, 2:]) - both
-    around = _area(torch.minimum(one[:, :2], other[:, :2]), torch.maximum(one[:, 2:], other[:, 2:]))
+    """Compute IoU and generalised IoU (arXiv 1902.09630), one by one: (..., 4), (..., 4) xyxy -> (...), (...)."""
+    both = _area(torch.maximum(one[..., :2], other[..., :2]), torch.minimum(one[..., 2:], other[..., 2:]))
+    union = _area(one[..., :2], one[..., 2:]) + _area(other[..., :2], other[..., 2:]) - both
+    around = _area(torch.minimum(one[..., :2], other[..., :2]), torch.maximum(one[..., 2:], other[..., 2:]))
     iou = both / (union + EPS)
     return iou, iou - (around - union) / (around + EPS)
 
@@ -55,7 +55,7 @@ def tracking_losses(
 
 
 def _area(low: Tensor, high: Tensor) -> Tensor:
-    return (high - low).clamp(min=0).prod(dim=1)
+    return (high - low).clamp(min=0).prod(dim=-1)
 
 
 def _over_processes(value: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from ..saved import AdaptedModel, load_part, restore_backbone
 from .about import TrackingAbout
 from .cropping import Cropping
 from .head import BoxHead, Found
-from .online import Target, TemplateUpdate, Tracked, start_target, step_targets
+from .online import LORAT, Following, Target, Tracked, following_of, start_target, step_targets
 from .tokens import TokenEmbedding
 
 TRACKER = "tracker.safetensors"
@@ -52,8 +52,7 @@ class TrackingModel(AdaptedModel):
 
     Attributes:
         cropping: of template and search crop.
-        update: of a second template while following; None, as in LoRAT: there is none.
-        size_rate: share of a change of size that an answer takes; 1, as in LoRAT: all of it.
+        following: what is done while following beside LoRAT's loop; nothing by default.
         embedding: tokens of both crops.
         head: scores and boxes of the search crop's cells.
     """
@@ -63,16 +62,14 @@ class TrackingModel(AdaptedModel):
     takes: ClassVar[tuple[str, ...]] = ("video",)
     exports: ClassVar[tuple[str, ...]] = (*AdaptedModel.exports, "onnx")
 
-    def __init__(
-        self, model: nn.Module, cropping: Cropping, update: TemplateUpdate | None = None, size_rate: float = 1.0
-    ) -> None:
+    def __init__(self, model: nn.Module, cropping: Cropping, following: Following = LORAT) -> None:
         """Build the parts beside `model`, a backbone with a trunk.
 
         Raises:
             UserError: it has none, or the patches do not fill the crops.
         """
         super().__init__(model)
-        self.cropping, self.update, self.size_rate = cropping, update, size_rate
+        self.cropping, self.following = cropping, following
         self.parts = TrackerParts(self.trunk, cropping)
         self._target: Target | None = None
 
@@ -104,8 +101,8 @@ class TrackingModel(AdaptedModel):
     @property
     def identity(self) -> str:
         """16 hex digits that change with anything that its answers depend on."""
-        facts = self.cropping if self.update is None else (self.cropping, self.update)
-        return identity_of(self, self.parts.state_dict(), facts if self.size_rate == 1 else (facts, self.size_rate))
+        facts = self.cropping if self.following == LORAT else (self.cropping, self.following)
+        return identity_of(self, self.parts.state_dict(), facts)
 
     def forward(self, z: Tensor, x: Tensor, mask: Tensor) -> Found:
         """Find the targets of templates in search crops.
@@ -215,8 +212,7 @@ class TrackingModel(AdaptedModel):
     def save(self, folder: str | Path, record: Mapping[str, Any]) -> None:
         """Write the artefact; `record` is kept beside it (config, versions, metrics)."""
         about = {"task": self.task, "cropping": self.cropping.to_dict()}
-        about |= {} if self.update is None else {"update": asdict(self.update)}
-        about |= {} if self.size_rate == 1 else {"size_rate": self.size_rate}
+        about |= {} if self.following == LORAT else {"following": asdict(self.following)}
         self.save_model(folder, about, record, {TRACKER: self.parts.state_dict()})
 
     @classmethod
@@ -232,8 +228,7 @@ class TrackingModel(AdaptedModel):
         whole = restore_backbone(folder, about, backbone, attach=attach, trust=trust)
         if backbone_of(whole).factored:
             merge_factored(whole)
-        cropping, update = Cropping.from_dict(about["cropping"]), about.get("update")
-        model = cls(whole, cropping, TemplateUpdate(**update) if update else None, about.get("size_rate", 1.0))
+        model = cls(whole, Cropping.from_dict(about["cropping"]), following_of(about.get("following", {})))
         load_part(model.parts, folder / TRACKER, about, "tracker")
         model.restore(about)
         return model.eval().requires_grad_(False)

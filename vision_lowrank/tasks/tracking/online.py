@@ -4,7 +4,6 @@
     step        sides of the state box raised to 10 px about its middle -> search crop -> network -> p = sigmoid(logits)
                 cell = argmax of (1 - w) p + w H,   w = 0.45,  H = outer product of two symmetric Hann windows
                 box of the cell, back to the frame, clipped to it: the answer; its p, without window, is the score
-                (its sides are s = s_before^(1 - r) s_found^r: all of the change with r = 1, LoRAT's)
                 the state becomes the answer only where that is finite, has an area and lies in the frame
 
 What is outside the frame is filled with the mean colour of the frame that the template was cut from.
@@ -12,9 +11,9 @@ What is outside the frame is filled with the mean colour of the frame that the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ...data.geometry import CropMap, channel_means, draw_crop
 from .cropping import normalised
+from .losses import iou_and_giou
 
 if TYPE_CHECKING:
     from .model import TrackingModel
@@ -43,6 +43,30 @@ class TemplateUpdate:
 
     frames: int
     score: float
+
+
+@dataclass(frozen=True)
+class Following:
+    """What may be done while following that LoRAT does not do; the defaults are LoRAT's.
+
+    Attributes:
+        update: of a second template; None: there is none.
+        size_rate: r of :func:`damped`; 1: changes of size are taken at once.
+        vote_iou: least overlap of :func:`voted`; 1: the best cell's box alone counts.
+    """
+
+    update: TemplateUpdate | None = None
+    size_rate: float = 1.0
+    vote_iou: float = 1.0
+
+
+LORAT = Following()
+
+
+def following_of(values: Mapping[str, Any]) -> Following:
+    """Return what :func:`dataclasses.asdict` made plain."""
+    update = values.get("update")
+    return Following(**{**values, "update": TemplateUpdate(**update) if update else None})
 
 
 @dataclass
@@ -94,15 +118,16 @@ def step_targets(model: TrackingModel, frames: Sequence[np.ndarray], targets: Se
     """Find each target in its next frame, all in one batch, and let it remember where it is."""
     drawn = [_search_crop(model, frame, target) for frame, target in zip(frames, targets, strict=True)]
     pixels = normalised(torch.stack([crop for crop, _ in drawn]).to(model.device), model.preprocess)
-    found = model.find(torch.cat([target.templates(model.update) for target in targets]), pixels)
+    found = model.find(torch.cat([target.templates(model.following.update) for target in targets]), pixels)
     scores = found.logits.sigmoid()
     windowed = (1 - WINDOW) * scores + WINDOW * hann_window(model.embedding.search).to(scores)
     best = windowed.flatten(1).argmax(dim=1)
     rows = torch.arange(len(best), device=best.device)
-    boxes = found.boxes.flatten(1, 2)[rows, best].double().cpu().numpy() * model.cropping.search
+    boxes = voted(found.boxes.flatten(1, 2), scores.flatten(1), best, model.following.vote_iou)
+    boxes = boxes.double().cpu().numpy() * model.cropping.search
     chosen = scores.flatten(1)[rows, best].tolist()
     answers = [
-        _moved(target, damped(crop_map.to_frame(box), target.box, model.size_rate), score, frame)
+        _moved(target, damped(crop_map.to_frame(box), target.box, model.following.size_rate), score, frame)
         for target, (_, crop_map), box, score, frame in zip(targets, drawn, boxes, chosen, frames, strict=True)
     ]
     for target, frame, answer in zip(targets, frames, answers, strict=True):
@@ -113,7 +138,7 @@ def step_targets(model: TrackingModel, frames: Sequence[np.ndarray], targets: Se
 @torch.inference_mode()
 def renew_template(model: TrackingModel, target: Target, frame: np.ndarray, answer: Tracked) -> None:
     """Count a frame in which a target was found, and cut its second template there when it is time to."""
-    update = model.update
+    update = model.following.update
     if update is None:
         return
     sure = answer.score >= update.score and bool((answer.box[2:] > 0).all())
@@ -122,13 +147,37 @@ def renew_template(model: TrackingModel, target: Target, frame: np.ndarray, answ
         target.recent, target.sure = _template(model, frame, target.box), 0
 
 
+def voted(boxes: Tensor, scores: Tensor, best: Tensor, least: float) -> Tensor:
+    """Average the boxes of the cells that agree with the best one (box voting, arXiv 1505.01749)::
+
+        b = sum_i p_i^2 b_i / sum_i p_i^2    over all i whose box overlaps that of the best cell by IoU >= least
+
+    Args:
+        boxes: (B, n, 4) xyxy, of all cells.
+        scores: (B, n) in [0, 1], p.
+        best: (B,) indices of cells; theirs always count.
+        least: in (0, 1]; 1 returns the best cells' boxes.
+
+    Returns:
+        (B, 4).
+    """
+    rows = torch.arange(len(best), device=best.device)
+    if least == 1:
+        return boxes[rows, best]
+    overlap, _ = iou_and_giou(boxes, boxes[rows, best][:, None].expand_as(boxes))
+    counts = overlap >= least
+    counts[rows, best] = True
+    weights = torch.where(counts, scores.square().clamp_min(torch.finfo(scores.dtype).tiny), 0)[..., None]
+    return (weights * boxes.where(counts[..., None], 0)).sum(dim=1) / weights.sum(dim=1)
+
+
 def damped(box: np.ndarray, before: np.ndarray, rate: float) -> np.ndarray:
-    """Return a box (4,) xyxy whose sides have changed by a share of the way only, as a power; its middle stays.
+    """Return a box (4,) xyxy with sides s_before^(1 - r) s_found^r: a share r of each change; its middle stays.
 
     Args:
         box: where the target was found.
         before: where it was.
-        rate: share, in (0, 1]; 1 leaves the box as it is.
+        rate: r, in (0, 1]; 1 leaves the box as it is.
     """
     sides, old = box[2:] - box[:2], before[2:] - before[:2]
     if rate == 1 or not (sides > 0).all():

@@ -48,9 +48,7 @@ class Tracking(Task):
     shares = ("task.search_size", "task.template_size")
 
     def __init__(self, config: RunConfig, seed: int) -> None:
-        model = TrackingModel(
-            _adapted_backbone(config), config.task.cropping, config.task.update, config.task.size_rate
-        )
+        model = TrackingModel(_adapted_backbone(config), config.task.cropping, config.task.following)
         with torch.no_grad():
             model.embedding.types.mul_(config.task.type_std / STD)
         self._build(model, read_data(config.data, "clips"), config.task)
