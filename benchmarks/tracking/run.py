@@ -49,11 +49,11 @@ EXPERIMENTS = {
     "lora, template update": ("task.templates=2", "task.update_after=10"),
 }
 RATES = {
-    "full": (2e-4, 1e-3, 3e-3),
+    "full": (1e-3, 3e-3),
     **dict.fromkeys(FACTORS, (1e-3,)),
     **dict.fromkeys(("lora_xs", "loldu"), (4e-3,)),  # few numbers between frozen matrices take large steps
 }
-OTHER_RATES = (5e-4, 2e-3, 5e-3)
+OTHER_RATES = (2e-3, 5e-3)
 TEST = "test/emoji_scenes/"
 Row = dict[str, Any]
 
