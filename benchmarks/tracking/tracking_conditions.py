@@ -53,7 +53,8 @@ class Conditions:
         length = (f"engine.steps={self.steps}", f"engine.warmup_steps={self.steps // 20}", "engine.eval_every=0")
         folders = [str(Path(folder).expanduser().resolve()) for folder in self.photographs]
         data = (f"data.photographs={json.dumps(folders)}",) if folders else ()
-        return (*length, f"seeds={list(SEEDS)}", "engine.tensorboard=false", *data, *(TRIAL if self.trial else ()))
+        engine = ("engine.precision=bf16", "engine.tensorboard=false")  # half the time of fp32 where the CPU has bf16
+        return (*length, *engine, f"seeds={list(SEEDS)}", *data, *(TRIAL if self.trial else ()))
 
     def config(self) -> RunConfig:
         """Load the recipe under these conditions."""
@@ -72,6 +73,7 @@ class Conditions:
         return {
             "steps": engine.steps,
             "pairs": engine.steps * engine.batch_size,
+            "precision": engine.precision,
             "photographs": {name: len(pool.photographs) for name, pool in pools.items()},
             "clips": len(test),
             "frames": len(test[0]),
