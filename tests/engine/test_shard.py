@@ -18,7 +18,9 @@ from vision_lowrank.errors import UserError
 from vision_lowrank.studies.run import run
 
 SCRIPT = Path(__file__).parent.parent / "fixtures" / "run_and_resume.py"
-OPTIONS = ["seeds=[1]", "engine.clip_norm=0.05", "engine.eval_every=2", "task.select=true"]
+# SGD: AdamW would blow up rounding to whole steps where a gradient is near zero.
+STEPS = ["engine.optimizer=sgd", "engine.momentum=0.9", "engine.lr=1", "engine.clip_norm=0.05"]
+OPTIONS = ["seeds=[1]", *STEPS, "engine.eval_every=2", "task.select=true"]
 
 
 def losses(folder):
@@ -36,10 +38,10 @@ def test_two_processes_with_divided_blocks_give_the_result_of_one_also_when_resu
         for file in ("artefact/adapter/adapter_model.safetensors", "checkpoints/stage-000/trained.safetensors"):
             one, two = (load_file(runs / name / "seed-1" / file) for name in ("one", other))
             assert one.keys() == two.keys()
-            for name, tensor in one.items():  # steps are 1e-2; Adam shows rounding where a gradient nears zero
-                torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
+            for name, tensor in one.items():
+                torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
     state = torch.load(runs / "two/seed-1/checkpoints/step-000002/loop.pt", weights_only=True)
-    moments = [entry["exp_avg"] for entry in state["steps"]["optimizer"]["state"].values()]
+    moments = [entry["momentum_buffer"] for entry in state["steps"]["optimizer"]["state"].values()]
     assert moments
     assert all(type(moment) is torch.Tensor for moment in moments)
 
