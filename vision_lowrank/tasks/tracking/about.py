@@ -36,4 +36,4 @@ class TrackingAbout(About):
     """What ``artefact.json`` says of a tracker."""
 
     cropping: CroppingAbout
-    following: FollowingAbout | None = None
+    following: FollowingAbout = FollowingAbout()

@@ -25,7 +25,7 @@ EPS = 1e-6
 
 
 def iou_and_giou(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute IoU and generalised IoU (arXiv 1902.09630), one by one: (..., 4), (..., 4) xyxy -> (...), (...)."""
+    """Compute IoU and generalised IoU (arXiv 1902.09630) of boxes (..., 4) xyxy -> (...), (...); shapes broadcast."""
     both = _area(torch.maximum(one[..., :2], other[..., :2]), torch.minimum(one[..., 2:], other[..., 2:]))
     union = _area(one[..., :2], one[..., 2:]) + _area(other[..., :2], other[..., 2:]) - both
     around = _area(torch.minimum(one[..., :2], other[..., :2]), torch.maximum(one[..., 2:], other[..., 2:]))

@@ -30,7 +30,7 @@ from ..saved import AdaptedModel, load_part, restore_backbone
 from .about import TrackingAbout
 from .cropping import Cropping
 from .head import BoxHead, Found
-from .online import LORAT, Following, Target, Tracked, following_of, start_target, step_targets
+from .online import LORAT, Following, Target, Tracked, start_target, step_targets
 from .tokens import TokenEmbedding
 
 TRACKER = "tracker.safetensors"
@@ -228,7 +228,7 @@ class TrackingModel(AdaptedModel):
         whole = restore_backbone(folder, about, backbone, attach=attach, trust=trust)
         if backbone_of(whole).factored:
             merge_factored(whole)
-        model = cls(whole, Cropping.from_dict(about["cropping"]), following_of(about.get("following", {})))
+        model = cls(whole, Cropping.from_dict(about["cropping"]), Following.from_dict(about.get("following", {})))
         load_part(model.parts, folder / TRACKER, about, "tracker")
         model.restore(about)
         return model.eval().requires_grad_(False)

@@ -59,14 +59,14 @@ class Following:
     size_rate: float = 1.0
     vote_iou: float = 1.0
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Following:
+        """Return what :func:`dataclasses.asdict` made plain; what is left out is LoRAT's."""
+        update = values.get("update")
+        return cls(**{**values, "update": TemplateUpdate(**update) if update else None})
+
 
 LORAT = Following()
-
-
-def following_of(values: Mapping[str, Any]) -> Following:
-    """Return what :func:`dataclasses.asdict` made plain."""
-    update = values.get("update")
-    return Following(**{**values, "update": TemplateUpdate(**update) if update else None})
 
 
 @dataclass
@@ -164,7 +164,7 @@ def voted(boxes: Tensor, scores: Tensor, best: Tensor, least: float) -> Tensor:
     rows = torch.arange(len(best), device=best.device)
     if least == 1:
         return boxes[rows, best]
-    overlap, _ = iou_and_giou(boxes, boxes[rows, best][:, None].expand_as(boxes))
+    overlap, _ = iou_and_giou(boxes, boxes[rows, best][:, None])
     counts = overlap >= least
     counts[rows, best] = True
     weights = torch.where(counts, scores.square().clamp_min(torch.finfo(scores.dtype).tiny), 0)[..., None]
